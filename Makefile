@@ -1,0 +1,53 @@
+# Every target does its own set-up: tools/setup.sh makes .venv and says what is missing when it cannot.
+# The packet path is built in the profile FASTLB_PROFILE (release, debug, trace or asan; see setup.py).
+
+PYTHON := .venv/bin/python
+PYTEST := $(PYTHON) -m pytest
+STAMP := .venv/set-up
+
+.PHONY: help demo test build lint bench asan clean
+
+help: ## this list
+	@echo "fastlb: make one of"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-6s %s\n", $$1, $$2 }' Makefile
+
+demo: build ## traffic through a lab of network namespaces, verified (root, or sudo)
+	tools/as_root.sh $(PYTHON) netns-lab/demo.py
+
+test: build ## all tests; those in namespaces need root, or sudo
+	@if tools/as_root.sh --possible; then \
+		set -x; tools/as_root.sh $(PYTEST) tests; \
+	else \
+		set -x; $(PYTEST) tests --ignore=tests/netns && set +x && tools/as_root.sh $(PYTEST) tests/netns; \
+	fi
+
+build: $(STAMP) ## the extension module, in place; only what changed
+	@$(PYTHON) setup.py --quiet build_ext --inplace
+
+lint: build ## ruff, mypy, cython-lint, stubtest and the gate on the generated C
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy fastlb
+	$(PYTHON) -m mypy netns-lab
+	$(PYTHON) -m mypy bench
+	$(PYTHON) -m mypy tools
+	PATH=".venv/bin:$$PATH" cython-lint fastlb
+	$(PYTHON) -m mypy.stubtest fastlb._core
+	$(PYTHON) tools/nogil_gate.py fastlb/_core.c
+
+bench: build ## nanoseconds per packet of the core, in memory
+	$(PYTHON) bench/core.py
+
+# The interpreter itself is not instrumented: its runtime comes in by LD_PRELOAD, and leaks are its own.
+asan: ## the tests that need no root, under AddressSanitizer and UBSan
+	@FASTLB_PROFILE=asan $(MAKE) --no-print-directory build
+	ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD=$$($${CC:-cc} -print-file-name=libasan.so) \
+		$(PYTEST) tests --ignore=tests/netns
+
+clean: ## everything that was built, the virtual environment too
+	rm -rf .venv build dist *.egg-info fastlb/_core.c fastlb/_core.html fastlb/*.so
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml setup.py tools/setup.sh
+	@tools/setup.sh
+	@touch $@

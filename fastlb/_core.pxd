@@ -1,0 +1,70 @@
+"""The extension's classes for other extensions: `cimport fastlb._core` reaches the pipeline without Python in between."""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+from fastlb.dataplane.pipeline cimport PipelineState
+from fastlb.dataplane.publish cimport Publication
+from fastlb.dataplane.ring cimport RxRing
+from fastlb.dataplane.types cimport Hop, RouteTable, Service, ServiceTable, Snapshot
+from fastlb.dataplane.worker cimport WorkerState
+
+
+cdef class MaglevTable:
+    cdef uint16_t *slots
+    cdef readonly uint32_t size
+    cdef object __weakref__
+
+
+cdef class Services:
+    cdef ServiceTable table
+    cdef uint32_t *members
+    cdef list maglev_tables           # keeps the tables' memory alive
+
+    cdef int allocate(self, list specs) except -1
+    cdef int set_timeouts(self, timeouts) except -1
+    cdef int add_service(self, uint32_t index, spec, const uint32_t *members) except -1
+    cdef int add_backend(self, uint32_t index, spec, member) except -1
+
+
+cdef class Routes:
+    cdef RouteTable table
+
+    cdef int allocate(self, size_t hops, size_t prefixes, size_t neighbours, uint32_t backend_limit) except -1
+    cdef int set_hop(self, Hop *hop, tuple described) except -1
+    cdef int add_prefix(self, uint32_t index, network, uint32_t ifindex, position) except -1
+    cdef int set_lengths(self, prefixes) except -1
+
+
+cdef class PublishedSnapshot:
+    cdef Snapshot value
+    cdef Services services
+    cdef Routes routes
+
+
+cdef class Pipeline:
+    cdef PipelineState state
+    cdef Publication publication
+    cdef list snapshots               # published and not yet passed, oldest first
+    cdef uint64_t generation          # of the snapshot published last
+    cdef uint8_t *scratch
+    cdef readonly bint running        # a worker reads the publication
+    cdef readonly uint64_t flow_capacity
+
+    cdef tuple process_one(self, const Snapshot *snap, frame, uint32_t now_ms, uint32_t ifindex)
+
+
+cdef class Ring:
+    cdef RxRing ring
+    cdef object socket
+    cdef size_t size
+    cdef readonly str interface
+    cdef dict totals
+
+
+cdef class Worker:
+    cdef WorkerState state
+    cdef Pipeline pipeline
+    cdef list rings
+    cdef object socket
+    cdef object bell
+    cdef readonly bint stopped

@@ -1,0 +1,353 @@
+"""A small eBPF assembler, and the bpf(2) calls for maps, programs and the ids of what is loaded.
+
+Nothing in here knows about fastlb. An instruction is 8 bytes, little-endian (RFC 9669, section 3.1):
+
+    opcode:8 | dst:4 src:4 | offset:16 signed | immediate:32 signed
+
+Operands that may be a register or a number are told apart by their type: a ``Reg`` is a register.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import platform
+import resource
+import struct
+from collections.abc import Iterator
+from enum import IntEnum
+
+from fastlb.errors import KernelError
+
+
+class Reg(IntEnum):
+    """R0 result, R1-R5 arguments (lost over a call), R6-R9 kept, R10 frame pointer (stack grows down)."""
+
+    R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10 = range(11)
+
+
+class Size(IntEnum):
+    """Width of a load or store, as the bits that the opcode wants."""
+
+    U32 = 0x00
+    U16 = 0x08
+    U8 = 0x10
+    U64 = 0x18
+
+
+_ALU = {"+": 0x00, "-": 0x10, "*": 0x20, "|": 0x40, "&": 0x50, "<<": 0x60, ">>": 0x70, "^": 0xA0, "=": 0xB0}
+_JUMP = {"==": 0x10, ">": 0x20, ">=": 0x30, "&": 0x40, "!=": 0x50, "<": 0xA0, "<=": 0xB0}
+_PSEUDO_MAP_FD, _PSEUDO_MAP_VALUE = 1, 2
+
+
+class Assembler:
+    """Collects instructions; jumps go to labels, which may be placed before or after them.
+
+    Misuse (an unknown operator, a label missing or placed twice, a number that does not fit) raises
+    KeyError, ValueError or struct.error: it is a fault of the program's author, not of the kernel.
+    """
+
+    def __init__(self) -> None:
+        self._code: list[tuple[int, int, str | int, int]] = []
+        self._labels: dict[str, int] = {}
+
+    def label(self, name: str) -> None:
+        """Name the next instruction."""
+        if name in self._labels:
+            raise ValueError(f"label {name!r} is placed twice")
+        self._labels[name] = len(self._code)
+
+    def load(self, dst: Reg, base: Reg, offset: int, size: Size) -> None:
+        """dst = *(size *)(base + offset), zero-extended."""
+        self._emit(0x61 | size, dst, base, offset, 0)
+
+    def store(self, base: Reg, offset: int, value: Reg | int, size: Size) -> None:
+        """*(size *)(base + offset) = value."""
+        if isinstance(value, Reg):
+            self._emit(0x63 | size, base, value, offset, 0)
+        else:
+            self._emit(0x62 | size, base, 0, offset, value)
+
+    def alu(self, dst: Reg, operator: str, value: Reg | int) -> None:
+        """dst = dst operator value, in 64 bits; "=" moves (a number is sign-extended)."""
+        self._operate(0x07 | _ALU[operator], dst, value, 0)
+
+    def jump(self, label: str) -> None:
+        """Go to the label."""
+        self._emit(0x05, 0, 0, label, 0)
+
+    def jump_if(self, dst: Reg, operator: str, value: Reg | int, label: str) -> None:
+        """Go to the label if it holds, unsigned, in 64 bits; "&" means: any of these bits is set."""
+        self._operate(0x05 | _JUMP[operator], dst, value, label)
+
+    def call(self, helper: int) -> None:
+        """R0 = helper(R1, ..., R5)."""
+        self._emit(0x85, 0, 0, 0, helper)
+
+    def map(self, dst: Reg, fd: int) -> None:
+        """dst = the map behind a file descriptor (a 64-bit immediate: two instructions)."""
+        self._emit(0x18, dst, _PSEUDO_MAP_FD, 0, fd)
+        self._emit(0x00, 0, 0, 0, 0)
+
+    def map_value(self, dst: Reg, fd: int) -> None:
+        """dst = address of the first value of an array map (likewise two instructions; Linux 5.2)."""
+        self._emit(0x18, dst, _PSEUDO_MAP_VALUE, 0, fd)
+        self._emit(0x00, 0, 0, 0, 0)
+
+    def exit(self) -> None:
+        """Return R0."""
+        self._emit(0x95, 0, 0, 0, 0)
+
+    def assemble(self) -> bytes:
+        """The instructions with every label resolved."""
+        return b"".join(
+            struct.pack("<BBhi", opcode, registers, self._distance(at, offset), immediate)
+            for at, (opcode, registers, offset, immediate) in enumerate(self._code)
+        )
+
+    def _distance(self, at: int, offset: str | int) -> int:
+        if isinstance(offset, int):
+            return offset
+        if offset not in self._labels:
+            raise ValueError(f"label {offset!r} is nowhere placed")
+        return self._labels[offset] - at - 1
+
+    def _operate(self, opcode: int, dst: Reg, value: Reg | int, offset: str | int) -> None:
+        if isinstance(value, Reg):
+            self._emit(opcode | 0x08, dst, value, offset, 0)
+        else:
+            self._emit(opcode, dst, 0, offset, value)
+
+    def _emit(self, opcode: int, dst: int, src: int, offset: str | int, immediate: int) -> None:
+        self._code.append((opcode, src << 4 | dst, offset, immediate))
+
+
+# What bpf(2) is asked to do, and the number of the call itself, which libc does not wrap.
+_MAP_CREATE, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT_KEY = 0, 2, 3, 4
+_PROG_LOAD, _PROG_TEST_RUN, _PROG_NEXT_ID, _MAP_NEXT_ID = 5, 10, 11, 12
+_PROG_FD_BY_ID, _MAP_FD_BY_ID, _INFO_BY_FD = 13, 14, 15
+_SYSCALL = {"x86_64": 321, "aarch64": 280}
+
+_MAP_TYPE_HASH, _MAP_TYPE_ARRAY = 1, 2
+_F_NO_PREALLOC = 1
+_NAME_AT = {_PROG_FD_BY_ID: 64, _MAP_FD_BY_ID: 24}  # in struct bpf_prog_info and struct bpf_map_info
+_NAME_SIZE = 16  # with the terminating zero
+_LOG_SIZE = 1 << 20
+_LOAD_TRIES = 5  # the verifier gives up with EAGAIN when a signal is pending
+
+_HINTS = {
+    errno.EPERM: "this needs root, or CAP_BPF and CAP_NET_ADMIN",
+    errno.ENOSYS: "the kernel was built without CONFIG_BPF_SYSCALL",
+    errno.ENOMEM: "free some memory, or raise RLIMIT_MEMLOCK (kernels before 5.11 count maps against it)",
+}
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+
+class Map:
+    """A map in the kernel, which frees it with the last file descriptor and the last program that use it.
+
+    Not safe to be written by two threads at once.
+    """
+
+    def __init__(self, name: str, kind: int, key_size: int, value_size: int, max_entries: int, flags: int):
+        self.name, self.max_entries = name, max_entries
+        attr = struct.pack("=7I16s", kind, key_size, value_size, max_entries, flags, *(0, 0), _name(name))
+        try:
+            self.fd = _bpf(_MAP_CREATE, attr)
+        except OSError as error:
+            raise _failed(f"cannot create the map {name}", error) from error
+        self._key = ctypes.create_string_buffer(key_size)
+        self._value = ctypes.create_string_buffer(value_size)
+        self._entry = struct.pack(
+            "=IxxxxQQQ", self.fd, ctypes.addressof(self._key), ctypes.addressof(self._value), 0
+        )
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Add or overwrite one entry; KernelError that names the limit when the map is full."""
+        self._fill(self._key, key)
+        self._fill(self._value, value)
+        try:
+            _bpf(_MAP_UPDATE, self._entry)
+        except OSError as error:
+            if error.errno == errno.E2BIG:
+                raise KernelError(f"the map {self.name} is full: its limit is {self.max_entries}") from error
+            raise _failed(f"cannot write to the map {self.name}", error) from error
+
+    def delete(self, key: bytes) -> None:
+        """Remove one entry; one that is not there is fine."""
+        self._fill(self._key, key)
+        try:
+            _bpf(_MAP_DELETE, self._entry[:16])  # the kernel refuses fields that a command does not use
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise _failed(f"cannot delete from the map {self.name}", error) from error
+
+    def keys(self) -> Iterator[bytes]:
+        """Every key, in no order; a key that is deleted meanwhile makes the walk start again."""
+        following = ctypes.create_string_buffer(len(self._key))
+        current = 0  # a null pointer asks for the first key
+        while True:
+            attr = struct.pack("=IxxxxQQQ", self.fd, current, ctypes.addressof(following), 0)
+            try:
+                _bpf(_MAP_NEXT_KEY, attr)
+            except OSError as error:
+                if error.errno == errno.ENOENT:
+                    return
+                raise _failed(f"cannot walk the map {self.name}", error) from error
+            yield following.raw
+            current = ctypes.addressof(following)
+
+    def close(self) -> None:
+        """Give up this file descriptor; programs that use the map keep it alive."""
+        os.close(self.fd)
+
+    @staticmethod
+    def _fill(buffer: ctypes.Array[ctypes.c_char], content: bytes) -> None:
+        if len(content) != len(buffer):  # a shorter one would leave a tail of the entry before
+            raise ValueError(f"{len(content)} bytes for a field of {len(buffer)}")
+        buffer.raw = content
+
+
+class HashMap(Map):
+    """Entries of any key; they take memory only while they exist."""
+
+    def __init__(self, name: str, key_size: int, value_size: int, max_entries: int):
+        """Sizes in bytes; ``name`` has at most 15 characters. Raises KernelError."""
+        super().__init__(name, _MAP_TYPE_HASH, key_size, value_size, max_entries, _F_NO_PREALLOC)
+
+
+class Word(Map):
+    """One 32-bit number, which a program reads at the price of a memory access (``Assembler.map_value``)."""
+
+    def __init__(self, name: str):
+        """The number is 0 at first. Raises KernelError."""
+        super().__init__(name, _MAP_TYPE_ARRAY, 4, 4, 1, 0)
+
+    def set(self, number: int) -> None:
+        """Store it; a program sees the old number or the new one. Raises KernelError."""
+        self.put(struct.pack("=I", 0), struct.pack("=I", number))
+
+
+def load_program(kind: int, code: bytes, name: str, licence: str) -> int:
+    """Load ``code`` as a program of a BPF_PROG_TYPE; returns its file descriptor.
+
+    KernelError carries the verifier's last words, which say what it objects to.
+    """
+    try:
+        return _load(kind, code, name, licence, None)
+    except OSError as error:
+        log = ctypes.create_string_buffer(_LOG_SIZE)
+        with contextlib.suppress(OSError):
+            os.close(_load(kind, code, name, licence, log))
+        lines = [line for line in log.value.decode(errors="replace").splitlines() if line]
+        # The log ends in statistics ("processed 9 insns ..."): the line before them is the objection.
+        objections = [line for line in lines if not line.startswith(("processed ", "verification time "))]
+        verdict = f"; the verifier says: {objections[-1]}" if objections else ""
+        raise _failed(f"cannot load the program {name}", error, verdict) from error
+
+
+def _load(kind: int, code: bytes, name: str, licence: str, log: ctypes.Array[ctypes.c_char] | None) -> int:
+    instructions = ctypes.create_string_buffer(code, len(code))
+    terms = ctypes.create_string_buffer(licence.encode())
+    attr = struct.pack(
+        "=IIQQIIQII16s",
+        *(kind, len(code) // 8, ctypes.addressof(instructions), ctypes.addressof(terms)),
+        *((1, len(log), ctypes.addressof(log)) if log is not None else (0, 0, 0)),
+        *(0, 0, _name(name)),
+    )
+    for _ in range(_LOAD_TRIES - 1):
+        try:
+            return _bpf(_PROG_LOAD, attr)
+        except OSError as error:
+            if error.errno != errno.EAGAIN:
+                raise
+    return _bpf(_PROG_LOAD, attr)
+
+
+def run_program(program_fd: int, data: bytes, repeat: int = 1) -> tuple[int, int]:
+    """Run a program over one frame inside the kernel: (its 32-bit result, mean ns a run).
+
+    The kernel wants at least an Ethernet header (14 bytes), and more than that for some program types.
+    """
+    frame = ctypes.create_string_buffer(data, len(data))
+    attr = bytearray(
+        struct.pack("=4I2QII24x", program_fd, 0, len(data), 0, ctypes.addressof(frame), 0, repeat, 0)
+    )
+    try:
+        _bpf(_PROG_TEST_RUN, attr)
+    except OSError as error:
+        raise _failed(f"cannot test the program on a frame of {len(data)} bytes", error) from error
+    result, duration = struct.unpack_from("=I", attr, 4)[0], struct.unpack_from("=I", attr, 36)[0]
+    return result, duration
+
+
+def programs() -> dict[int, str]:
+    """Every eBPF program of this kernel, whoever loaded it: id to name."""
+    return _objects(_PROG_NEXT_ID, _PROG_FD_BY_ID)
+
+
+def maps() -> dict[int, str]:
+    """Every eBPF map of this kernel, whoever made it: id to name."""
+    return _objects(_MAP_NEXT_ID, _MAP_FD_BY_ID)
+
+
+def raise_memlock_limit() -> None:
+    """Kernels before 5.11 count maps against RLIMIT_MEMLOCK (64 KiB by default); later ones do not care."""
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+def _objects(next_id: int, fd_by_id: int) -> dict[int, str]:
+    found: dict[int, str] = {}
+    attr = bytearray(12)
+    while True:
+        try:
+            _bpf(next_id, attr)
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return found
+            raise _failed("cannot list eBPF objects", error) from error
+        (identity,) = struct.unpack_from("=I", attr, 4)
+        with contextlib.suppress(FileNotFoundError):  # gone since its id was read
+            found[identity] = _object_name(fd_by_id, identity)
+        struct.pack_into("=I", attr, 0, identity)
+
+
+def _object_name(fd_by_id: int, identity: int) -> str:
+    at = _NAME_AT[fd_by_id]
+    info = ctypes.create_string_buffer(at + _NAME_SIZE)
+    fd = _bpf(fd_by_id, struct.pack("=III", identity, 0, 0))
+    try:
+        _bpf(_INFO_BY_FD, bytearray(struct.pack("=IIQ", fd, len(info), ctypes.addressof(info))))
+    finally:
+        os.close(fd)
+    return info.raw[at:].split(b"\0", 1)[0].decode()
+
+
+def _name(name: str) -> bytes:
+    encoded = name.encode()
+    if len(encoded) >= _NAME_SIZE:
+        raise ValueError(f"the kernel keeps {_NAME_SIZE - 1} bytes of a name; {name!r} is longer")
+    return encoded
+
+
+def _bpf(command: int, attr: bytes | bytearray) -> int:
+    """bpf(2). A bytearray receives what the kernel writes back. Raises OSError."""
+    number = _SYSCALL.get(platform.machine())
+    if number is None:
+        raise OSError(errno.ENOSYS, f"no eBPF on {platform.machine()}; supported are {', '.join(_SYSCALL)}")
+    argument = (ctypes.c_char * len(attr)).from_buffer(attr) if isinstance(attr, bytearray) else attr
+    result: int = _libc.syscall(ctypes.c_long(number), command, argument, ctypes.c_uint(len(attr)))
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
+
+
+def _failed(what: str, error: OSError, detail: str = "") -> KernelError:
+    hint = f" ({_HINTS[error.errno]})" if error.errno in _HINTS else ""
+    return KernelError(f"{what}: {error.strerror}{hint}{detail}")

@@ -1,0 +1,392 @@
+"""What is ours: one classification, in two eBPF programs over the same maps.
+
+Invariant: a frame is taken by the ring or by the host, never by both and never by neither. The socket
+filter lets into the ring exactly what the guard (cls_bpf at clsact ingress) takes from the host: both are
+the code that ``_classification`` emits, with other return values, and both read the same maps.
+
+The rules, in order:
+
+    not PACKET_HOST (another host's, broadcast, outgoing)              not ours
+    not IPv4 or IPv6, with at most one inline 802.1Q/802.1ad tag       not ours
+    a fragment, or not TCP or UDP, or cut before the ports             not ours
+    (destination, port) or (destination, any port) in ``vips``         ours
+    destination in ``locals``, the host's own addresses                not ours
+    (source, port) or (source, any port) in ``replies``                ours
+    anything else                                                      not ours
+
+``locals`` stands between so that the answers to the host's own connections to a backend (health checks)
+stay with the host; the program asks it last, after a hit in ``replies``, which comes to the same and is
+cheaper. Lookups are most of what the program costs (some 20 ns each), so those for "any port" are made
+only while there are such entries: a word shared by both programs says so. Thus a frame of a VIP costs one
+lookup, one that is not ours two, a backend's reply three.
+
+Both hooks run after the kernel has taken the outer VLAN tag out of the frame, and both see the frame from
+its Ethernet header on: the socket must be SOCK_RAW, the device an Ethernet one.
+
+The ports of a header with a lying length field may be read from padding: such a frame is "ours", and the
+pipeline, which parses with care, drops and counts it.
+
+A key is 20 bytes, on the wire's order: address (IPv4: 12 zero bytes, then 4), port, protocol, family.
+The program builds keys in place. An IPv6 header, loaded to fp-48 with the four bytes behind it,
+already lies as two overlapping keys; an IPv4 header is loaded so that its destination and the ports
+fall on the same places, and the source is moved:
+
+    fp-48    fp-40                  fp-24                  fp-8         fp-4
+      | rest   | source (16)          | destination (16)     | ports (4)  |
+                                      '---- key of the destination -------'
+               '---- key of the source (20) -----'       (completed when the other is not needed)
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+from collections.abc import Iterable
+from contextlib import ExitStack
+from ipaddress import IPv4Address, IPv6Address
+from socket import htons
+from types import TracebackType
+from typing import NamedTuple, TypeAlias
+
+from fastlb import bpf
+from fastlb.bpf import Assembler, Reg, Size
+from fastlb.errors import KernelError
+
+Address: TypeAlias = "IPv4Address | IPv6Address"
+
+MAX_ENTRIES = 262_144  # of each map: 10,000 services, or their backends, many times over
+FILTER_NAME = "fastlb_filter"
+GUARD_NAME = "fastlb_guard"
+
+
+class Key(NamedTuple):
+    """An endpoint: where clients send to (a VIP), or where replies come from (a backend)."""
+
+    address: Address
+    port: int  # 0: any
+    protocol: int  # IPPROTO_TCP or IPPROTO_UDP
+
+
+R0, R1, R2, R3, R4, _, R6, R7, R8, R9, FP = Reg
+
+_SOCKET_FILTER, _SCHED_CLS = 1, 3  # BPF_PROG_TYPE_*
+_MAP_LOOKUP, _SKB_LOAD_BYTES = 1, 26  # helpers; neither is for GPL programs only
+_SKB_PKT_TYPE, _SKB_PROTOCOL = 4, 16  # offsets in struct __sk_buff
+_PACKET_HOST = 0
+_WHOLE_FRAME, _NOTHING = 0x7FFFFFFF, 0  # a socket filter returns how many bytes to keep
+_ACT_SHOT, _ACT_UNSPEC = 2, 0  # UNSPEC, unlike OK, lets the filters after ours have their say
+
+_ETH_HEADER, _VLAN_TAG = 14, 4
+_ETH_IPV4, _ETH_IPV6, _ETH_8021Q, _ETH_8021AD = map(htons, (0x0800, 0x86DD, 0x8100, 0x88A8))
+_IPV4_PLAIN = 0x45  # version 4, no options
+_IPV4_FRAGMENT = htons(0x3FFF)  # more fragments, or an offset
+_TCP, _UDP = 6, 17
+_AUTHENTICATION = 51
+_EXTENSIONS = (0, 43, 60, _AUTHENTICATION)  # hop-by-hop, routing, destination options
+_MAX_EXTENSIONS = 6
+_SOURCE, _DESTINATION, _PORTS = -40, -24, -8  # on the stack, see above
+_KEY_SIZE, _KEY_PORT, _KEY_PROTOCOL, _KEY_FAMILY = 20, 16, 18, 19
+_VALUE = struct.pack("=I", 1)
+_ANY_VIP, _ANY_REPLY = 1, 2  # bits of the shared word: there are entries with port 0 in that map
+
+
+class Classifier:
+    """The maps and both programs. A context manager; what is attached outlives it.
+
+    ``filter_fd`` is for SO_ATTACH_BPF on an AF_PACKET socket, ``guard_fd`` for ``fastlb.guard.attach``.
+    Its methods may be called from several threads.
+    """
+
+    filter_fd: int
+    guard_fd: int
+
+    def __init__(self) -> None:
+        """Create and load everything; KernelError says what the kernel refused and what would help."""
+        bpf.raise_memlock_limit()
+        self._lock = threading.Lock()
+        with ExitStack() as undo:
+            self._vips, self._replies, self._locals = (
+                _MirroredMap(name, undo) for name in ("fastlb_vips", "fastlb_replies", "fastlb_locals")
+            )
+            self._any_port = bpf.Word("fastlb_any_port")
+            undo.callback(self._any_port.close)
+            self.filter_fd = self._load(_SOCKET_FILTER, FILTER_NAME, _WHOLE_FRAME, _NOTHING, undo)
+            self.guard_fd = self._load(_SCHED_CLS, GUARD_NAME, _ACT_SHOT, _ACT_UNSPEC, undo)
+            self._resources = undo.pop_all()
+
+    def replace(self, vips: Iterable[Key], replies: Iterable[Key], locals_: Iterable[Address]) -> None:
+        """Make the maps hold exactly these.
+
+        Only differences are written, what is new before what is gone, so that a frame that is ours before
+        and after is ours all the time. KernelError when more than ``MAX_ENTRIES`` would be in a map at once;
+        then nothing has changed.
+        """
+        wanted = {  # the host's own addresses first: a reply to one of them must never be taken from it
+            self._locals: {_pack(address, 0, 0) for address in locals_},
+            self._vips: {_pack(*key) for key in vips},
+            self._replies: {_pack(*key) for key in replies},
+        }
+        with self._lock:
+            for mirrored, keys in wanted.items():
+                mirrored.check_room(keys)
+            for mirrored, keys in wanted.items():
+                mirrored.add(keys)
+            self._any_port.set(self._any_ports())
+            for mirrored, keys in reversed(wanted.items()):
+                mirrored.keep_only(keys)
+            self._any_port.set(self._any_ports())
+
+    def set_locals(self, addresses: Iterable[Address]) -> None:
+        """Make ``locals`` hold exactly the host's own addresses; errors as for ``replace``."""
+        keys = {_pack(address, 0, 0) for address in addresses}
+        with self._lock:
+            self._locals.check_room(keys)
+            self._locals.add(keys)
+            self._locals.keep_only(keys)
+
+    def test(self, frame: bytes) -> bool:
+        """Whether the guard would take this Ethernet frame (at least 15 bytes).
+
+        The kernel runs it as if received by the loopback device: a destination MAC of zeros is PACKET_HOST,
+        every other one is not. A tag in the frame is an inline one (the outer has already been taken out).
+        """
+        result, _duration = bpf.run_program(self.guard_fd, frame)
+        return result == _ACT_SHOT
+
+    def close(self) -> None:
+        """Give up maps and programs; attached programs stay, and keep the maps as they are now."""
+        self._resources.close()
+
+    def __enter__(self) -> Classifier:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _any_ports(self) -> int:
+        return _ANY_VIP * self._vips.has_any_port() | _ANY_REPLY * self._replies.has_any_port()
+
+    def _load(self, kind: int, name: str, ours: int, not_ours: int, undo: ExitStack) -> int:
+        maps = _Maps(self._vips.fd, self._replies.fd, self._locals.fd, self._any_port.fd)
+        code = _classification(maps, ours, not_ours)
+        fd = bpf.load_program(kind, code, name, "Apache-2.0")
+        undo.callback(os.close, fd)
+        return fd
+
+
+class _MirroredMap:
+    """A map and the set of keys that it holds, so that differences cost no system call to find."""
+
+    def __init__(self, name: str, undo: ExitStack) -> None:
+        self._map = bpf.HashMap(name, _KEY_SIZE, len(_VALUE), MAX_ENTRIES)
+        undo.callback(self._map.close)
+        self._held: set[bytes] = set()
+        self.fd = self._map.fd
+
+    def check_room(self, keys: set[bytes]) -> None:
+        most = len(self._held | keys)
+        if most > self._map.max_entries:
+            raise KernelError(
+                f"the map {self._map.name} would have to hold {most} entries at once: "
+                f"its limit is {self._map.max_entries}"
+            )
+
+    def add(self, keys: set[bytes]) -> None:
+        for key in keys - self._held:
+            self._map.put(key, _VALUE)
+            self._held.add(key)
+
+    def has_any_port(self) -> bool:
+        return any(key[_KEY_PORT:_KEY_PROTOCOL] == b"\0\0" for key in self._held)
+
+    def keep_only(self, keys: set[bytes]) -> None:
+        for key in self._held - keys:
+            self._map.delete(key)
+            self._held.remove(key)
+
+
+class _Maps(NamedTuple):
+    """File descriptors, as the program's instructions name maps."""
+
+    vips: int
+    replies: int
+    locals: int
+    any_port: int
+
+
+def _pack(address: Address, port: int, protocol: int) -> bytes:
+    return address.packed.rjust(16, b"\0") + struct.pack("!HBB", port, protocol, address.version)
+
+
+def _classification(maps: _Maps, ours: int, not_ours: int) -> bytes:
+    """The program, given the two values to return; whatever is wrong with a frame jumps to ``not_ours``.
+
+    R6 the frame's context, R7 offset of the next header (later: source port), R8 protocol, R9 family.
+    """
+    a = Assembler()
+    _link_layer(a)
+    _ipv6(a)
+    _ipv4(a)
+    _lookups(a, maps)
+    a.label("ours")
+    a.alu(R0, "=", ours)
+    a.exit()
+    a.label("not_ours")
+    a.alu(R0, "=", not_ours)
+    a.exit()
+    return a.assemble()
+
+
+def _link_layer(a: Assembler) -> None:
+    """Falls through to IPv6; other traffic (ARP, frames for other hosts) leaves after a few instructions."""
+    a.alu(R6, "=", R1)
+    a.load(R0, R6, _SKB_PKT_TYPE, Size.U32)
+    a.jump_if(R0, "!=", _PACKET_HOST, "not_ours")
+    a.alu(R7, "=", _ETH_HEADER)
+    a.load(R8, R6, _SKB_PROTOCOL, Size.U32)
+    a.jump_if(R8, "==", _ETH_IPV4, "ipv4")
+    a.jump_if(R8, "==", _ETH_IPV6, "ipv6")
+    a.jump_if(R8, "==", _ETH_8021Q, "tag")
+    a.jump_if(R8, "!=", _ETH_8021AD, "not_ours")
+    a.label("tag")
+    _load_bytes(a, _PORTS, _VLAN_TAG)
+    a.load(R8, FP, _PORTS + 2, Size.U16)
+    a.alu(R7, "+", _VLAN_TAG)
+    a.jump_if(R8, "==", _ETH_IPV4, "ipv4")
+    a.jump_if(R8, "!=", _ETH_IPV6, "not_ours")
+
+
+def _ipv6(a: Assembler) -> None:
+    """RFC 8200, section 4: walk the extension headers; a Fragment header is no exception to "not ours"."""
+    header = -48
+    a.label("ipv6")
+    _load_bytes(a, header, 44)
+    a.load(R1, FP, header, Size.U8)
+    a.alu(R1, ">>", 4)
+    a.jump_if(R1, "!=", 6, "not_ours")
+    a.load(R8, FP, header + 6, Size.U8)
+    a.alu(R9, "=", 6)
+    a.jump_if(R8, "==", _TCP, "ports")
+    a.jump_if(R8, "==", _UDP, "ports")
+    a.alu(R7, "+", 40)
+    for number in range(_MAX_EXTENSIONS):
+        _skip_extension(a, f"{number}")
+        a.jump_if(R8, "==", _TCP, "load_ports")
+        a.jump_if(R8, "==", _UDP, "load_ports")
+    a.jump("not_ours")
+
+
+def _skip_extension(a: Assembler, suffix: str) -> None:
+    """Length: 8-byte units beyond the first 8 (RFC 8200), or 4-byte units minus 2 for AH (RFC 4302, 2.2)."""
+    for extension in _EXTENSIONS:
+        a.jump_if(R8, "==", extension, "extension" + suffix)
+    a.jump("not_ours")
+    a.label("extension" + suffix)
+    _load_bytes(a, _PORTS, 2)
+    a.load(R1, FP, _PORTS + 1, Size.U8)
+    a.alu(R1, "+", 1)
+    a.alu(R1, "<<", 3)
+    a.jump_if(R8, "!=", _AUTHENTICATION, "measured" + suffix)
+    a.alu(R1, ">>", 1)
+    a.alu(R1, "+", 4)
+    a.label("measured" + suffix)
+    a.alu(R7, "+", R1)
+    a.load(R8, FP, _PORTS, Size.U8)
+
+
+def _ipv4(a: Assembler) -> None:
+    """Falls through to the ports; without options they have come with the header."""
+    header = -28
+    a.label("ipv4")
+    _load_bytes(a, header, 24)
+    a.load(R1, FP, header + 6, Size.U16)
+    a.jump_if(R1, "&", _IPV4_FRAGMENT, "not_ours")
+    a.load(R8, FP, header + 9, Size.U8)
+    a.jump_if(R8, "==", _TCP, "transport")
+    a.jump_if(R8, "!=", _UDP, "not_ours")
+    a.label("transport")
+    a.load(R1, FP, header, Size.U8)
+    a.load(R2, FP, header + 12, Size.U32)
+    _widen_addresses(a, R2)
+    a.alu(R9, "=", 4)
+    a.jump_if(R1, "==", _IPV4_PLAIN, "ports")
+    a.alu(R2, "=", R1)
+    a.alu(R2, ">>", 4)
+    a.jump_if(R2, "!=", 4, "not_ours")
+    a.alu(R1, "&", 15)
+    a.jump_if(R1, "<", 5, "not_ours")
+    a.alu(R1, "<<", 2)
+    a.alu(R7, "+", R1)
+
+
+def _widen_addresses(a: Assembler, source: Reg) -> None:
+    """Both addresses as in a key; the destination's four bytes are in place already."""
+    a.store(FP, _SOURCE, 0, Size.U64)
+    a.store(FP, _SOURCE + 8, 0, Size.U32)
+    a.store(FP, _SOURCE + 12, source, Size.U32)
+    a.store(FP, _DESTINATION, 0, Size.U64)
+    a.store(FP, _DESTINATION + 8, 0, Size.U32)
+
+
+def _lookups(a: Assembler, maps: _Maps) -> None:
+    """Falls through to ``ours``. Ports and addresses stay in network order, as in the keys."""
+    a.label("load_ports")
+    _load_bytes(a, _PORTS, 4)
+    a.label("ports")
+    a.load(R7, FP, _PORTS, Size.U16)
+    a.load(R1, FP, _PORTS + 2, Size.U16)
+    _complete_key(a, _DESTINATION, R1)
+    _if_found(a, maps.vips, _DESTINATION, "ours")
+    _unless_any_port(a, maps, _ANY_VIP, "replies")
+    a.store(FP, _DESTINATION + _KEY_PORT, 0, Size.U16)
+    _if_found(a, maps.vips, _DESTINATION, "ours")
+
+    a.label("replies")
+    a.load(R6, FP, _DESTINATION, Size.U32)  # what the end of the other key is going to overwrite
+    _complete_key(a, _SOURCE, R7)
+    _if_found(a, maps.replies, _SOURCE, "reply")
+    _unless_any_port(a, maps, _ANY_REPLY, "not_ours")
+    a.store(FP, _SOURCE + _KEY_PORT, 0, Size.U16)
+    _if_found(a, maps.replies, _SOURCE, "reply")
+    a.jump("not_ours")
+
+    a.label("reply")
+    a.store(FP, _DESTINATION, R6, Size.U32)
+    a.store(FP, _DESTINATION + _KEY_PORT, 0, Size.U16)
+    a.store(FP, _DESTINATION + _KEY_PROTOCOL, 0, Size.U8)
+    _if_found(a, maps.locals, _DESTINATION, "not_ours")
+
+
+def _unless_any_port(a: Assembler, maps: _Maps, bit: int, label: str) -> None:
+    a.map_value(R1, maps.any_port)
+    a.load(R1, R1, 0, Size.U32)
+    a.alu(R1, "&", bit)
+    a.jump_if(R1, "==", 0, label)
+
+
+def _complete_key(a: Assembler, key: int, port: Reg) -> None:
+    a.store(FP, key + _KEY_PORT, port, Size.U16)
+    a.store(FP, key + _KEY_PROTOCOL, R8, Size.U8)
+    a.store(FP, key + _KEY_FAMILY, R9, Size.U8)
+
+
+def _if_found(a: Assembler, map_fd: int, key: int, label: str) -> None:
+    a.map(R1, map_fd)
+    a.alu(R2, "=", FP)
+    a.alu(R2, "+", key)
+    a.call(_MAP_LOOKUP)
+    a.jump_if(R0, "!=", 0, label)
+
+
+def _load_bytes(a: Assembler, stack: int, length: int) -> None:
+    """Copy from R7 in the frame to the stack, wherever the frame's bytes are; cut short: not ours."""
+    a.alu(R1, "=", R6)
+    a.alu(R2, "=", R7)
+    a.alu(R3, "=", FP)
+    a.alu(R3, "+", stack)
+    a.alu(R4, "=", length)
+    a.call(_SKB_LOAD_BYTES)
+    a.jump_if(R0, "!=", 0, "not_ours")

@@ -1,0 +1,353 @@
+"""The configuration: what may be written, what it means, and everything that is wrong with what was written.
+
+A configuration comes as YAML (`load_config`) or as a dict of the same shape (`Config.from_dict`), and passes
+three stages, each of which reports all it finds:
+
+    document.py                  fields.py and the models      the rules below
+    text ──► data with lines ──► each field by itself     ──► fields against each other ──► Config
+             syntax,             types, ranges, unknown       names and VIPs given twice,
+             keys given twice    and missing keys             what a forwarding mode cannot do
+
+Every fault becomes a `Problem` with its line, its key path and what would be right.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping
+from ipaddress import IPv6Address
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from fastlb import fields
+from fastlb.document import Document, Loc, Origin
+from fastlb.errors import ConfigError, Problem
+from fastlb.fields import Address as Address
+
+Found = Iterator[tuple[Loc, str]]
+
+LATER_KEYS = frozenset({"affinity", "check", "slow_start", "snat"})
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Backend(_Model):
+    """One server behind a service."""
+
+    address: fields.BackendAddress = Field(
+        description="the server's IPv4 or IPv6 address, of the same family as the VIP"
+    )
+    port: fields.Port | None = Field(
+        default=None, description="the port to send to (nat only); the service's port when not given"
+    )
+    weight: fields.Weight = Field(
+        default=1, description="share of new flows, relative to the other backends; 0 gives it no new flows"
+    )
+
+
+class Service(_Model):
+    """One VIP, port and protocol, and the backends that share its traffic."""
+
+    name: fields.Name = Field(description="a name for the command line and the logs, unique")
+    vip: fields.Vip = Field(description="the address that clients connect to, IPv4 or IPv6")
+    port: fields.PortOrAny = Field(
+        description="the port that clients connect to, or any for all those of the VIP"
+    )
+    protocol: fields.Protocol = Field(description="tcp or udp")
+    forward: fields.Forward = Field(
+        description="nat rewrites the destination, and replies come back through fastlb; dsr rewrites only "
+        "the MAC address, and backends that hold the VIP answer clients directly"
+    )
+    scheduler: fields.Scheduler = Field(
+        default="maglev", description="how a new flow's backend is chosen: maglev"
+    )
+    no_backend: fields.NoBackend = Field(
+        default="drop",
+        description="what a client gets when no backend can take its flow: drop says nothing, reset answers "
+        "with RST (tcp) or an ICMP error (udp)",
+    )
+    nat_any_port: fields.Flag = Field(
+        default=False,
+        description="allows forward: nat with port: any. It cuts connections that backends open through this "
+        "host, since all that a backend sends is then taken for replies",
+    )
+    backends: tuple[Backend, ...] = Field(default=(), description="the servers; may be empty")
+
+    def key(self, backend: Backend) -> str:
+        """The backend's name in this service, "10.0.0.11:8080" or "[fd00::11]:8080"; placements depend on it.
+
+        A port that was not given is the service's; with port "any" it is 0.
+        """
+        port = backend.port or (0 if self.port == "any" else self.port)
+        host = f"[{backend.address}]" if isinstance(backend.address, IPv6Address) else backend.address
+        return f"{host}:{port}"
+
+
+class Timeouts(_Model):
+    """How long an idle flow is remembered."""
+
+    tcp_syn: fields.Timeout = Field(
+        default=15.0, description="after the first SYN, until the client's next packet"
+    )
+    tcp_established: fields.Timeout = Field(default=900.0, description="in an established connection")
+    tcp_closing: fields.Timeout = Field(default=30.0, description="after a FIN or RST")
+    udp: fields.Timeout = Field(default=60.0, description="between two datagrams")
+
+
+class Ring(_Model):
+    """The receive ring of each worker on each interface; it takes block_size × blocks of locked memory."""
+
+    block_size: fields.BlockSize = Field(
+        default=256 << 10,
+        description="bytes of one block; a frame, up to 64 KiB with offloads, fits in a block",
+    )
+    blocks: fields.Blocks = Field(default=64, description="number of blocks")
+    timeout: fields.RingTimeout = Field(
+        default=0.001, description="after this time the kernel hands a block over though it is not full"
+    )
+
+
+class Config(_Model):
+    """A whole configuration. Made by `load_config` or `Config.from_dict`, which alone check every rule."""
+
+    interfaces: Annotated[tuple[fields.InterfaceName, ...], AfterValidator(fields.all_different)] = Field(
+        default=(), description="where client packets and NAT replies arrive; fastlb run needs at least one"
+    )
+    vip_address: fields.VipAddress = Field(
+        default="none",
+        description="none when VIPs are routed to this host; interface when fastlb shall put them on the "
+        "first interface, so that the host answers ARP and ND for them",
+    )
+    workers: fields.Workers = Field(
+        default="auto",
+        description="number of packet-path threads; auto is one less than the processors, at least 1",
+    )
+    hash_seed: fields.Seed = Field(
+        default=0, description="seed of the flow hash; the same on every balancer of a fleet"
+    )
+    flows: fields.FlowCapacity = Field(default=1_000_000, description="flows that the flow table can hold")
+    maglev_size: fields.MaglevSize = Field(
+        default=65537, description="slots in a Maglev table; the same on every balancer of a fleet"
+    )
+    control: fields.SocketPath = Field(
+        default="/run/fastlb/fastlb.sock",
+        description="the Unix socket on which a running fastlb takes commands",
+    )
+    timeouts: Timeouts = Field(default=Timeouts(), description="how long an idle flow is remembered")
+    ring: Ring = Field(default=Ring(), description="the receive rings")
+    services: tuple[Service, ...] = Field(default=(), description="what is balanced")
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Config:
+        """The configuration in a dict of the YAML's shape; raises ConfigError with every Problem found."""
+        return _validate(data, Origin())
+
+
+def load_config(path: str | os.PathLike[str]) -> Config:
+    """Reads and checks a YAML file; raises ConfigError with every Problem found."""
+    document = Document.read(os.fspath(path))
+    return _validate(document.data, document)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of the configuration, for editors and other tools.
+
+    It states types, ranges and keys. The rules between fields are checked only by fastlb.
+    """
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
+
+
+# ---- Rules between fields ----------------------------------------------------
+
+
+def _rules(services: tuple[Service, ...]) -> Found:
+    """Whatever breaks a rule that involves more than one field. None is an unknown field."""
+    yield from _named_twice(services)
+    yield from _listening_twice(services)
+    vips = {service.vip: service.name for service in reversed(services) if service.vip}
+    for number, service in enumerate(services):
+        loc: Loc = ("services", number)
+        for path, message in (*_any_port(service), *_backends(service, vips)):
+            yield (*loc, *path), message
+
+
+def _named_twice(services: tuple[Service, ...]) -> Found:
+    first: dict[str, int] = {}
+    for number, service in enumerate(services):
+        if service.name and first.setdefault(service.name, number) != number:
+            yield (
+                ("services", number, "name"),
+                f'"{service.name}" is already the name of services[{first[service.name]}]; give each its own',
+            )
+
+
+def _listening_twice(services: tuple[Service, ...]) -> Found:
+    first: dict[tuple[Address, object, str], int] = {}
+    for number, service in enumerate(services):
+        listens = (service.vip, service.port, service.protocol)
+        if all(listens) and first.setdefault(listens, number) != number:
+            yield (
+                ("services", number),
+                f"services[{first[listens]}] already has VIP {service.vip}, port {service.port}, "
+                f"{service.protocol}; change one of the three, or put the backends into one service",
+            )
+
+
+def _any_port(service: Service) -> Found:
+    nat_any = service.forward == "nat" and service.port == "any"
+    if nat_any and service.nat_any_port is False:
+        yield (
+            ("port",),
+            "forward: nat with port: any cuts every connection that a backend opens through this host; "
+            "give a port, or accept that with nat_any_port: true",
+        )
+    if not nat_any and service.nat_any_port and service.forward and service.port:
+        yield ("nat_any_port",), "it is only for forward: nat with port: any; leave it out"
+
+
+def _backends(service: Service, vips: Mapping[Address, str]) -> Found:
+    first: dict[str, int] = {}
+    for number, backend in enumerate(service.backends):
+        loc: Loc = ("backends", number)
+        for path, message in (
+            *_backend_port(service, backend),
+            *_backend_address_fits(service, backend, vips),
+        ):
+            yield (*loc, *path), message
+        if backend.address and service.port:
+            key = service.key(backend)
+            if first.setdefault(key, number) != number:
+                yield loc, f"{key} is already backends[{first[key]}]; keep one, with the sum of the weights"
+
+
+def _backend_port(service: Service, backend: Backend) -> Found:
+    if backend.port is None:
+        return
+    if service.forward == "dsr":
+        yield (
+            ("port",),
+            "forward: dsr cannot change the port; leave it out (backends listen on the service's port), "
+            "or use forward: nat",
+        )
+    elif service.port == "any":
+        yield ("port",), "a service with port: any keeps each packet's port; leave it out"
+
+
+def _backend_address_fits(service: Service, backend: Backend, vips: Mapping[Address, str]) -> Found:
+    if not backend.address:
+        return
+    if service.vip and service.vip.version != backend.address.version:
+        yield (
+            ("address",),
+            f"{backend.address} is IPv{backend.address.version} and the VIP {service.vip} is "
+            f"IPv{service.vip.version}; both must be of one family",
+        )
+    if backend.address in vips:
+        owner = vips[backend.address]
+        yield (
+            ("address",),
+            f'{backend.address} is the VIP of service "{owner}"; it must be the server\'s own address',
+        )
+
+
+# ---- From data to Config -----------------------------------------------------
+
+
+def _validate(data: object, origin: Origin) -> Config:
+    """Config, or ConfigError with everything that is wrong, in the order of the text."""
+    faults = list(origin.faults.items())
+    config = None
+    try:
+        config = Config.model_validate(data)
+        services = config.services
+    except ValidationError as error:
+        details = [d for d in error.errors(include_url=False) if d["loc"] not in origin.faults]
+        faults += [(detail["loc"], _sentence(detail)) for detail in details]
+        services = _salvage_services(data, {loc for loc, _ in faults})
+    faults += _rules(services)
+    if faults or config is None:
+        problems = [(origin.line(loc), loc, message) for loc, message in faults]
+        problems.sort(key=lambda problem: problem[0])
+        raise ConfigError([Problem(origin.where(line), _dotted(loc), text) for line, loc, text in problems])
+    return config
+
+
+def _dotted(loc: Loc) -> str:
+    """("services", 0, "port") as services[0].port."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).removeprefix(".")
+
+
+def _model_at(loc: Loc) -> type[_Model]:
+    """The model whose fields are the keys of the mapping at ``loc``."""
+    below: dict[str, type[_Model]] = {
+        "timeouts": Timeouts,
+        "ring": Ring,
+        "services": Service,
+        "backends": Backend,
+    }
+    names = [part for part in loc if isinstance(part, str)]
+    return below[names[-1]] if names else Config
+
+
+def _sentence(detail: ErrorDetails) -> str:
+    """What pydantic found, in words that say what would be right."""
+    kind, loc, value = detail["type"], detail["loc"], detail["input"]
+    if kind == "missing":
+        description = _model_at(loc[:-1]).model_fields[str(loc[-1])].description
+        return f"it is missing; add it: {description}"
+    if kind == "extra_forbidden":
+        return _unknown_key(str(loc[-1]), list(_model_at(loc[:-1]).model_fields))
+    if kind == "invalid_key":
+        return "a key must be text; write it in quotes"
+    if kind in ("model_type", "dict_type"):
+        keys = ", ".join(_model_at(loc).model_fields)
+        return f"found {fields.show(value)}; it must be a mapping with keys among: {keys}"
+    if kind == "tuple_type":
+        return f"found {fields.show(value)}; it must be a list ([] when there are none)"
+    return detail["msg"]
+
+
+def _unknown_key(key: str, valid: list[str]) -> str:
+    if key in LATER_KEYS:
+        return f"it is not available in this version; use one of: {', '.join(valid)}"
+    if near := difflib.get_close_matches(key.lower().replace("-", "_"), valid, n=1):
+        return f'there is no such key; did you mean "{near[0]}"?'
+    return f"there is no such key; use one of: {', '.join(valid)}"
+
+
+def _salvage_services(data: object, bad: set[Loc]) -> tuple[Service, ...]:
+    """The services of data that has faults, with None for each field that is faulty or missing."""
+    services = []
+    for loc, raw in _items(data, "services", ()):
+        backends = tuple(_salvage(Backend, item, at, bad) for at, item in _items(raw, "backends", loc))
+        services.append(_salvage(Service, raw, loc, bad).model_copy(update={"backends": backends}))
+    return tuple(services)
+
+
+def _items(data: object, key: str, loc: Loc) -> Iterator[tuple[Loc, Mapping[str, object]]]:
+    """The mappings in the list at ``data[key]`` with their locations."""
+    listed = data.get(key) if isinstance(data, Mapping) else None
+    if isinstance(listed, list | tuple):
+        for number, item in enumerate(listed):
+            yield (*loc, key, number), item if isinstance(item, Mapping) else {}
+
+
+_M = TypeVar("_M", bound=_Model)
+
+
+def _salvage(model: type[_M], raw: Mapping[str, object], loc: Loc, bad: set[Loc]) -> _M:
+    """What is valid in ``raw``, as a model that was not validated as a whole."""
+    values: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        if (*loc, name) in bad:
+            values[name] = None
+        elif name not in raw:
+            values[name] = None if field.is_required() else field.default
+        else:
+            values[name] = fields.parse_address(raw[name]) if name in ("vip", "address") else raw[name]
+    return model.model_construct(**values)

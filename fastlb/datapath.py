@@ -1,0 +1,168 @@
+"""Embedding: the very pipeline that the workers run, without root, sockets or threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+from fastlb import metrics, reconcile
+from fastlb._core import Pipeline, Routes, flow_hash_of
+from fastlb.config import Address, Config
+
+Frame = bytes | bytearray | memoryview
+EVERYWHERE = (ip_network("0.0.0.0/0"), ip_network("::/0"))
+
+
+class Verdict(IntEnum):
+    """How a packet ended."""
+
+    FORWARD = 0
+    PASS = 1
+    DROP = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of one frame.
+
+    ``frames``: what would be sent. ``backend``: the backend's key, ``address:port``, or None. ``reason``: the path
+    ("conntrack", "scheduled", "maglev", "rejected"), or why the packet was passed on or dropped.
+    """
+
+    verdict: Verdict
+    frames: list[bytes]
+    backend: str | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Where a client's packet would go, and why. Nothing is changed by asking."""
+
+    service: str | None
+    backend: str | None
+    why: str
+    state: str | None = None  # of the flow's entry
+    flow_hash: int | None = None
+    slot: int | None = None  # of the service's Maglev table
+
+
+class Datapath:
+    """A balancer without a network: frames in, verdicts and frames out.
+
+    Every address is on-link: its next hop is itself, reachable once `set_neighbour` has given its MAC. ``mac`` is the
+    balancer's own, the source of what it sends; ``mtu`` is that of the link. Not safe for use by two threads at once.
+    """
+
+    def __init__(self, config: Config, *, mac: str = "02:00:00:00:00:01", mtu: int = 1500) -> None:
+        self._pipeline = Pipeline(config.flows)
+        self._ids = reconcile.BackendIds()
+        self._mac = parse_mac(mac)
+        self._mtu = mtu
+        self._neighbours: dict[Address, bytes] = {}
+        self.reload(config)
+
+    def reload(self, config: Config, now: float = 0.0) -> None:
+        """Go on with another configuration; flows whose backend is still in it stay where they are.
+
+        ``flows``, the size of the table, stays what it was.
+        """
+        self._plans = reconcile.plan_services(config, self._ids, now)
+        self._services = reconcile.services_table(config, self._plans)
+        self._keys = {member.id: member.key for plan in self._plans for member in plan.members}
+        self._stale = True
+
+    def set_neighbour(self, next_hop: str | Address, mac: str) -> None:
+        """The MAC address ("02:00:00:00:00:0b") of a backend or client."""
+        self._neighbours[ip_address(next_hop)] = parse_mac(mac)
+        self._stale = True
+
+    def process(self, frame: Frame, now: float = 0.0) -> Result:
+        """Run one Ethernet frame (bytes-like, not modified) through the pipeline; ``now`` in seconds."""
+        return self.process_batch([frame], now)[0]
+
+    def process_batch(self, frames: Iterable[Frame], now: float = 0.0) -> list[Result]:
+        """Run frames through the pipeline in their order, all at the same time ``now`` in seconds."""
+        self._publish()
+        milliseconds = round(now * 1000) & 0xFFFFFFFF
+        return [
+            Result(Verdict(verdict), [] if sent is None else [sent], self._keys.get(backend), reason)
+            for verdict, reason, sent, backend, _ in self._pipeline.process(frames, milliseconds)
+        ]
+
+    def trace(
+        self, src: str | Address, sport: int, dst: str | Address, dport: int, proto: str | int
+    ) -> Trace:
+        """Which backend a client's packet would get at this moment, and why."""
+        self._publish()
+        protocol = protocol_number(proto)
+        found = self._pipeline.find(ip_address(src), sport, ip_address(dst), dport, protocol)
+        if found is None:
+            return Trace(None, None, "no service has this address, port and protocol")
+        position, hashed, entry_backend, state, by_maglev, slot = found
+        plan = self._plans[position]
+        if entry_backend in self._keys:
+            return Trace(plan.name, self._keys[entry_backend], "conntrack", state, hashed, slot)
+        if not by_maglev:
+            return Trace(plan.name, None, "no_backend", None, hashed)
+        return Trace(plan.name, self._keys[by_maglev], "maglev", None, hashed, slot)
+
+    def stats(self) -> dict[str, Any]:
+        """Counters by name, services with their backends, and the flow table; as `fastlb status --json` shows them."""
+        return {
+            "counters": metrics.split_counters(self._pipeline.counters()),
+            "services": metrics.describe_services(self._pipeline, self._plans),
+            "flows": metrics.describe_flows(self._pipeline),
+        }
+
+    def _publish(self) -> None:
+        """Bring services and neighbours to the pipeline, if they changed since the last frame."""
+        if not self._stale:
+            return
+        hops = [(mac, self._mac, 0, self._mtu, None) for mac in self._neighbours.values()]
+        positions = {address: position for position, address in enumerate(self._neighbours)}
+        unresolved = len(hops)
+        backends = {
+            member.id: positions.get(member.address, unresolved) for plan in self._plans for member in plan.members
+        }
+        routes = Routes(
+            [*hops, (b"", b"", 0, 0, "no_neighbour")],
+            [(network, 0, None) for network in EVERYWHERE],
+            {(0, address): position for address, position in positions.items()},
+            backends,
+        )
+        self._pipeline.publish(self._services, routes)
+        self._stale = False
+
+
+def parse_mac(text: str) -> bytes:
+    """Six bytes from "02:00:00:00:00:0b"; raises ValueError otherwise."""
+    parts = text.split(":")
+    if len(parts) != 6 or not all(len(part) == 2 for part in parts):
+        raise ValueError(f'{text!r} is not a MAC address like "02:00:00:00:00:0b"')
+    return bytes(int(part, 16) for part in parts)
+
+
+def protocol_number(proto: str | int) -> int:
+    """6 or 17, from a number or from "tcp" or "udp"; raises ValueError otherwise."""
+    number = reconcile.PROTOCOL_NUMBERS.get(proto.lower()) if isinstance(proto, str) else proto
+    if number not in reconcile.PROTOCOL_NUMBERS.values():
+        raise ValueError(f'protocol {proto!r} is neither "tcp" (6) nor "udp" (17)')
+    return number
+
+
+def flow_hash(
+    src: str | Address, sport: int, dst: str | Address, dport: int, proto: str | int, seed: int = 0
+) -> int:
+    """What a fleet agrees on: XXH3-64 of source, destination, source port, destination port, protocol.
+
+    In network order, 13 bytes for IPv4 and 37 for IPv6; bit-equal to ``xxhash.xxh3_64_intdigest``. ``seed`` is the
+    configuration's ``hash_seed``. Raises ValueError for ports, protocols or address pairs that cannot be.
+    """
+    return flow_hash_of(ip_address(src), sport, ip_address(dst), dport, protocol_number(proto), seed)
+
+
+__all__ = ["Datapath", "Result", "Trace", "Verdict", "flow_hash"]

@@ -1,0 +1,109 @@
+"""Kernel structures and system calls of the data path, from abi.h."""
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+
+cdef extern from "abi.h" nogil:
+    enum:
+        AF_PACKET
+        ETH_P_ALL
+        TP_STATUS_KERNEL
+        TP_STATUS_USER
+        TP_STATUS_VLAN_VALID
+        TP_STATUS_VLAN_TPID_VALID
+        MSG_DONTWAIT
+        POLLIN
+        EINTR
+        EAGAIN
+        ENOBUFS
+        EMSGSIZE
+        ENETDOWN
+        ENXIO
+        ENODEV
+        EFD_NONBLOCK
+        EFD_CLOEXEC
+        CLOCK_MONOTONIC_COARSE
+        PROT_READ
+        PROT_WRITE
+        PROT_NONE
+        MAP_SHARED
+        MAP_PRIVATE
+        MAP_ANONYMOUS
+        MAP_NORESERVE
+        MAP_POPULATE
+        MADV_HUGEPAGE
+        SOL_PACKET
+        SOL_SOCKET
+        SO_ATTACH_BPF
+        SO_SNDBUFFORCE
+        PACKET_IGNORE_OUTGOING
+        PACKET_RESERVE
+        PACKET_RX_RING
+        PACKET_STATISTICS
+        PACKET_VERSION
+        PACKET_VNET_HDR
+        TPACKET_V3
+
+    struct tpacket_hdr_v1:
+        uint32_t block_status
+        uint32_t num_pkts
+        uint32_t offset_to_first_pkt
+        uint32_t blk_len
+
+    union tpacket_bd_header_u:
+        tpacket_hdr_v1 bh1
+
+    struct tpacket_block_desc:
+        tpacket_bd_header_u hdr
+
+    struct tpacket_hdr_variant1:
+        uint32_t tp_vlan_tci
+        uint16_t tp_vlan_tpid
+
+    struct tpacket3_hdr:
+        uint32_t tp_next_offset
+        uint32_t tp_snaplen
+        uint32_t tp_len
+        uint32_t tp_status
+        uint16_t tp_mac
+        tpacket_hdr_variant1 hv1
+
+    struct sockaddr_ll:
+        uint16_t sll_family
+        uint16_t sll_protocol
+        int sll_ifindex
+        uint8_t sll_halen
+
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+
+    struct msghdr:
+        void *msg_name
+        uint32_t msg_namelen
+        iovec *msg_iov
+        size_t msg_iovlen
+
+    struct mmsghdr:
+        msghdr msg_hdr
+        unsigned int msg_len
+
+    struct pollfd:
+        int fd
+        short events
+        short revents
+
+    struct timespec:
+        int64_t tv_sec
+        int64_t tv_nsec
+
+    int errno
+    void *MAP_FAILED
+    int sendmmsg(int fd, mmsghdr *messages, unsigned int count, int flags) noexcept
+    int poll(pollfd *fds, unsigned long count, int timeout_ms) noexcept
+    int clock_gettime(int clock, timespec *now) noexcept
+    void *mmap(void *at, size_t length, int protection, int flags, int fd, int64_t offset) noexcept
+    int munmap(void *at, size_t length) noexcept
+    int eventfd(unsigned int count, int flags) noexcept
+    int eventfd_write(int fd, uint64_t value) noexcept
+    int madvise(void *at, size_t length, int advice) noexcept

@@ -1,0 +1,75 @@
+"""The Internet checksum: whole (RFC 1071) and by difference (RFC 1624).
+
+Sums are taken over 16-bit words as they lie in memory. The one's complement sum does not care about byte order
+(RFC 1071 section 2), so nothing is swapped.
+"""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+from fastlb.dataplane.machine cimport load16, load32, load64, store16
+from fastlb.dataplane.types cimport Addr
+
+
+cdef inline uint16_t fold(uint64_t total) noexcept nogil:
+    """A running sum as one 16-bit word; bounded: two additions take a 64-bit sum to 33 bits, two more to 16."""
+    total = (total & 0xFFFFFFFFU) + (total >> 32)
+    total = (total & 0xFFFFFFFFU) + (total >> 32)
+    total = (total & 0xFFFF) + (total >> 16)
+    total = (total & 0xFFFF) + (total >> 16)
+    return <uint16_t>((total & 0xFFFF) + (total >> 16))
+
+
+cdef inline uint64_t sum32(uint32_t value) noexcept nogil:
+    return <uint64_t>(value & 0xFFFF) + (value >> 16)
+
+
+cdef inline uint64_t sum_addr(Addr addr) noexcept nogil:
+    return (
+        (addr.hi & 0xFFFFFFFFU) + (addr.hi >> 32) + (addr.lo & 0xFFFFFFFFU) + (addr.lo >> 32)
+    )
+
+
+cdef inline uint64_t sum_bytes(const uint8_t *data, uint32_t length) noexcept nogil:
+    """The unfolded sum of up to 64 KiB."""
+    cdef uint64_t total = 0
+    cdef uint64_t word
+    while length >= 8:
+        word = load64(data)
+        total += (word & 0xFFFFFFFFU) + (word >> 32)
+        data += 8
+        length -= 8
+    if length >= 4:
+        total += load32(data)
+        data += 4
+        length -= 4
+    if length >= 2:
+        total += load16(data)
+        data += 2
+        length -= 2
+    if length:
+        total += data[0]
+    return total
+
+
+cdef inline uint64_t difference(uint64_t old_sum, uint64_t new_sum) noexcept nogil:
+    """What replacing words that sum to `old_sum` by words that sum to `new_sum` adds to a sum: ~m + m' of RFC 1624."""
+    return <uint64_t><uint16_t>(~fold(old_sum)) + fold(new_sum)
+
+
+cdef inline void update_checksum(uint8_t *field, uint64_t change) noexcept nogil:
+    """RFC 1624 equation 3: HC' = ~(~HC + ~m + m')."""
+    store16(field, <uint16_t>(~fold(<uint64_t><uint16_t>(~load16(field)) + change)))
+
+
+cdef inline void update_partial_checksum(uint8_t *field, uint64_t change) noexcept nogil:
+    """A checksum that the device completes holds the plain pseudo-header sum, not its complement."""
+    store16(field, fold(<uint64_t>load16(field) + change))
+
+
+cdef inline void update_udp_checksum(uint8_t *field, uint64_t change) noexcept nogil:
+    """UDP sends a computed zero as all ones, and zero means none (RFC 768): none stays none."""
+    if load16(field) == 0:
+        return
+    update_checksum(field, change)
+    if load16(field) == 0:
+        store16(field, 0xFFFF)

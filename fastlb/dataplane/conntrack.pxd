@@ -1,0 +1,406 @@
+"""The flow table.
+
+Invariant: a flow has at most one entry, in one of the two buckets that the upper half of its fingerprint names within
+its shard. The counts of flows per shard and per backend change only where an entry is written or forgotten.
+
+    hot    shard 0                              shard 1                        … 63
+           ┌ bucket: 64 bytes, one cache line ┐
+           │ entry │ entry │ entry │ entry    │ …
+           └──────────────────────────────────┘
+    entry  | fingerprint 64 | backend id 24, state 8 | last seen 32 (ms) |          16 bytes
+    cold   one FlowTuple per entry, in the same order: written once a flow, read by NAT replies and by commands
+
+A full pair of buckets makes room in this order: an expired entry, moving one entry to its other bucket, the oldest
+half-open entry. An established flow is never given up for a new one.
+"""
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from fastlb.dataplane.flowhash cimport SHARDS
+from fastlb.dataplane.machine cimport likely, prefetch, unlikely
+from fastlb.dataplane.types cimport LEG_CLIENT, PROTO_TCP, Addr, Backend, BackendStats, Packet, ServiceTable
+from fastlb.dataplane.wire cimport TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, same_addr
+
+
+cdef enum:
+    ENTRIES = 4              # a bucket
+    BACKEND_BITS = 24
+    BACKEND_MASK = 0xFFFFFF
+    MAX_BACKENDS = 1 << 20   # ids that statistics have room for
+    SWEEP_PERIOD_MS = 10000  # in which the sweep visits every bucket once
+
+
+cdef enum FlowState:
+    FLOW_NONE = 0
+    FLOW_SYN = 1             # the client's SYN
+    FLOW_SYN_ACK = 2         # and the backend's answer (two-way modes)
+    FLOW_PICKED_UP = 3       # found in mid-flow; one packet proves nothing
+    FLOW_UDP_NEW = 4         # one direction so far
+    FLOW_ESTABLISHED = 5
+    FLOW_FIN_CLIENT = 6
+    FLOW_FIN_BACKEND = 7
+    FLOW_UDP = 8
+    FLOW_CLOSING = 9         # FIN from both sides, or from the only side that is seen
+    FLOW_RESET = 10
+    FLOW_STATES = 11
+
+
+cdef struct FlowEntry:
+    uint64_t fingerprint     # 0: empty
+    uint32_t owner           # backend id in the lower 24 bits, state in the upper 8
+    uint32_t seen            # milliseconds
+
+
+cdef struct Bucket:
+    FlowEntry entries[ENTRIES]
+
+
+cdef struct FlowTuple:
+    Addr client
+    Addr vip
+    uint16_t be_cport
+    uint16_t be_vport
+    uint8_t protocol
+    uint8_t family
+    uint16_t spare
+
+
+cdef struct FlowTable:
+    Bucket *buckets
+    FlowTuple *tuples
+    BackendStats *stats      # by backend id
+    uint64_t key[4]
+    uint64_t flows[SHARDS]
+    uint32_t per_shard       # buckets
+    uint32_t sweep_shard
+    uint32_t sweep_bucket
+    uint32_t sweep_time
+    uint64_t evicted         # half-open flows given up for newer ones
+    uint64_t untracked       # flows forwarded without an entry: every candidate held an established flow
+    uint64_t expired
+
+
+# --- states ----------------------------------------------------------------------------------------------------------
+
+cdef inline bint half_open(uint32_t state) noexcept nogil:
+    return state <= FLOW_UDP_NEW or state >= FLOW_CLOSING
+
+
+cdef inline bint is_over(uint32_t state) noexcept nogil:
+    """A SYN on such a flow starts a new one at once."""
+    return state >= FLOW_CLOSING
+
+
+cdef inline uint32_t first_state(const Packet *p) noexcept nogil:
+    if p.protocol != PROTO_TCP:
+        return FLOW_UDP_NEW
+    return FLOW_SYN if p.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN else FLOW_PICKED_UP
+
+
+cdef inline uint32_t next_tcp_state(uint32_t state, uint8_t flags, bint from_client, bint two_way) noexcept nogil:
+    """The step function of a TCP flow, from what this balancer can see of it."""
+    if flags & TCP_RST:
+        return FLOW_RESET
+    if is_over(state):
+        return state
+    if flags & TCP_FIN:
+        if not two_way:
+            return FLOW_CLOSING
+        if state == (FLOW_FIN_BACKEND if from_client else FLOW_FIN_CLIENT):
+            return FLOW_CLOSING
+        return FLOW_FIN_CLIENT if from_client else FLOW_FIN_BACKEND
+    if flags & TCP_SYN:
+        return FLOW_SYN_ACK if state == FLOW_SYN and not from_client else state
+    if state >= FLOW_ESTABLISHED:
+        return state
+    if not two_way:
+        return FLOW_ESTABLISHED
+    # Two-way: the handshake is over when each side has answered the other.
+    if state == FLOW_SYN:
+        return FLOW_SYN if from_client else FLOW_ESTABLISHED
+    if state == FLOW_SYN_ACK:
+        return FLOW_ESTABLISHED if from_client else FLOW_SYN_ACK
+    return FLOW_PICKED_UP if from_client else FLOW_ESTABLISHED
+
+
+cdef inline uint32_t next_udp_state(uint32_t state, bint from_client, bint two_way) noexcept nogil:
+    if state == FLOW_UDP_NEW and (not two_way or not from_client):
+        return FLOW_UDP
+    return state
+
+
+# --- entries ---------------------------------------------------------------------------------------------------------
+
+cdef inline uint32_t state_of(const FlowEntry *entry) noexcept nogil:
+    return entry.owner >> BACKEND_BITS
+
+
+cdef inline uint32_t backend_of(const FlowEntry *entry) noexcept nogil:
+    return entry.owner & BACKEND_MASK
+
+
+cdef inline bint is_stale(const FlowEntry *entry, const ServiceTable *services, uint32_t now) noexcept nogil:
+    """Timed out, or its backend has left the configuration. A clock that steps back makes nothing stale."""
+    cdef int32_t idle = <int32_t>(now - entry.seen)
+    cdef uint32_t backend = backend_of(entry)
+    if unlikely(idle > <int32_t>services.timeouts[state_of(entry)]):
+        return True
+    return unlikely(backend >= services.backend_limit) or not services.backends[backend].present
+
+
+cdef inline FlowTuple *tuple_of(FlowTable *table, FlowEntry *entry) noexcept nogil:
+    return &table.tuples[entry - &table.buckets[0].entries[0]]
+
+
+cdef inline void forget(FlowTable *table, uint32_t shard, FlowEntry *entry) noexcept nogil:
+    table.stats[backend_of(entry)].active_flows -= 1
+    table.flows[shard] -= 1
+    entry.fingerprint = 0
+
+
+cdef inline Bucket *bucket_at(FlowTable *table, uint32_t shard, uint32_t hashed) noexcept nogil:
+    """Any number of buckets: the hash scales to it by multiplication."""
+    return &table.buckets[<uint64_t>shard * table.per_shard + (<uint64_t>hashed * table.per_shard >> 32)]
+
+
+cdef inline Bucket *first_bucket(FlowTable *table, uint32_t shard, uint64_t fingerprint) noexcept nogil:
+    return bucket_at(table, shard, <uint32_t>(fingerprint >> 32))
+
+
+cdef inline Bucket *second_bucket(FlowTable *table, uint32_t shard, uint64_t fingerprint) noexcept nogil:
+    """From the same 32 bits, so that an entry can be moved without its tuple."""
+    return bucket_at(table, shard, <uint32_t>(fingerprint >> 32) * <uint32_t>0x85EBCA6BU ^ <uint32_t>0x5BD1E995U)
+
+
+cdef inline void prefetch_flow(FlowTable *table, uint32_t shard, uint64_t fingerprint) noexcept nogil:
+    """The first bucket only: at the intended load about nine flows in ten live there."""
+    prefetch(first_bucket(table, shard, fingerprint))
+
+
+cdef inline FlowEntry *find_in(Bucket *bucket, uint64_t fingerprint) noexcept nogil:
+    cdef int i
+    for i in range(ENTRIES):
+        if bucket.entries[i].fingerprint == fingerprint:
+            return &bucket.entries[i]
+    return NULL
+
+
+cdef inline FlowEntry *find_flow(FlowTable *table, uint32_t shard, uint64_t fingerprint) noexcept nogil:
+    """The entry of a client-leg packet, stale or not; NULL when there is none."""
+    cdef FlowEntry *entry = find_in(first_bucket(table, shard, fingerprint), fingerprint)
+    if likely(entry != NULL):
+        return entry
+    return find_in(second_bucket(table, shard, fingerprint), fingerprint)
+
+
+cdef inline bint serves(const Backend *backend, const Packet *p) noexcept nogil:
+    """Is this the backend that a reply-leg packet comes from?"""
+    return (backend.present and same_addr(backend.addr, p.src) and backend.protocol == p.protocol
+            and (backend.be_port == p.be_sport or backend.be_port == 0))
+
+
+cdef inline FlowEntry *reply_in(
+        FlowTable *table, Bucket *bucket, const ServiceTable *services, const Packet *p) noexcept nogil:
+    cdef FlowEntry *entry
+    cdef FlowTuple *cold
+    cdef uint32_t backend
+    cdef int i
+    for i in range(ENTRIES):
+        entry = &bucket.entries[i]
+        backend = backend_of(entry)
+        if entry.fingerprint >> 32 != p.fingerprint >> 32 or entry.fingerprint == 0:
+            continue
+        if backend >= services.backend_limit or not serves(&services.backends[backend], p):
+            continue
+        cold = tuple_of(table, entry)
+        if (cold.be_cport == p.be_dport and same_addr(cold.client, p.dst)
+                and (services.backends[backend].be_port != 0 or cold.be_vport == p.be_sport)):
+            return entry
+    return NULL
+
+
+cdef inline FlowEntry *find_reply(FlowTable *table, const ServiceTable *services, const Packet *p) noexcept nogil:
+    """The entry of a reply-leg packet: its client's half of the fingerprint, its backend, and the tuple must agree.
+
+    Two flows of one client port to one backend through different VIPs cannot both exist (see `conflicts`), so the
+    answer is unique.
+    """
+    cdef FlowEntry *entry = reply_in(table, first_bucket(table, p.shard, p.fingerprint), services, p)
+    if likely(entry != NULL):
+        return entry
+    return reply_in(table, second_bucket(table, p.shard, p.fingerprint), services, p)
+
+
+# --- making room -----------------------------------------------------------------------------------------------------
+
+cdef inline FlowEntry *free_entry(
+        FlowTable *table, Bucket *bucket, uint32_t shard, const ServiceTable *services, uint32_t now) noexcept nogil:
+    cdef int i
+    for i in range(ENTRIES):
+        if bucket.entries[i].fingerprint == 0:
+            return &bucket.entries[i]
+    for i in range(ENTRIES):
+        if is_stale(&bucket.entries[i], services, now):
+            forget(table, shard, &bucket.entries[i])
+            table.expired += 1
+            return &bucket.entries[i]
+    return NULL
+
+
+cdef inline FlowEntry *entry_by_moving(
+        FlowTable *table, Bucket *bucket, uint32_t shard, const ServiceTable *services, uint32_t now) noexcept nogil:
+    """Empty one entry of a full bucket by moving it to its other bucket. Bounded: four looks, one move."""
+    cdef FlowEntry *entry
+    cdef FlowEntry *room
+    cdef Bucket *other
+    cdef int i
+    for i in range(ENTRIES):
+        entry = &bucket.entries[i]
+        other = first_bucket(table, shard, entry.fingerprint)
+        if other == bucket:
+            other = second_bucket(table, shard, entry.fingerprint)
+        if other == bucket:
+            continue
+        room = free_entry(table, other, shard, services, now)
+        if room != NULL:
+            room[0] = entry[0]
+            tuple_of(table, room)[0] = tuple_of(table, entry)[0]
+            entry.fingerprint = 0
+            return entry
+    return NULL
+
+
+cdef inline FlowEntry *entry_by_eviction(
+        FlowTable *table, Bucket *first, Bucket *second, uint32_t shard, uint32_t now) noexcept nogil:
+    """The half-open entry of either bucket that has been idle longest; NULL when all eight are established."""
+    cdef FlowEntry *oldest = NULL
+    cdef FlowEntry *entry
+    cdef int i
+    for i in range(2 * ENTRIES):
+        entry = &first.entries[i] if i < ENTRIES else &second.entries[i - ENTRIES]
+        if half_open(state_of(entry)) and (oldest == NULL or now - entry.seen > now - oldest.seen):
+            oldest = entry
+    if oldest != NULL:
+        forget(table, shard, oldest)
+        table.evicted += 1
+    return oldest
+
+
+cdef inline FlowEntry *make_room(
+        FlowTable *table, uint32_t shard, uint64_t fingerprint, const ServiceTable *services, uint32_t now,
+        ) noexcept nogil:
+    cdef Bucket *first = first_bucket(table, shard, fingerprint)
+    cdef Bucket *second = second_bucket(table, shard, fingerprint)
+    cdef FlowEntry *entry = free_entry(table, first, shard, services, now)
+    if entry == NULL:
+        entry = free_entry(table, second, shard, services, now)
+    if entry == NULL:
+        entry = entry_by_moving(table, first, shard, services, now)
+    if entry == NULL:
+        entry = entry_by_moving(table, second, shard, services, now)
+    if entry == NULL:
+        entry = entry_by_eviction(table, first, second, shard, now)
+    return entry
+
+
+cdef inline FlowEntry *insert_flow(
+        FlowTable *table, const ServiceTable *services, uint32_t shard, uint64_t fingerprint, uint32_t backend,
+        uint32_t state, const FlowTuple *cold, uint32_t now) noexcept nogil:
+    """Write a new entry; NULL, and counted, when only established flows stand in its way."""
+    cdef FlowEntry *entry = make_room(table, shard, fingerprint, services, now)
+    if unlikely(entry == NULL):
+        table.untracked += 1
+        return NULL
+    entry.fingerprint = fingerprint
+    entry.owner = backend | state << BACKEND_BITS
+    entry.seen = now
+    tuple_of(table, entry)[0] = cold[0]
+    table.flows[shard] += 1
+    table.stats[backend].active_flows += 1
+    table.stats[backend].new_flows += 1
+    return entry
+
+
+cdef inline FlowEntry *conflict_in(
+        Bucket *bucket, const ServiceTable *services, uint64_t fingerprint, const Backend *backend) noexcept nogil:
+    cdef FlowEntry *entry
+    cdef const Backend *other
+    cdef int i
+    for i in range(ENTRIES):
+        entry = &bucket.entries[i]
+        if entry.fingerprint == 0 or entry.fingerprint >> 32 != fingerprint >> 32 or entry.fingerprint == fingerprint:
+            continue
+        if backend_of(entry) >= services.backend_limit:
+            continue
+        other = &services.backends[backend_of(entry)]
+        if other.present and other.be_port == backend.be_port and same_addr(other.addr, backend.addr):
+            return entry
+    return NULL
+
+
+cdef inline bint conflicts(
+        FlowTable *table, const ServiceTable *services, uint32_t shard, uint64_t fingerprint, const Backend *backend,
+        uint32_t now) noexcept nogil:
+    """Would this backend see two flows with one tuple? (One client port, two VIPs, the same backend address and port.)
+
+    A flow that is over, or stale, gives way.
+    """
+    cdef FlowEntry *entry = conflict_in(first_bucket(table, shard, fingerprint), services, fingerprint, backend)
+    if likely(entry == NULL):
+        entry = conflict_in(second_bucket(table, shard, fingerprint), services, fingerprint, backend)
+        if likely(entry == NULL):
+            return False
+    if is_over(state_of(entry)) or is_stale(entry, services, now):
+        forget(table, shard, entry)
+        return False
+    return True
+
+
+# --- every packet of a known flow --------------------------------------------------------------------------------------
+
+cdef inline void touch(FlowEntry *entry, const Packet *p, bint two_way, uint32_t now) noexcept nogil:
+    """Step the flow's state and note the time."""
+    cdef uint32_t state = state_of(entry)
+    if p.protocol == PROTO_TCP:
+        state = next_tcp_state(state, p.tcp_flags, p.leg == LEG_CLIENT, two_way)
+    else:
+        state = next_udp_state(state, p.leg == LEG_CLIENT, two_way)
+    entry.owner = entry.owner & BACKEND_MASK | state << BACKEND_BITS
+    entry.seen = now
+
+
+# --- sweep -----------------------------------------------------------------------------------------------------------
+
+cdef inline void sweep_one_bucket(FlowTable *table, const ServiceTable *services, uint32_t now) noexcept nogil:
+    cdef Bucket *bucket = &table.buckets[<uint64_t>table.sweep_shard * table.per_shard + table.sweep_bucket]
+    cdef int i
+    for i in range(ENTRIES):
+        if bucket.entries[i].fingerprint != 0 and is_stale(&bucket.entries[i], services, now):
+            forget(table, table.sweep_shard, &bucket.entries[i])
+            table.expired += 1
+    table.sweep_bucket += 1
+    if table.sweep_bucket == table.per_shard:
+        table.sweep_bucket = 0
+        table.sweep_shard = (table.sweep_shard + 1) % SHARDS
+
+
+cdef inline void sweep(FlowTable *table, const ServiceTable *services, uint32_t now) noexcept nogil:
+    """Visit the buckets that are due since the last call: all of them in SWEEP_PERIOD_MS.
+
+    Bounded per call by one full round, and in a busy worker, which calls at least every millisecond, by a ten
+    thousandth of the table.
+    """
+    cdef uint64_t total = <uint64_t>table.per_shard * SHARDS
+    cdef int32_t elapsed = <int32_t>(now - table.sweep_time)
+    cdef uint64_t due
+    if elapsed <= 0:
+        if elapsed < -SWEEP_PERIOD_MS:
+            table.sweep_time = now
+        return
+    due = total if elapsed >= SWEEP_PERIOD_MS else total * <uint32_t>elapsed // SWEEP_PERIOD_MS
+    if due == 0:
+        return                     # a small table: wait until a bucket is due
+    table.sweep_time = now
+    while due:
+        sweep_one_bucket(table, services, now)
+        due -= 1

@@ -1,0 +1,165 @@
+"""The answer to a packet that no backend can take: TCP RST (RFC 9293 section 3.5.2) or ICMP port unreachable.
+
+The answer is built in the frame's own memory. RST shrinks the packet; ICMP grows it to the front, into the headroom
+that the ring reserves, and quotes the packet where it lies.
+"""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from fastlb.dataplane.checksum cimport fold, sum_addr, sum_bytes
+from fastlb.dataplane.machine cimport bswap16, bswap32, load32, store16, store32
+from fastlb.dataplane.rewrite cimport move_frame, restore_tag
+from fastlb.dataplane.types cimport FAMILY_4, PROTO_TCP, Addr, Packet
+from fastlb.dataplane.wire cimport (
+    ETH_DST, ETH_SRC, ETH_TYPE, ETHERTYPE_IP6, IP4_CSUM, IP4_DST, IP4_LEN, IP4_PROTO, IP4_SRC, IP4_TOTAL, IP4_TTL,
+    IP6_DST, IP6_HOPS, IP6_LEN, IP6_NEXT, IP6_PAYLOAD, IP6_SRC, TCP_ACK, TCP_ACK_NO, TCP_CSUM, TCP_FIN, TCP_FLAGS,
+    TCP_LEN, TCP_OFFSET, TCP_RST, TCP_SEQ, TCP_SYN, be_addr4, read_be32, write_addr6, write_be16, write_be32)
+
+
+cdef enum:
+    ICMP_LEN = 8
+    PROTO_ICMP4 = 1
+    PROTO_ICMP6 = 58
+    ICMP4_UNREACHABLE = 3    # RFC 792, code 3: port
+    ICMP4_PORT = 3
+    ICMP6_UNREACHABLE = 1    # RFC 4443, code 4: port
+    ICMP6_PORT = 4
+    ICMP4_MAX = 576          # the whole ICMP packet, RFC 1812 section 4.3.2.3
+    ICMP6_MAX = 1280         # RFC 4443 section 2.4
+    REJECT_TTL = 64
+    REJECTS_PER_SECOND = 1000
+
+
+cdef struct RejectLimit:
+    # A token bucket: RFC 4443 section 2.4 (f) demands a limit on errors, and RSTs share it.
+    uint32_t tokens
+    uint32_t refilled        # milliseconds
+
+
+cdef inline bint may_reject(RejectLimit *limit, uint32_t now) noexcept nogil:
+    cdef uint32_t elapsed = now - limit.refilled
+    if elapsed:
+        limit.refilled = now
+        limit.tokens = min(
+            <uint64_t>REJECTS_PER_SECOND, limit.tokens + <uint64_t>elapsed * REJECTS_PER_SECOND // 1000)
+    if limit.tokens == 0:
+        return False
+    limit.tokens -= 1
+    return True
+
+
+cdef inline bint answerable(const Packet *p) noexcept nogil:
+    """No answer to multicast, broadcast, loopback or unspecified sources (RFC 1122 section 3.2.2, RFC 4443 2.4 e)."""
+    cdef uint32_t first
+    if p.family == FAMILY_4:
+        first = be_addr4(p.src) & 0xFF
+        return 0 < first < 224 and first != 127
+    return p.src.hi & 0xFF != 0xFF and (p.src.hi != 0 or p.src.lo & 0xFFFFFFFFU != 0)
+
+
+cdef inline void return_to_sender(Packet *p) noexcept nogil:
+    """The answer leaves by the way the packet came, under the same VLAN tags."""
+    cdef uint8_t mac[6]
+    memcpy(mac, p.frame + ETH_DST, 6)
+    memcpy(p.frame + ETH_DST, p.frame + ETH_SRC, 6)
+    memcpy(p.frame + ETH_SRC, mac, 6)
+    p.out_ifindex = p.ifindex
+
+
+cdef inline uint64_t write_ip(uint8_t *ip, const Packet *p, uint8_t protocol, uint32_t payload) noexcept nogil:
+    """An IP header from the packet's destination to its source; returns the sum of the pseudo-header."""
+    if p.family == FAMILY_4:
+        memset(ip, 0, IP4_LEN)
+        ip[0] = 0x45
+        write_be16(ip + IP4_TOTAL, <uint16_t>(IP4_LEN + payload))
+        ip[6] = 0x40                                     # DF: small enough for any link that carries the VIP
+        ip[IP4_TTL] = REJECT_TTL
+        ip[IP4_PROTO] = protocol
+        store32(ip + IP4_SRC, be_addr4(p.dst))
+        store32(ip + IP4_DST, be_addr4(p.src))
+        store16(ip + IP4_CSUM, <uint16_t>~fold(sum_bytes(ip, IP4_LEN)))
+    else:
+        memset(ip, 0, 8)
+        ip[0] = 0x60
+        write_be16(ip + IP6_PAYLOAD, <uint16_t>payload)
+        ip[IP6_NEXT] = protocol
+        ip[IP6_HOPS] = REJECT_TTL
+        write_addr6(ip + IP6_SRC, p.dst)
+        write_addr6(ip + IP6_DST, p.src)
+    return sum_addr(p.src) + sum_addr(p.dst) + bswap16(<uint16_t>payload) + <uint32_t>bswap16(protocol)
+
+
+cdef inline uint32_t sequence_length(const Packet *p, const uint8_t *tcp) noexcept nogil:
+    """SEG.LEN: the payload, and one each for SYN and FIN."""
+    cdef uint32_t length = p.l3_length - (p.l4 - p.l3) - p.l4_header
+    return length + (1 if tcp[TCP_FLAGS] & TCP_SYN else 0) + (1 if tcp[TCP_FLAGS] & TCP_FIN else 0)
+
+
+cdef inline void write_reset(Packet *p) noexcept nogil:
+    """RFC 9293 section 3.10.7.1: the sequence number is the peer's ACK, or 0 with an ACK of what it sent."""
+    cdef const uint8_t *old = p.frame + p.l4
+    cdef uint32_t seq = 0
+    cdef uint32_t ack = 0
+    cdef uint8_t flags = TCP_RST
+    cdef uint16_t header = IP4_LEN if p.family == FAMILY_4 else IP6_LEN
+    cdef uint8_t *tcp = p.frame + p.l3 + header
+    cdef uint64_t pseudo
+    if p.tcp_flags & TCP_ACK:
+        seq = read_be32(old + TCP_ACK_NO)
+    else:
+        ack = read_be32(old + TCP_SEQ) + sequence_length(p, old)
+        flags = TCP_RST | TCP_ACK
+    pseudo = write_ip(p.frame + p.l3, p, PROTO_TCP, TCP_LEN)
+    memset(tcp, 0, TCP_LEN)
+    store16(tcp, p.be_dport)
+    store16(tcp + 2, p.be_sport)
+    write_be32(tcp + TCP_SEQ, seq)
+    write_be32(tcp + TCP_ACK_NO, ack)
+    tcp[TCP_OFFSET] = TCP_LEN // 4 << 4
+    tcp[TCP_FLAGS] = flags
+    store16(tcp + TCP_CSUM, <uint16_t>~fold(pseudo + sum_bytes(tcp, TCP_LEN)))
+    p.length = p.l3 + header + TCP_LEN
+
+
+cdef inline void write_port_unreachable(Packet *p) noexcept nogil:
+    cdef bint four = p.family == FAMILY_4
+    cdef uint16_t header = IP4_LEN if four else IP6_LEN
+    cdef uint32_t quoted = min(p.l3_length, <uint32_t>((ICMP4_MAX if four else ICMP6_MAX) - header - ICMP_LEN))
+    cdef uint8_t link[24]
+    cdef uint16_t link_length = p.l3
+    cdef uint8_t *icmp
+    cdef uint64_t pseudo
+    memcpy(link, p.frame, link_length)
+    move_frame(p, -(header + ICMP_LEN))
+    memcpy(p.frame, link, link_length)
+    p.l3 = link_length
+    icmp = p.frame + p.l3 + header
+    memset(icmp, 0, ICMP_LEN)
+    icmp[0] = ICMP4_UNREACHABLE if four else ICMP6_UNREACHABLE
+    icmp[1] = ICMP4_PORT if four else ICMP6_PORT
+    pseudo = write_ip(p.frame + p.l3, p, PROTO_ICMP4 if four else PROTO_ICMP6, ICMP_LEN + quoted)
+    if four:
+        pseudo = 0                                       # ICMPv4 has none
+    store16(icmp + 2, <uint16_t>~fold(pseudo + sum_bytes(icmp, ICMP_LEN + quoted)))
+    p.length = p.l3 + header + ICMP_LEN + quoted
+
+
+cdef inline void reject(Packet *p) noexcept nogil:
+    """Turn the packet into its refusal. Never called for a RST, which must not be answered."""
+    memset(&p.vnet, 0, sizeof(p.vnet))                   # what is written here is complete
+    if p.protocol == PROTO_TCP:
+        write_reset(p)
+    else:
+        write_port_unreachable(p)
+    return_to_sender(p)
+    if p.vlan_tpid != 0:
+        restore_tag_in_front(p)
+
+
+cdef inline void restore_tag_in_front(Packet *p) noexcept nogil:
+    """Like a forwarded frame's tag, but the addresses are kept."""
+    cdef uint8_t macs[12]
+    memcpy(macs, p.frame, 12)
+    restore_tag(p)
+    memcpy(p.frame, macs, 12)

@@ -1,0 +1,33 @@
+/* What Cython cannot say: atomics with an order, prefetch, unaligned access, 64x64->128 multiplication,
+ * branch hints, and compile-time checks of layouts that the kernel or a cache line dictates. */
+#ifndef FASTLB_MACHINE_H
+#define FASTLB_MACHINE_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#define fastlb_load_acquire(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
+#define fastlb_store_release(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
+#define fastlb_prefetch(p) __builtin_prefetch((p), 1, 3)
+#define fastlb_likely(x) __builtin_expect(!!(x), 1)
+#define fastlb_unlikely(x) __builtin_expect(!!(x), 0)
+
+static inline uint16_t fastlb_load16(const void *p) { uint16_t v; memcpy(&v, p, 2); return v; }
+static inline uint32_t fastlb_load32(const void *p) { uint32_t v; memcpy(&v, p, 4); return v; }
+static inline uint64_t fastlb_load64(const void *p) { uint64_t v; memcpy(&v, p, 8); return v; }
+static inline void fastlb_store16(void *p, uint16_t v) { memcpy(p, &v, 2); }
+static inline void fastlb_store32(void *p, uint32_t v) { memcpy(p, &v, 4); }
+static inline void fastlb_store64(void *p, uint64_t v) { memcpy(p, &v, 8); }
+
+/* The low and the high half of a 128-bit product, folded: the mixing step of XXH3 and of the flow table. */
+static inline uint64_t fastlb_mul_fold(uint64_t a, uint64_t b) {
+    unsigned __int128 product = (unsigned __int128)a * b;
+    return (uint64_t)product ^ (uint64_t)(product >> 64);
+}
+
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "fastlb supports little-endian machines only (x86-64, aarch64)"
+#endif
+
+#endif

@@ -1,0 +1,52 @@
+"""Population of a Maglev table (Eisenbud et al., NSDI 2016, section 3.4) with weighted turns as Envoy takes them.
+
+Backends come sorted by key. In pass t = 1, 2, … a backend is passed over while t · weight is below its target, and
+each turn that it takes raises its target by the largest weight.
+"""
+
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
+
+
+cdef enum:
+    EMPTY_SLOT = 0xFFFF
+    MAX_MEMBERS = 0xFFFF     # backends of one table: positions are 16 bits, the last one marks an empty slot
+
+
+cdef struct Turn:
+    uint64_t target
+    uint32_t weight
+    uint32_t next            # the slot that this backend would like next
+    uint32_t skip
+
+
+cdef inline void populate(uint16_t *slots, uint32_t size, Turn *turns, uint32_t count) noexcept nogil:
+    """Fill `size` slots (prime, above every skip) with positions in `turns`; at least one weight must be positive.
+
+    `turns` come with target 0 and next = offset. Expected work: size · ln(size) looks at a slot.
+    """
+    cdef uint64_t largest = 0
+    cdef uint64_t step = 0
+    cdef uint32_t filled = 0
+    cdef uint32_t i, slot
+    for i in range(size):
+        slots[i] = EMPTY_SLOT
+    for i in range(count):
+        largest = max(largest, <uint64_t>turns[i].weight)
+    while True:
+        step += 1
+        for i in range(count):
+            if step * turns[i].weight < turns[i].target or turns[i].weight == 0:
+                continue
+            turns[i].target += largest
+            slot = turns[i].next
+            while slots[slot] != EMPTY_SLOT:
+                slot += turns[i].skip
+                if slot >= size:
+                    slot -= size
+            slots[slot] = <uint16_t>i
+            turns[i].next = slot + turns[i].skip
+            if turns[i].next >= size:
+                turns[i].next -= size
+            filled += 1
+            if filled == size:
+                return

@@ -1,0 +1,280 @@
+"""A batch of packets from frame to verdict: parse, classify, track, schedule, forward.
+
+Two passes over at most BATCH packets. The first parses each frame and prefetches the bucket of its flow; the second
+finds the buckets in cache. Every packet leaves with exactly one reason; the caller alone transmits frames and gives
+their memory back.
+"""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+from fastlb.dataplane.conntrack cimport (
+    BACKEND_BITS, FLOW_PICKED_UP, FlowEntry, FlowTable, FlowTuple, backend_of, conflicts, find_flow, find_reply,
+    first_state, forget, insert_flow, is_over, is_stale, prefetch_flow, state_of, touch, tuple_of)
+from fastlb.dataplane.flowhash cimport fingerprint as flow_fingerprint
+from fastlb.dataplane.flowhash cimport flow_hash
+from fastlb.dataplane.icmp cimport RejectLimit, answerable, may_reject, reject
+from fastlb.dataplane.machine cimport likely, unlikely
+from fastlb.dataplane.parse cimport parse
+from fastlb.dataplane.reasons cimport (
+    DROP_NAT_CONFLICT, DROP_NO_BACKEND, DROP_OVER_MTU, DROP_REJECT_LIMIT, DROP_REPLY_UNKNOWN, PASS_NO_SERVICE,
+    REASONS, VIA_CONNTRACK, VIA_MAGLEV, VIA_REJECT, VIA_SCHEDULER)
+from fastlb.dataplane.rewrite cimport (
+    decrement_ttl, fits, set_link_header, translate_destination, translate_source)
+from fastlb.dataplane.route cimport hop_to_address, hop_to_backend
+from fastlb.dataplane.schedule cimport hash_of_flow, maglev_backend
+from fastlb.dataplane.service cimport classify
+from fastlb.dataplane.types cimport (
+    BATCH, FORWARD_DSR, FORWARD_NAT, LEG_CLIENT, LEG_NONE, LEG_REPLY, NO_BACKEND_RESET, PROTO_TCP, Addr, Backend,
+    BackendStats, Hop, Packet, Service, Snapshot)
+from fastlb.dataplane.wire cimport TCP_ACK, TCP_RST, TCP_SYN
+
+
+cdef enum:
+    # Other Maglev slots that a NAT conflict may look at, and backends that may share a reply's address and port.
+    MAX_ALTERNATIVES = 16
+
+
+cdef struct PipelineState:
+    # What one worker writes: its flow table and its counters.
+    FlowTable flows
+    RejectLimit rejects
+    uint64_t reasons[REASONS]
+    uint64_t packets
+    uint64_t bytes
+    uint64_t forwarded
+    uint64_t forwarded_bytes
+
+
+# --- track and schedule: the client's leg ------------------------------------------------------------------------------
+
+cdef inline bint is_syn(const Packet *p) noexcept nogil:
+    return p.protocol == PROTO_TCP and p.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN
+
+
+cdef inline uint32_t choose_backend(PipelineState *pipe, const Snapshot *snap, const Packet *p, uint32_t now) noexcept nogil:
+    """The Maglev backend of the flow; in NAT the next one that does not already talk to this client port.
+
+    0 when the service has no backend; the id of the first choice, with every alternative in conflict, is not
+    returned: see `nat_conflict`.
+    """
+    cdef const Service *service = &snap.services.services[p.service]
+    cdef uint64_t hashed = hash_of_flow(snap.services, p)
+    cdef uint32_t backend = maglev_backend(service, hashed, 0)
+    cdef uint32_t offset
+    if backend == 0 or service.forward != FORWARD_NAT:
+        return backend
+    for offset in range(MAX_ALTERNATIVES):
+        backend = maglev_backend(service, hashed, offset)
+        if likely(not conflicts(
+                &pipe.flows, snap.services, p.shard, p.fingerprint, &snap.services.backends[backend], now)):
+            return backend
+    return 0
+
+
+cdef inline void remember(
+        PipelineState *pipe, const Snapshot *snap, const Packet *p, uint32_t state, uint32_t now) noexcept nogil:
+    """A new entry for a client-leg packet. Without room the flow goes on by the Maglev table, and is counted."""
+    cdef FlowTuple cold
+    cold.client = p.src
+    cold.vip = p.dst
+    cold.be_cport = p.be_sport
+    cold.be_vport = p.be_dport
+    cold.protocol = p.protocol
+    cold.family = p.family
+    cold.spare = 0
+    insert_flow(&pipe.flows, snap.services, p.shard, p.fingerprint, p.backend, state, &cold, now)
+
+
+cdef inline int start_flow(PipelineState *pipe, const Snapshot *snap, Packet *p, uint32_t now) noexcept nogil:
+    """A packet without an entry: schedule a new flow, or pick one up in mid-flow."""
+    cdef bint fresh = p.protocol != PROTO_TCP or is_syn(p)
+    p.backend = choose_backend(pipe, snap, p, now)
+    if unlikely(p.backend == 0):
+        return DROP_NO_BACKEND if snap.services.services[p.service].maglev == NULL else DROP_NAT_CONFLICT
+    if not p.tcp_flags & TCP_RST:                        # a RST ends what is not even there
+        remember(pipe, snap, p, first_state(p), now)
+    return VIA_SCHEDULER if fresh else VIA_MAGLEV
+
+
+cdef inline int track_client(PipelineState *pipe, const Snapshot *snap, Packet *p, uint32_t now) noexcept nogil:
+    """Set the packet's backend; the reason tells how it was found, or why there is none."""
+    cdef FlowEntry *entry = find_flow(&pipe.flows, p.shard, p.fingerprint)
+    if likely(entry != NULL):
+        if likely(not is_stale(entry, snap.services, now) and not (is_over(state_of(entry)) and is_syn(p))):
+            p.backend = backend_of(entry)
+            touch(entry, p, snap.services.services[p.service].forward == FORWARD_NAT, now)
+            return VIA_CONNTRACK
+        forget(&pipe.flows, p.shard, entry)
+    return start_flow(pipe, snap, p, now)
+
+
+# --- track: the reply leg ------------------------------------------------------------------------------------------------
+
+cdef inline bint explains(const Snapshot *snap, uint32_t backend, const Packet *p, uint16_t be_vport) noexcept nogil:
+    """Would the Maglev table of this backend's service have sent the client's side of the flow to it?"""
+    cdef const Service *service = &snap.services.services[snap.services.backends[backend].service]
+    cdef uint64_t hashed = flow_hash(
+        p.dst, p.be_dport, service.vip, be_vport, p.protocol, p.family, snap.services.hash_seed)
+    return maglev_backend(service, hashed, 0) == backend
+
+
+cdef inline void remember_reply(
+        PipelineState *pipe, const Snapshot *snap, const Packet *p, Addr vip, uint16_t be_vport, uint32_t now) noexcept nogil:
+    cdef FlowTuple cold
+    cold.client = p.dst
+    cold.vip = vip
+    cold.be_cport = p.be_dport
+    cold.be_vport = be_vport
+    cold.protocol = p.protocol
+    cold.family = p.family
+    cold.spare = 0
+    insert_flow(
+        &pipe.flows, snap.services, p.shard, flow_fingerprint(pipe.flows.key, p.fingerprint, vip, be_vport, True),
+        p.backend, FLOW_PICKED_UP, &cold, now)
+
+
+cdef inline int pick_up_reply(
+        PipelineState *pipe, const Snapshot *snap, Packet *p, Addr *vip, uint16_t *be_vport, uint32_t now) noexcept nogil:
+    """A reply without an entry: after a restart, the Maglev table tells through which VIP the client came.
+
+    Bounded: at most MAX_ALTERNATIVES services share a backend's address and port.
+    """
+    cdef uint32_t backend = p.backend
+    cdef const Service *service
+    cdef int looked
+    for looked in range(MAX_ALTERNATIVES):
+        if backend == 0:
+            break
+        service = &snap.services.services[snap.services.backends[backend].service]
+        be_vport[0] = service.be_port if service.be_port != 0 else p.be_sport
+        if explains(snap, backend, p, be_vport[0]):
+            vip[0] = service.vip
+            p.backend = backend
+            if p.protocol == PROTO_TCP and not p.tcp_flags & TCP_RST:
+                remember_reply(pipe, snap, p, service.vip, be_vport[0], now)
+            return VIA_MAGLEV
+        backend = snap.services.backends[backend].next_reply
+    p.backend = 0
+    return DROP_REPLY_UNKNOWN
+
+
+cdef inline int track_reply(
+        PipelineState *pipe, const Snapshot *snap, Packet *p, Addr *vip, uint16_t *be_vport, uint32_t now) noexcept nogil:
+    cdef FlowEntry *entry = find_reply(&pipe.flows, snap.services, p)
+    if likely(entry != NULL and not is_stale(entry, snap.services, now)):
+        touch(entry, p, True, now)
+        p.backend = backend_of(entry)
+        vip[0] = tuple_of(&pipe.flows, entry).vip
+        be_vport[0] = tuple_of(&pipe.flows, entry).be_vport
+        return VIA_CONNTRACK
+    return pick_up_reply(pipe, snap, p, vip, be_vport, now)
+
+
+# --- forward ---------------------------------------------------------------------------------------------------------
+
+cdef inline int forward_to_backend(PipelineState *pipe, const Snapshot *snap, Packet *p, int reason) noexcept nogil:
+    """Rewrite the packet for its backend; `reason`, or the drop reason."""
+    cdef const Backend *backend = &snap.services.backends[p.backend]
+    cdef BackendStats *stats = &pipe.flows.stats[p.backend]
+    cdef const Hop *hop = NULL
+    cdef int fault = hop_to_backend(snap.routes, p.backend, &hop)
+    if unlikely(fault):
+        return fault
+    if unlikely(not fits(p, hop)):
+        return DROP_OVER_MTU
+    if snap.services.services[p.service].forward == FORWARD_NAT:
+        fault = decrement_ttl(p)
+        if unlikely(fault):
+            return fault
+        translate_destination(p, backend.addr, backend.be_port if backend.be_port != 0 else p.be_dport)
+    set_link_header(p, hop)
+    stats.packets += 1
+    stats.bytes += p.length
+    return reason
+
+
+cdef inline int forward_to_client(
+        PipelineState *pipe, const Snapshot *snap, Packet *p, Addr vip, uint16_t be_vport, int reason) noexcept nogil:
+    """Rewrite a reply so that it comes from the VIP; `reason`, or the drop reason."""
+    cdef BackendStats *stats = &pipe.flows.stats[p.backend]
+    cdef const Hop *hop = NULL
+    cdef int fault = hop_to_address(snap.routes, p.dst, p.family, &hop)
+    if unlikely(fault):
+        return fault
+    if unlikely(not fits(p, hop)):
+        return DROP_OVER_MTU
+    fault = decrement_ttl(p)
+    if unlikely(fault):
+        return fault
+    translate_source(p, vip, be_vport)
+    set_link_header(p, hop)
+    stats.reply_packets += 1
+    stats.reply_bytes += p.length
+    return reason
+
+
+cdef inline int refuse(PipelineState *pipe, const Snapshot *snap, Packet *p, uint32_t now) noexcept nogil:
+    """No backend: drop, or answer, as the service says."""
+    if snap.services.services[p.service].no_backend != NO_BACKEND_RESET:
+        return DROP_NO_BACKEND
+    if p.tcp_flags & TCP_RST or not answerable(p):
+        return DROP_NO_BACKEND
+    if not may_reject(&pipe.rejects, now):
+        return DROP_REJECT_LIMIT
+    reject(p)
+    return VIA_REJECT
+
+
+# --- a packet, a batch -------------------------------------------------------------------------------------------------
+
+cdef inline int receive(PipelineState *pipe, const Snapshot *snap, Packet *p) noexcept nogil:
+    """First pass: whose packet is it? 0 when it is ours and sound, else its reason."""
+    cdef int failed = parse(p)
+    p.leg = LEG_NONE
+    p.backend = 0
+    if unlikely(failed):
+        return -failed
+    classify(snap.services, pipe.flows.key, p)
+    if unlikely(p.leg == LEG_NONE):
+        p.backend = 0
+        return PASS_NO_SERVICE
+    prefetch_flow(&pipe.flows, p.shard, p.fingerprint)
+    return p.fault
+
+
+cdef inline int dispatch(PipelineState *pipe, const Snapshot *snap, Packet *p, uint32_t now) noexcept nogil:
+    """Second pass: where does it go? The packet's reason."""
+    cdef Addr vip
+    cdef uint16_t be_vport
+    cdef int reason
+    if p.leg == LEG_CLIENT:
+        reason = track_client(pipe, snap, p, now)
+        if unlikely(reason == DROP_NO_BACKEND):
+            return refuse(pipe, snap, p, now)
+        if unlikely(reason > VIA_REJECT):
+            return reason
+        return forward_to_backend(pipe, snap, p, reason)
+    reason = track_reply(pipe, snap, p, &vip, &be_vport, now)
+    if unlikely(reason > VIA_REJECT):
+        return reason
+    return forward_to_client(pipe, snap, p, vip, be_vport, reason)
+
+
+cdef inline void run_batch(
+        PipelineState *pipe, const Snapshot *snap, Packet *packets, int count, uint32_t now) noexcept nogil:
+    """Give each of `count` <= BATCH packets its reason. `now` in milliseconds, one for the whole batch."""
+    cdef Packet *p
+    cdef int i
+    for i in range(count):
+        p = &packets[i]
+        pipe.bytes += p.length
+        p.reason = <uint8_t>receive(pipe, snap, p)
+    pipe.packets += count
+    for i in range(count):
+        p = &packets[i]
+        if likely(p.reason == 0):
+            p.reason = <uint8_t>dispatch(pipe, snap, p, now)
+        pipe.reasons[p.reason] += 1
+        if likely(p.reason <= VIA_REJECT):
+            pipe.forwarded += 1
+            pipe.forwarded_bytes += p.length

@@ -1,0 +1,224 @@
+# The Python face of pipeline.pxd and publish.pxd.
+
+cdef enum:
+    SCRATCH_HEADROOM = 128
+    MAX_FRAME = 65535 + 64
+
+
+cdef class Pipeline:
+    """Flow table, counters and the published snapshot of one worker, or of an embedding program.
+
+    ``flows``: how many flows the table is meant for, at three quarters of its entries. ``key``: 32 secret bytes; drawn
+    at random when not given.
+    """
+
+    def __cinit__(self, uint64_t flows=1_000_000, key=None):
+        cdef FlowTable *table = &self.state.flows
+        cdef uint64_t buckets
+        key = urandom(32) if key is None else bytes(key)
+        if len(key) != 32:
+            raise ValueError(f"the flow table's key has 32 bytes, not {len(key)}")
+        if not 0 < flows <= 1 << 30:
+            raise ValueError(f"a flow table takes 1..{1 << 30} flows, not {flows}")
+        memcpy(table.key, <const char *>key, 32)
+        self.state.rejects.tokens = REJECTS_PER_SECOND
+        table.per_shard = (flows + SHARDS * 3 - 1) // (SHARDS * 3)
+        buckets = <uint64_t>table.per_shard * SHARDS
+        self.flow_capacity = buckets * ENTRIES
+        table.buckets = <Bucket *>map_zeroed(buckets * sizeof(Bucket))
+        table.tuples = <FlowTuple *>map_zeroed(buckets * ENTRIES * sizeof(FlowTuple))
+        table.stats = <BackendStats *>map_zeroed(MAX_BACKENDS * sizeof(BackendStats))
+        self.scratch = <uint8_t *>malloc(SCRATCH_HEADROOM + MAX_FRAME)
+        if self.scratch == NULL:
+            raise MemoryError
+        self.snapshots = []
+
+    def __dealloc__(self):
+        cdef FlowTable *table = &self.state.flows
+        cdef uint64_t buckets = <uint64_t>table.per_shard * SHARDS
+        unmap(table.buckets, buckets * sizeof(Bucket))
+        unmap(table.tuples, buckets * ENTRIES * sizeof(FlowTuple))
+        unmap(table.stats, MAX_BACKENDS * sizeof(BackendStats))
+        free(self.scratch)
+
+    # --- snapshots ---------------------------------------------------------------------------------------------------
+
+    def publish(self, Services services not None, Routes routes not None):
+        """Make these what the next batch sees. Older snapshots go when the worker has passed them."""
+        self.generation += 1
+        cdef PublishedSnapshot snapshot = PublishedSnapshot(services, routes, self.generation)
+        self.snapshots.append(snapshot)
+        publish(&self.publication, &snapshot.value)
+        self.reclaim()
+
+    def reclaim(self):
+        """Free the snapshots that can no longer be in use; how many are still kept."""
+        cdef uint64_t generation = passed(&self.publication) if self.running else self.generation
+        while len(self.snapshots) > 1 and (<PublishedSnapshot>self.snapshots[0]).value.generation < generation:
+            del self.snapshots[0]
+        return len(self.snapshots)
+
+    # --- packets -----------------------------------------------------------------------------------------------------
+
+    def process(self, frames, uint32_t now_ms, uint32_t ifindex=0):
+        """Run frames (bytes-like, not modified) through the pipeline, one after another.
+
+        Returns a list of (verdict, reason, frame or None, backend id, interface index). Raises RuntimeError while a
+        worker runs this pipeline, or before the first ``publish``.
+        """
+        cdef const Snapshot *snap
+        if self.running:
+            raise RuntimeError("a worker runs this pipeline; it cannot also be called directly")
+        if not self.snapshots:
+            raise RuntimeError("publish services and routes first")
+        snap = pick_up(&self.publication)
+        results = [self.process_one(snap, frame, now_ms, ifindex) for frame in frames]
+        sweep(&self.state.flows, snap.services, now_ms)
+        return results
+
+    cdef tuple process_one(self, const Snapshot *snap, frame, uint32_t now_ms, uint32_t ifindex):
+        cdef Packet packet
+        cdef Py_buffer view
+        PyObject_GetBuffer(frame, &view, PyBUF_SIMPLE)
+        try:
+            if view.len > MAX_FRAME:
+                raise ValueError(f"a frame has at most {MAX_FRAME} bytes, not {view.len}")
+            memset(&packet, 0, sizeof(packet))
+            packet.frame = self.scratch + SCRATCH_HEADROOM
+            packet.length = <uint32_t>view.len
+            packet.ifindex = ifindex
+            memcpy(packet.frame, view.buf, view.len)
+        finally:
+            PyBuffer_Release(&view)
+        run_batch(&self.state, snap, &packet, 1, now_ms)
+        out = None
+        if packet.reason <= VIA_REJECT:
+            out = PyBytes_FromStringAndSize(<char *>packet.frame, packet.length)
+        reason = (<bytes>reason_name(packet.reason)).decode()
+        return verdict_of(packet.reason), reason, out, packet.backend, packet.out_ifindex
+
+    # --- what can be seen ----------------------------------------------------------------------------------------------
+
+    def counters(self):
+        """Every reason and every total by name."""
+        cdef FlowTable *table = &self.state.flows
+        cdef int i
+        named = {}
+        for i in range(<int>REASONS):
+            named[(<bytes>reason_name(i)).decode()] = self.state.reasons[i]
+        totals = {
+            "packets": self.state.packets,
+            "bytes": self.state.bytes,
+            "forwarded": self.state.forwarded,
+            "forwarded_bytes": self.state.forwarded_bytes,
+            "flows_evicted": table.evicted,
+            "flows_untracked": table.untracked,
+            "flows_expired": table.expired,
+        }
+        return totals | named
+
+    def backend_stats(self, uint32_t backend):
+        """Counters of one backend id."""
+        if backend >= MAX_BACKENDS:
+            raise ValueError(f"backend ids end at {MAX_BACKENDS - 1}, got {backend}")
+        return self.state.flows.stats[backend]
+
+    def flow_count(self):
+        """Entries in the table, those included that expired and were not yet swept."""
+        return sum(self.state.flows.flows[shard] for shard in range(SHARDS))
+
+    def memory(self):
+        """Bytes of the hot and the cold part of the flow table: (hot, cold)."""
+        cdef uint64_t buckets = <uint64_t>self.state.flows.per_shard * SHARDS
+        return buckets * sizeof(Bucket), buckets * ENTRIES * sizeof(FlowTuple)
+
+    def flow_list(self, uint32_t limit=1000):
+        """Up to ``limit`` flows as (protocol, client, port, vip, port, backend id, state, last seen in ms).
+
+        Read without a lock: while a worker runs, an entry may be caught in the middle of a change.
+        """
+        cdef FlowTable *table = &self.state.flows
+        cdef FlowEntry *entry
+        cdef FlowTuple *cold
+        cdef uint64_t at
+        found = []
+        for at in range(self.flow_capacity):
+            entry = &table.buckets[at // ENTRIES].entries[at % ENTRIES]
+            if entry.fingerprint == 0:
+                continue
+            if len(found) == limit:
+                break
+            cold = &table.tuples[at]
+            found.append((
+                cold.protocol, address_from(cold.client, cold.family), bswap16(cold.be_cport),
+                address_from(cold.vip, cold.family), bswap16(cold.be_vport), backend_of(entry),
+                STATE_NAMES[state_of(entry)], entry.seen))
+        return found
+
+    def find(self, src, sport, dst, dport, protocol):
+        """What the table and the scheduler know of one client-leg tuple, without touching either.
+
+        None when no service matches; else (service position, flow hash, backend id of an entry or 0, state or None,
+        backend id by Maglev or 0, Maglev slot or None).
+        """
+        cdef Packet p
+        cdef const Snapshot *snap
+        cdef const Service *service
+        cdef FlowEntry *entry
+        cdef uint64_t hashed
+        if not self.snapshots:
+            raise RuntimeError("publish services and routes first")
+        snap = <const Snapshot *>self.publication.current
+        memset(&p, 0, sizeof(p))
+        p.src, p.dst = addr_from(src), addr_from(dst)
+        p.be_sport, p.be_dport = be_port_from(sport), be_port_from(dport)
+        p.family, p.protocol = dst.version, protocol
+        classify(snap.services, self.state.flows.key, &p)
+        if p.leg != LEG_CLIENT:
+            return None
+        service = &snap.services.services[p.service]
+        hashed = hash_of_flow(snap.services, &p)
+        entry = find_flow(&self.state.flows, p.shard, p.fingerprint)
+        slot = hashed % service.maglev_size if service.maglev != NULL else None
+        return (
+            p.service, hashed, backend_of(entry) if entry != NULL else 0,
+            STATE_NAMES[state_of(entry)] if entry != NULL else None, maglev_backend(service, hashed, 0), slot)
+
+
+cdef tuple STATE_NAMES = (
+    "none", "syn", "syn-ack", "picked-up", "udp-new", "established", "fin-client", "fin-backend", "udp", "closing",
+    "reset")
+assert len(STATE_NAMES) == FLOW_STATES
+
+
+cdef void *map_zeroed(size_t size) except NULL:
+    """Zeroed pages that cost memory only once they are touched, large ones where the kernel gives them."""
+    cdef void *memory = mmap(
+        NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    if memory == MAP_FAILED:
+        raise MemoryError(f"the flow table needs {size} bytes")
+    madvise(memory, size, MADV_HUGEPAGE)
+    return memory
+
+
+cdef void unmap(void *memory, size_t size) noexcept:
+    if memory != NULL:
+        munmap(memory, size)
+
+
+def reason_names():
+    """Every reason in the order of its number."""
+    return [(<bytes>reason_name(i)).decode() for i in range(<int>REASONS)]
+
+
+def verdict_number(str reason):
+    """0 forward, 1 pass, 2 drop."""
+    return verdict_of(reason_names().index(reason))
+
+
+def flow_hash_of(src, sport, dst, dport, uint8_t protocol, uint64_t seed):
+    """The fleet's flow hash; addresses are ipaddress objects of one version."""
+    if src.version != dst.version:
+        raise ValueError(f"source {src} and destination {dst} are of different IP versions")
+    return flow_hash(
+        addr_from(src), be_port_from(sport), addr_from(dst), be_port_from(dport), protocol, src.version, seed)

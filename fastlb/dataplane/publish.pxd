@@ -1,0 +1,31 @@
+"""How a configuration reaches a worker, and when the old one may go.
+
+One writer publishes; each reader picks the current snapshot up once per batch and says which generation it now uses.
+A snapshot is freed when every reader has said a later generation: nobody can still hold it, because a reader only
+moves forward.
+"""
+
+from libc.stdint cimport uint64_t
+
+from fastlb.dataplane.machine cimport load_acquire_ptr, load_acquire_u64, store_release_ptr, store_release_u64
+from fastlb.dataplane.types cimport Snapshot
+
+
+cdef struct Publication:
+    void *current            # Snapshot *
+    uint64_t passed          # the generation that the reader uses now
+
+
+cdef inline const Snapshot *pick_up(Publication *publication) noexcept nogil:
+    """At a batch boundary: everything of earlier batches is behind the reader."""
+    cdef const Snapshot *snap = <const Snapshot *>load_acquire_ptr(&publication.current)
+    store_release_u64(&publication.passed, snap.generation)
+    return snap
+
+
+cdef inline void publish(Publication *publication, Snapshot *snap) noexcept nogil:
+    store_release_ptr(&publication.current, snap)
+
+
+cdef inline uint64_t passed(Publication *publication) noexcept nogil:
+    return load_acquire_u64(&publication.passed)

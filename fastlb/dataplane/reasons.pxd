@@ -1,0 +1,121 @@
+"""Why a packet ended as it did. Every packet gets exactly one reason, and every reason is one counter.
+
+The verdict follows from the reason: first the paths by which a packet is forwarded, then the reasons for which
+it is left to the host (PASS), then the named drops.
+"""
+
+
+cdef enum Verdict:
+    VERDICT_FORWARD = 0
+    VERDICT_PASS = 1
+    VERDICT_DROP = 2
+
+
+cdef enum Reason:
+    # forwarded
+    VIA_CONNTRACK
+    VIA_SCHEDULER
+    VIA_MAGLEV
+    VIA_REJECT
+    # left to the host: nothing of ours, or not enough of a packet to tell
+    PASS_NOT_IP
+    PASS_IP_HEADER
+    PASS_FRAGMENT
+    PASS_NOT_TCP_UDP
+    PASS_TRUNCATED
+    PASS_NO_SERVICE
+    # dropped: malformed
+    DROP_IP_LENGTH
+    DROP_ROUTING_HEADER
+    DROP_TCP_HEADER
+    DROP_TCP_FLAGS
+    DROP_UDP_LENGTH
+    # dropped: nowhere to go
+    DROP_NO_BACKEND
+    DROP_NO_ROUTE
+    DROP_NO_NEIGHBOUR
+    DROP_NOT_ON_LINK
+    DROP_TTL_EXPIRED
+    DROP_OVER_MTU
+    DROP_REPLY_UNKNOWN
+    DROP_NAT_CONFLICT
+    DROP_REJECT_LIMIT
+    # dropped: by the ring, before or after the pipeline
+    DROP_RING_HOLE
+    DROP_RING_CLAMPED
+    DROP_TX_FULL
+    DROP_TX_TOO_BIG
+    DROP_TX_LINK_DOWN
+    DROP_TX_ERROR
+    REASONS
+
+
+cdef inline const char *reason_name(int reason) noexcept nogil:
+    """The counter's name in statistics; also ``Result.reason``."""
+    if reason == VIA_CONNTRACK:             # the flow table knew the flow, on either leg
+        return "conntrack"
+    elif reason == VIA_SCHEDULER:           # a new flow, placed by the service's scheduler
+        return "scheduled"
+    elif reason == VIA_MAGLEV:              # in mid-flow without an entry: the Maglev table decided
+        return "maglev"
+    elif reason == VIA_REJECT:              # no backend: answered with RST or ICMP port unreachable
+        return "rejected"
+    elif reason == PASS_NOT_IP:
+        return "not_ip"
+    elif reason == PASS_IP_HEADER:          # wrong version, or a header length below 20
+        return "ip_header"
+    elif reason == PASS_FRAGMENT:
+        return "fragment"
+    elif reason == PASS_NOT_TCP_UDP:
+        return "not_tcp_udp"
+    elif reason == PASS_TRUNCATED:          # ends before the ports, so nobody can tell whose it is
+        return "truncated"
+    elif reason == PASS_NO_SERVICE:
+        return "no_service"
+    elif reason == DROP_IP_LENGTH:          # the length field disagrees with the frame
+        return "ip_length"
+    elif reason == DROP_ROUTING_HEADER:     # IPv6 routing header with segments left: the VIP is not its end
+        return "routing_header"
+    elif reason == DROP_TCP_HEADER:         # header length below 20 or beyond the packet
+        return "tcp_header"
+    elif reason == DROP_TCP_FLAGS:          # SYN together with FIN or RST
+        return "tcp_flags"
+    elif reason == DROP_UDP_LENGTH:
+        return "udp_length"
+    elif reason == DROP_NO_BACKEND:
+        return "no_backend"
+    elif reason == DROP_NO_ROUTE:
+        return "no_route"
+    elif reason == DROP_NO_NEIGHBOUR:       # the next hop's MAC is not known (yet)
+        return "no_neighbour"
+    elif reason == DROP_NOT_ON_LINK:        # dsr through a gateway would come straight back
+        return "not_on_link"
+    elif reason == DROP_TTL_EXPIRED:
+        return "ttl_expired"
+    elif reason == DROP_OVER_MTU:
+        return "over_mtu"
+    elif reason == DROP_REPLY_UNKNOWN:      # from a backend, but of no flow and of none that Maglev explains
+        return "reply_unknown"
+    elif reason == DROP_NAT_CONFLICT:       # the client's port already talks to every candidate through another VIP
+        return "nat_conflict"
+    elif reason == DROP_REJECT_LIMIT:       # would be rejected, but answers are rate-limited
+        return "reject_limit"
+    elif reason == DROP_RING_HOLE:          # the kernel counted a slot that it never filled
+        return "ring_hole"
+    elif reason == DROP_RING_CLAMPED:       # frame longer than what the block could hold
+        return "ring_clamped"
+    elif reason == DROP_TX_FULL:
+        return "tx_full"
+    elif reason == DROP_TX_TOO_BIG:
+        return "tx_too_big"
+    elif reason == DROP_TX_LINK_DOWN:
+        return "tx_link_down"
+    elif reason == DROP_TX_ERROR:
+        return "tx_error"
+    return "?"
+
+
+cdef inline int verdict_of(int reason) noexcept nogil:
+    if reason <= VIA_REJECT:
+        return VERDICT_FORWARD
+    return VERDICT_PASS if reason <= PASS_NO_SERVICE else VERDICT_DROP

@@ -1,0 +1,108 @@
+"""Forwarding in place: the link header, and network address translation."""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from fastlb.dataplane.checksum cimport (
+    difference, sum32, sum_addr, update_checksum, update_partial_checksum, update_udp_checksum)
+from fastlb.dataplane.machine cimport likely, load16, store16, store32, unlikely
+from fastlb.dataplane.reasons cimport DROP_OVER_MTU, DROP_TTL_EXPIRED
+from fastlb.dataplane.types cimport FAMILY_4, PROTO_TCP, VNET_NEEDS_CSUM, Addr, Hop, Packet
+from fastlb.dataplane.wire cimport (
+    ETH_DST, ETH_LEN, ETH_SRC, ETH_TYPE, ETHERTYPE_IP4, ETHERTYPE_IP6, IP4_CSUM, IP4_DST, IP4_SRC, IP4_TTL, IP6_DST,
+    IP6_HOPS, IP6_SRC, TCP_CSUM, UDP_CSUM, VLAN_LEN, be_addr4, write_addr6, write_be16)
+
+
+cdef inline bint fits(const Packet *p, const Hop *hop) noexcept nogil:
+    """A super-frame is cut into segments on its way out, so its segments must fit, not its length."""
+    if unlikely(p.vnet.gso_type != 0):
+        return <uint32_t>(p.l4 - p.l3) + p.l4_header + p.vnet.gso_size <= hop.mtu
+    return p.l3_length <= hop.mtu
+
+
+cdef inline void move_frame(Packet *p, int by) noexcept nogil:
+    """Let the frame begin `by` bytes later (earlier when negative); offsets keep pointing at the same headers."""
+    p.frame += by
+    p.length -= by
+    p.l3 -= by
+    p.l4 -= by
+    if p.vnet.flags & VNET_NEEDS_CSUM:
+        p.vnet.csum_start -= by
+    if p.vnet.gso_type != 0:
+        p.vnet.hdr_len -= by
+
+
+cdef inline void strip_tags(Packet *p) noexcept nogil:
+    if p.l3 != ETH_LEN:
+        move_frame(p, p.l3 - ETH_LEN)
+        write_be16(p.frame + ETH_TYPE, ETHERTYPE_IP4 if p.family == FAMILY_4 else ETHERTYPE_IP6)
+    p.vlan_tpid = 0
+
+
+cdef inline void restore_tag(Packet *p) noexcept nogil:
+    """Put back the tag that the kernel took out. The old EtherType stays where it is, as the one after the tag."""
+    move_frame(p, -VLAN_LEN)
+    write_be16(p.frame + ETH_TYPE, p.vlan_tpid)
+    write_be16(p.frame + ETH_TYPE + 2, p.vlan_tci)
+    p.vlan_tpid = 0
+
+
+cdef inline void set_link_header(Packet *p, const Hop *hop) noexcept nogil:
+    """Address the frame to its next hop. VLAN tags belong to the link: they stay on it and do not cross to another."""
+    if unlikely(hop.ifindex != p.ifindex):
+        strip_tags(p)
+    elif unlikely(p.vlan_tpid != 0):
+        restore_tag(p)
+    memcpy(p.frame + ETH_DST, hop.dst_mac, 6)
+    memcpy(p.frame + ETH_SRC, hop.src_mac, 6)
+    p.out_ifindex = hop.ifindex
+
+
+cdef inline int decrement_ttl(Packet *p) noexcept nogil:
+    """As a router does (RFC 1812 section 5.3.1, RFC 8200 section 3); 0 or the drop reason."""
+    cdef uint8_t *ip = p.frame + p.l3
+    cdef uint8_t *ttl = ip + (IP4_TTL if p.family == FAMILY_4 else IP6_HOPS)
+    if unlikely(ttl[0] <= 1):
+        return DROP_TTL_EXPIRED
+    ttl[0] -= 1
+    if p.family == FAMILY_4:
+        # The word that holds the TTL loses 1 in its first byte: as 16 bits in memory order, 1 less.
+        update_checksum(ip + IP4_CSUM, difference(1, 0))
+    return 0
+
+
+cdef inline void fix_transport_checksum(Packet *p, uint64_t addresses, uint64_t ports) noexcept nogil:
+    """`addresses` and `ports`: what the rewritten words add to a checksum over the pseudo-header and the segment."""
+    cdef uint32_t at = p.l4 + (TCP_CSUM if p.protocol == PROTO_TCP else UDP_CSUM)
+    cdef uint8_t *field = p.frame + at
+    if p.vnet.flags & VNET_NEEDS_CSUM and <uint32_t>p.vnet.csum_start + p.vnet.csum_offset == at:
+        update_partial_checksum(field, addresses)     # the device adds the ports itself
+    elif p.protocol == PROTO_TCP:
+        update_checksum(field, addresses + ports)
+    else:
+        update_udp_checksum(field, addresses + ports)
+
+
+cdef inline void translate(
+        Packet *p, Addr old, Addr new, uint32_t ip4_field, uint32_t ip6_field, uint32_t port_field, uint16_t be_port,
+        ) noexcept nogil:
+    """Replace one address and one port, and mend every checksum that covers them."""
+    cdef uint8_t *ip = p.frame + p.l3
+    cdef uint8_t *port = p.frame + p.l4 + port_field
+    cdef uint64_t addresses = difference(sum_addr(old), sum_addr(new))
+    cdef uint64_t ports = difference(load16(port), be_port)
+    if likely(p.family == FAMILY_4):
+        store32(ip + ip4_field, be_addr4(new))
+        update_checksum(ip + IP4_CSUM, addresses)
+    else:
+        write_addr6(ip + ip6_field, new)
+    store16(port, be_port)
+    fix_transport_checksum(p, addresses, ports)
+
+
+cdef inline void translate_destination(Packet *p, Addr new, uint16_t be_port) noexcept nogil:
+    translate(p, p.dst, new, IP4_DST, IP6_DST, 2, be_port)
+
+
+cdef inline void translate_source(Packet *p, Addr new, uint16_t be_port) noexcept nogil:
+    translate(p, p.src, new, IP4_SRC, IP6_SRC, 0, be_port)

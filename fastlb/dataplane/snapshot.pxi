@@ -1,0 +1,202 @@
+# The Python face of what a snapshot is made of: Services (from the configuration), Routes (from the kernel).
+
+cdef dict FORWARDS = {"nat": FORWARD_NAT, "dsr": FORWARD_DSR}
+cdef dict PROTOCOLS = {"tcp": PROTO_TCP, "udp": PROTO_UDP}
+cdef dict HOP_FAULTS = {
+    None: 0, "no_route": DROP_NO_ROUTE, "no_neighbour": DROP_NO_NEIGHBOUR, "not_on_link": DROP_NOT_ON_LINK}
+
+
+cdef Addr addr_from(address) except *:
+    """From an ipaddress object, or anything with its ``packed`` bytes in network order."""
+    cdef bytes packed = address.packed
+    if len(packed) == 4:
+        return read_addr4(<const uint8_t *><char *>packed)
+    return read_addr6(<const uint8_t *><char *>packed)
+
+
+cdef object address_from(Addr addr, uint8_t family):
+    cdef uint8_t packed[16]
+    write_addr6(packed, addr)
+    if family == FAMILY_4:
+        return IPv4Address(PyBytes_FromStringAndSize(<char *>packed + 12, 4))
+    return IPv6Address(PyBytes_FromStringAndSize(<char *>packed, 16))
+
+
+cdef uint16_t be_port_from(port) except? 0xFFFF:
+    if not 0 <= port <= 0xFFFF:
+        raise ValueError(f"port {port} is not in 0..65535")
+    return bswap16(<uint16_t>port)
+
+
+cdef uint32_t milliseconds(double seconds) except? 0xFFFFFFFF:
+    if not 0 < seconds <= 7 * 86400:
+        raise ValueError(f"a timeout is above 0 and at most 7 days, not {seconds} s")
+    return <uint32_t>(seconds * 1000)
+
+
+cdef void *zeroed(size_t count, size_t size) except NULL:
+    cdef void *memory = calloc(max(count, 1), size)
+    if memory == NULL:
+        raise MemoryError
+    return memory
+
+
+cdef class Services:
+    """Services and backends as the data path sees them. Immutable.
+
+    ``specs``: an iterable of objects with ``vip``, ``port`` (0: any), ``protocol``, ``forward``, ``no_backend``,
+    ``table`` (MaglevTable or None) and ``members``: objects with ``id`` (1..2**20-1, stable over reloads), ``address``
+    and ``port`` (0: the packet's), in the order of the table's positions. ``timeouts``: seconds by the keys
+    tcp_syn, tcp_established, tcp_closing, udp.
+    """
+
+    def __cinit__(self, specs, *, uint64_t hash_seed, timeouts):
+        specs = list(specs)
+        self.maglev_tables = [spec.table for spec in specs]
+        self.allocate(specs)
+        self.table.hash_seed = hash_seed
+        self.set_timeouts(timeouts)
+        cdef uint32_t at = 0
+        for index, spec in enumerate(specs):
+            self.add_service(index, spec, &self.members[at])
+            for member in spec.members:
+                self.members[at] = member.id
+                self.add_backend(index, spec, member)
+                at += 1
+
+    cdef int allocate(self, list specs) except -1:
+        ids = [member.id for spec in specs for member in spec.members]
+        if ids and not 0 < min(ids) <= max(ids) < MAX_BACKENDS:
+            raise ValueError(f"backend ids must be in 1..{MAX_BACKENDS - 1}")
+        self.table.service_count = len(specs)
+        self.table.backend_limit = max(ids, default=0) + 1
+        self.table.services = <Service *>zeroed(len(specs), sizeof(Service))
+        self.table.backends = <Backend *>zeroed(self.table.backend_limit, sizeof(Backend))
+        self.members = <uint32_t *>zeroed(len(ids), sizeof(uint32_t))
+        if not table_init(&self.table.vips, len(specs)) or not table_init(&self.table.replies, len(ids)):
+            raise MemoryError
+
+    cdef int set_timeouts(self, timeouts) except -1:
+        cdef uint32_t *table = self.table.timeouts
+        table[<int>FLOW_SYN] = table[<int>FLOW_SYN_ACK] = table[<int>FLOW_PICKED_UP] = milliseconds(
+            timeouts["tcp_syn"])
+        table[<int>FLOW_ESTABLISHED] = table[<int>FLOW_FIN_CLIENT] = table[<int>FLOW_FIN_BACKEND] = milliseconds(
+            timeouts["tcp_established"])
+        table[<int>FLOW_CLOSING] = table[<int>FLOW_RESET] = milliseconds(timeouts["tcp_closing"])
+        table[<int>FLOW_UDP_NEW] = table[<int>FLOW_UDP] = milliseconds(timeouts["udp"])
+        return 0
+
+    cdef int add_service(self, uint32_t index, spec, const uint32_t *members) except -1:
+        cdef Service *service = &self.table.services[index]
+        cdef MaglevTable table = spec.table
+        service.vip = addr_from(spec.vip)
+        service.family = spec.vip.version
+        service.protocol = PROTOCOLS[spec.protocol]
+        service.be_port = be_port_from(spec.port)
+        service.forward = FORWARDS[spec.forward]
+        service.no_backend = NO_BACKEND_RESET if spec.no_backend == "reset" else NO_BACKEND_DROP
+        service.members = members
+        if table is not None:
+            service.maglev = table.slots
+            service.maglev_size = table.size
+        table_put(
+            &self.table.vips, service.vip, key_meta(service.family, service.protocol, service.be_port), index)
+
+    cdef int add_backend(self, uint32_t index, spec, member) except -1:
+        cdef Service *service = &self.table.services[index]
+        cdef Backend *backend = &self.table.backends[<uint32_t>member.id]
+        cdef uint64_t meta
+        cdef uint32_t first
+        backend.addr = addr_from(member.address)
+        backend.service = index
+        backend.be_port = be_port_from(member.port)
+        backend.family = member.address.version
+        backend.protocol = service.protocol
+        backend.present = 1
+        if service.forward == FORWARD_NAT:
+            meta = key_meta(backend.family, backend.protocol, backend.be_port)
+            first = find(&self.table.replies, backend.addr, meta)
+            backend.next_reply = 0 if first == MISSING else first
+            table_put(&self.table.replies, backend.addr, meta, member.id)
+
+    def __dealloc__(self):
+        free(self.table.services)
+        free(self.table.backends)
+        free(self.members)
+        table_free(&self.table.vips)
+        table_free(&self.table.replies)
+
+
+cdef class Routes:
+    """Next hops as the data path sees them. Immutable.
+
+    ``hops``: (destination MAC, source MAC, interface index, MTU, fault) with fault None, "no_route", "no_neighbour"
+    or "not_on_link"; ``prefixes``: (network, interface index, hop position or None for on-link); ``neighbours``:
+    {(interface index, address): hop position}; ``backends``: {backend id: hop position}.
+    """
+
+    def __cinit__(self, hops, prefixes, neighbours, backends):
+        self.allocate(len(hops) + 1, len(prefixes), len(neighbours), max(backends, default=0) + 1)
+        # Position 0 stands for "no route"; a caller's position n is n + 1 here.
+        self.table.hops[0].fault = DROP_NO_ROUTE
+        for index, hop in enumerate(hops, 1):
+            self.set_hop(&self.table.hops[index], hop)
+        for index, (network, ifindex, position) in enumerate(prefixes):
+            self.add_prefix(index, network, ifindex, position)
+        for (ifindex, address), position in neighbours.items():
+            table_put(
+                &self.table.neighbours, addr_from(address), neighbour_meta(address.version, ifindex), position + 1)
+        for backend, position in backends.items():
+            self.table.backend_hop[<uint32_t>backend] = position + 1
+        self.set_lengths(prefixes)
+
+    cdef int allocate(self, size_t hops, size_t prefixes, size_t neighbours, uint32_t backend_limit) except -1:
+        self.table.hops = <Hop *>zeroed(hops, sizeof(Hop))
+        self.table.routes = <LinkRoute *>zeroed(prefixes, sizeof(LinkRoute))
+        self.table.backend_hop = <uint32_t *>zeroed(backend_limit, sizeof(uint32_t))
+        self.table.backend_limit = backend_limit
+        if not table_init(&self.table.prefixes, prefixes) or not table_init(&self.table.neighbours, neighbours):
+            raise MemoryError
+
+    cdef int set_hop(self, Hop *hop, tuple described) except -1:
+        cdef bytes dst_mac, src_mac
+        dst_mac, src_mac, hop.ifindex, hop.mtu, fault = described
+        dst_mac, src_mac = dst_mac.ljust(6, b"\0"), src_mac.ljust(6, b"\0")
+        memcpy(hop.dst_mac, <const char *>dst_mac, 6)
+        memcpy(hop.src_mac, <const char *>src_mac, 6)
+        hop.fault = HOP_FAULTS[fault]
+        return 0
+
+    cdef int add_prefix(self, uint32_t index, network, uint32_t ifindex, position) except -1:
+        cdef LinkRoute *route = &self.table.routes[index]
+        route.ifindex = ifindex
+        route.hop = NO_HOP if position is None else position + 1
+        table_put(
+            &self.table.prefixes, addr_from(network.network_address),
+            prefix_meta(network.version, network.prefixlen), index)
+
+    cdef int set_lengths(self, prefixes) except -1:
+        for length in sorted({network.prefixlen for network, _, _ in prefixes if network.version == 4}, reverse=True):
+            self.table.lengths4[self.table.count4] = length
+            self.table.count4 += 1
+        for length in sorted({network.prefixlen for network, _, _ in prefixes if network.version == 6}, reverse=True):
+            self.table.lengths6[self.table.count6] = length
+            self.table.count6 += 1
+
+    def __dealloc__(self):
+        free(self.table.hops)
+        free(self.table.routes)
+        free(self.table.backend_hop)
+        table_free(&self.table.prefixes)
+        table_free(&self.table.neighbours)
+
+
+cdef class PublishedSnapshot:
+    """Services and routes together, as one generation; keeps both alive."""
+
+    def __cinit__(self, Services services, Routes routes, uint64_t generation):
+        self.services = services
+        self.routes = routes
+        self.value.services = &services.table
+        self.value.routes = &routes.table
+        self.value.generation = generation

@@ -1,0 +1,178 @@
+"""The structures that stages hand to each other. No behaviour lives here.
+
+Names carry byte order: ``be_*`` is as on the wire, everything else is in host order.
+"""
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+
+cdef struct Addr:
+    # 16 bytes as on the wire. IPv4: twelve zero bytes, then the address, so that IPv4 lives in `lo` alone.
+    uint64_t hi
+    uint64_t lo
+
+
+cdef struct Key:
+    # What the lookup tables are keyed by. meta: be_port | protocol << 16 | family << 24 | prefix length << 32.
+    Addr addr
+    uint64_t meta
+
+
+cdef struct Slot:
+    Key key
+    uint32_t value
+    uint32_t used
+
+
+cdef struct Table:
+    # Open addressing with linear probing, at most half full; written once, then read by every worker.
+    Slot *slots
+    uint64_t mask
+
+
+cdef packed struct VnetHdr:
+    # struct virtio_net_hdr: how the frame that follows uses checksum offload and segmentation offload.
+    uint8_t flags
+    uint8_t gso_type
+    uint16_t hdr_len
+    uint16_t gso_size
+    uint16_t csum_start
+    uint16_t csum_offset
+
+
+cdef enum:
+    VNET_NEEDS_CSUM = 1
+    VNET_HDR_LEN = 10
+    BATCH = 32               # frames in flight between two stages: enough to hide a cache miss, all in L1
+    FAMILY_4 = 4
+    FAMILY_6 = 6
+    PROTO_TCP = 6
+    PROTO_UDP = 17
+    NO_HOP = 0xFFFFFFFFU
+
+
+cdef enum Forward:
+    FORWARD_NAT = 0
+    FORWARD_DSR = 1
+
+
+cdef enum Leg:
+    LEG_NONE = 0
+    LEG_CLIENT = 1           # from a client to a VIP
+    LEG_REPLY = 2            # from a backend to a client (nat)
+
+
+cdef enum OnNoBackend:
+    NO_BACKEND_DROP = 0
+    NO_BACKEND_RESET = 1
+
+
+cdef struct Backend:
+    Addr addr
+    uint32_t service         # index into Services.services
+    uint32_t next_reply      # the next backend id with the same address, port and protocol; 0 ends the list
+    uint16_t be_port         # 0: the packet's own port stays
+    uint8_t family
+    uint8_t protocol
+    uint8_t present          # 0: this id belongs to no backend of this configuration
+    uint8_t pad[3]
+
+
+cdef struct Service:
+    Addr vip
+    const uint16_t *maglev   # maglev_size slots, each a position in members; NULL without a backend
+    const uint32_t *members  # backend ids in the order of their keys
+    uint32_t maglev_size
+    uint16_t be_port         # 0: any
+    uint8_t family
+    uint8_t protocol
+    uint8_t forward
+    uint8_t no_backend
+    uint8_t pad[6]
+
+
+cdef struct ServiceTable:
+    # The immutable half of a snapshot that comes from the configuration.
+    Table vips               # (VIP, port, protocol) -> index into services
+    Table replies            # (backend, port, protocol) -> the first backend id with it
+    Service *services
+    Backend *backends        # by stable id; [0] is never present
+    uint32_t service_count
+    uint32_t backend_limit   # one above the largest id
+    uint64_t hash_seed
+    uint32_t timeouts[16]    # milliseconds by flow state
+
+
+cdef struct Hop:
+    # A neighbour that frames can be sent to.
+    uint8_t dst_mac[6]
+    uint8_t src_mac[6]
+    uint32_t ifindex
+    uint32_t mtu             # of the layer-3 packet
+    uint32_t fault           # 0, or the drop reason that explains why nothing can be sent there
+
+
+cdef struct LinkRoute:
+    # One prefix of the host's routing table.
+    uint32_t hop             # through a gateway: index into hops; NO_HOP: each destination is its own next hop
+    uint32_t ifindex
+
+
+cdef struct RouteTable:
+    # The immutable half of a snapshot that comes from the kernel.
+    Hop *hops
+    LinkRoute *routes
+    Table prefixes           # (masked address, prefix length) -> index into routes
+    Table neighbours         # (address, 0, 0; meta carries the interface) -> index into hops
+    uint32_t *backend_hop    # by backend id
+    uint32_t backend_limit
+    uint8_t lengths4[33]     # the prefix lengths in use, longest first
+    uint8_t lengths6[129]
+    uint8_t count4
+    uint8_t count6
+
+
+cdef struct Snapshot:
+    # What one batch sees: picked up once, never changed, freed when every reader has passed it.
+    ServiceTable *services
+    RouteTable *routes
+    uint64_t generation
+
+
+cdef struct Packet:
+    # One frame on its way through the stages. `frame` moves when a header grows or a tag goes.
+    uint8_t *frame
+    uint32_t length
+    uint32_t ifindex         # where it came in
+    uint32_t out_ifindex     # where it leaves
+    VnetHdr vnet             # its offloads; all zero for a plain frame. Transmit writes it back in front of the frame
+    uint16_t l3              # offset of the IP header from frame
+    uint16_t l4              # offset of the TCP or UDP header
+    uint16_t be_sport
+    uint16_t be_dport
+    uint16_t vlan_tci        # a tag that the kernel took out of the frame
+    uint16_t vlan_tpid       # 0: there was none
+    uint8_t family
+    uint8_t protocol
+    uint8_t tcp_flags
+    uint8_t leg
+    uint8_t fault            # 0, or why this packet must be dropped if it is ours
+    uint8_t reason
+    uint16_t l4_header       # bytes
+    uint32_t l3_length       # IP header and payload, without Ethernet padding
+    uint32_t service         # index, on the client leg
+    uint32_t backend         # stable id; 0: none chosen yet
+    Addr src
+    Addr dst
+    uint64_t fingerprint     # of the flow; on the reply leg only the upper half is known
+    uint32_t shard
+
+
+cdef struct BackendStats:
+    uint64_t packets         # from clients
+    uint64_t bytes
+    uint64_t reply_packets
+    uint64_t reply_bytes
+    uint64_t new_flows
+    int64_t active_flows
+

@@ -1,0 +1,277 @@
+"""The types of configuration values. Each knows its range and says what would be right, whatever is wrong.
+
+A value passes from the inside of an ``Annotated`` outwards: its type and range first, then `_expects`, which
+replaces pydantic's message by a sentence. Times are in seconds, sizes in bytes, ports in host order.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import Annotated, Literal
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainValidator,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WithJsonSchema,
+    WrapValidator,
+)
+from pydantic_core import PydanticCustomError
+
+Address = IPv4Address | IPv6Address
+
+MAGLEV_SIZES = (  # primes
+    *(251, 509, 1021, 2039, 4093, 8191, 16381, 32749),
+    *(65537, 131071, 262139, 524287, 1048573),
+)
+SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
+BYTES = {"KiB": 1 << 10, "MiB": 1 << 20}
+LONGEST = 7 * 24 * 3600  # seconds
+
+
+def _refusal(message: str) -> PydanticCustomError:
+    return PydanticCustomError("fastlb", "{message}", {"message": message})
+
+
+def show(value: object) -> str:
+    """A value for a message; never the contents of a container, which may be vast."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return json.dumps(value if len(value) <= 60 else f"{value[:60]}…", ensure_ascii=False)
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return "a mapping"
+    return "a list" if isinstance(value, list | tuple) else f"a {type(value).__name__}"
+
+
+def _expects(right: str) -> WrapValidator:
+    """Replaces pydantic's message about a value by one that says what would be right."""
+
+    def validate(value: object, inner: ValidatorFunctionWrapHandler) -> object:
+        try:
+            return inner(value)
+        except ValidationError as error:
+            if any(detail["type"] == "fastlb" for detail in error.errors(include_url=False)):
+                raise
+            raise _refusal(f"found {show(value)}; it must be {right}") from None
+
+    return WrapValidator(validate)
+
+
+def _one_of(*choices: str, later: tuple[str, ...] = ()) -> BeforeValidator:
+    """One of these words; those of later versions are refused as such."""
+
+    def validate(value: object) -> object:
+        if value in choices:
+            return value
+        reason = "it is not available in this version; " if value in later else ""
+        raise _refusal(f"found {show(value)}; {reason}use one of: {', '.join(choices)}")
+
+    return BeforeValidator(validate)
+
+
+def _quantity(units: Mapping[str, float]) -> BeforeValidator:
+    """Reads "5m" or a plain number; the number is in the unit whose factor is 1."""
+    pattern = re.compile(rf"([0-9]+(?:\.[0-9]+)?)({'|'.join(units)})")
+
+    def parse(value: object) -> object:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return value
+        if not isinstance(value, str) or not (parts := pattern.fullmatch(value)):
+            raise ValueError("not a quantity")
+        return float(parts[1]) * units[parts[2]]
+
+    return BeforeValidator(parse)
+
+
+def _quantity_schema(units: Mapping[str, float], number: dict[str, object]) -> WithJsonSchema:
+    text = {"type": "string", "pattern": rf"^[0-9]+(\.[0-9]+)?({'|'.join(units)})$"}
+    return WithJsonSchema({"anyOf": [number, text]})
+
+
+def _power_of_two(value: int) -> int:
+    if value & (value - 1):
+        raise ValueError("not a power of two")
+    return value
+
+
+def _maglev_size(value: int) -> int:
+    if value not in MAGLEV_SIZES:
+        raise ValueError("not one of the sizes")
+    return value
+
+
+def parse_address(value: object) -> Address:
+    """An address from text or from ipaddress' types; ValueError for anything else, numbers too."""
+    if isinstance(value, IPv4Address | IPv6Address):
+        return value
+    if not isinstance(value, str):
+        raise ValueError("not an address")
+    address: Address = ip_address(value)
+    return address
+
+
+def _special(address: Address) -> str | None:
+    """The kind of an address that no service and no backend can have, or None."""
+    if isinstance(address, IPv6Address):
+        if address.scope_id:
+            return "an address with a zone"
+        if address.ipv4_mapped:
+            return "an IPv4 address written as IPv6"
+    kinds = {
+        "the unspecified address": address.is_unspecified,
+        "a multicast address": address.is_multicast,
+        "a loopback address": address.is_loopback,
+        "the broadcast address": address == IPv4Address("255.255.255.255"),
+    }
+    return next((kind for kind, applies in kinds.items() if applies), None)
+
+
+def _vip(value: object) -> Address:
+    if isinstance(value, str) and "/" in value:
+        prefix = ip_network(value, strict=False)
+        raise _refusal(
+            f"found {show(value)}; prefixes are not available in this version; use one address: "
+            f'"{prefix.network_address}"'
+        )
+    address = parse_address(value)
+    kind = _special(address) or ("a link-local address" if address.is_link_local else None)
+    if kind:
+        raise _refusal(f"{address} is {kind}; a VIP must be a unicast address that clients can reach")
+    return address
+
+
+def _backend_address(value: object) -> Address:
+    address = parse_address(value)
+    if kind := _special(address):
+        raise _refusal(f"{address} is {kind}; it must be the unicast address of a backend")
+    return address
+
+
+def _port_or_any(value: object) -> int | Literal["any"]:
+    if value == "any":
+        return "any"
+    if isinstance(value, str) and re.fullmatch(r"\d+-\d+", value):
+        raise _refusal(
+            f"found {show(value)}; port ranges are not available in this version; "
+            "use one of: a port from 1 to 65535, any"
+        )
+    if type(value) is not int or not 1 <= value <= 65535:
+        raise ValueError("not a port")
+    return value
+
+
+def _socket_path(value: str) -> str:
+    if not value.startswith("/") or "\0" in value or len(os.fsencode(value)) > 107:  # sun_path, unix(7)
+        raise ValueError("not a socket path")
+    return value
+
+
+def all_different(names: tuple[str, ...]) -> tuple[str, ...]:
+    """For a list in which nothing may come twice."""
+    twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
+    if twice is not None:
+        raise _refusal(f'"{twice}" is listed twice; keep one')
+    return names
+
+
+_ADDRESS_SCHEMA = {"type": "string", "anyOf": [{"format": "ipv4"}, {"format": "ipv6"}]}
+
+Name = Annotated[
+    StrictStr,
+    Field(pattern=r"^[A-Za-z0-9_.\-]{1,64}$"),
+    _expects('1 to 64 letters, digits, "_", "." or "-" (in quotes if YAML would take it for a number)'),
+]
+InterfaceName = Annotated[
+    StrictStr,
+    Field(pattern=r"^[^\s/:\x00]{1,15}$"),
+    _expects('the name of a network interface: 1 to 15 characters without spaces, "/" and ":"'),
+]
+Vip = Annotated[
+    Address,
+    PlainValidator(_vip),
+    _expects("an IPv4 or IPv6 address, as text"),
+    WithJsonSchema(_ADDRESS_SCHEMA),
+]
+BackendAddress = Annotated[
+    Address,
+    PlainValidator(_backend_address),
+    _expects("an IPv4 or IPv6 address, as text"),
+    WithJsonSchema(_ADDRESS_SCHEMA),
+]
+PortOrAny = Annotated[
+    int | Literal["any"],
+    PlainValidator(_port_or_any),
+    _expects('a whole number from 1 to 65535, or "any"'),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1, "maximum": 65535}, {"const": "any"}]}),
+]
+Port = Annotated[StrictInt, Field(ge=1, le=65535), _expects("a whole number from 1 to 65535")]
+Weight = Annotated[StrictInt, Field(ge=0, le=65535), _expects("a whole number from 0 to 65535")]
+Workers = Annotated[
+    Annotated[StrictInt, Field(ge=1, le=64)] | Literal["auto"],
+    _expects('"auto" or a whole number from 1 to 64'),
+]
+Seed = Annotated[
+    StrictInt, Field(ge=0, le=2**64 - 1), _expects("a whole number from 0 to 18446744073709551615 (64 bits)")
+]
+FlowCapacity = Annotated[
+    StrictInt, Field(ge=64, le=2**30), _expects("a whole number from 64 to 1073741824 (2^30)")
+]
+MaglevSize = Annotated[
+    StrictInt,
+    AfterValidator(_maglev_size),
+    _expects(f"one of these primes: {', '.join(map(str, MAGLEV_SIZES))}"),
+    WithJsonSchema({"enum": list(MAGLEV_SIZES)}),
+]
+Timeout = Annotated[
+    float,
+    _quantity(SECONDS),
+    Field(ge=1, le=LONGEST),
+    _expects('a time from 1s to 168h: "15s", "5m", "1h", or a number of seconds'),
+    _quantity_schema(SECONDS, {"type": "number", "minimum": 1, "maximum": LONGEST}),
+]
+RingTimeout = Annotated[
+    float,
+    _quantity(SECONDS),
+    Field(ge=0.001, le=1),
+    _expects('a time from 1ms to 1s: "1ms", or a number of seconds'),
+    _quantity_schema(SECONDS, {"type": "number", "minimum": 0.001, "maximum": 1}),
+]
+BlockSize = Annotated[
+    int,
+    _quantity(BYTES),
+    Field(ge=128 << 10, le=4 << 20),
+    AfterValidator(_power_of_two),
+    _expects('a power of two from "128KiB" to "4MiB", or that number of bytes'),
+    _quantity_schema(BYTES, {"type": "integer", "minimum": 128 << 10, "maximum": 4 << 20}),
+]
+Blocks = Annotated[StrictInt, Field(ge=2, le=4096), _expects("a whole number from 2 to 4096")]
+SocketPath = Annotated[
+    StrictStr,
+    AfterValidator(_socket_path),
+    _expects("an absolute path of at most 107 bytes"),
+    WithJsonSchema({"type": "string", "pattern": "^/", "maxLength": 107}),
+]
+Flag = Annotated[StrictBool, _expects("true or false")]
+Forward = Annotated[Literal["nat", "dsr"], _one_of("nat", "dsr", later=("fullnat", "ipip", "gre", "gue"))]
+Scheduler = Annotated[
+    Literal["maglev"],
+    _one_of("maglev", later=("rr", "wrr", "lc", "wlc", "lrt", "p2c", "ketama", "source-hash", "random")),
+]
+Protocol = Annotated[Literal["tcp", "udp"], _one_of("tcp", "udp")]
+NoBackend = Annotated[Literal["drop", "reset"], _one_of("drop", "reset")]
+VipAddress = Annotated[Literal["none", "interface"], _one_of("none", "interface")]

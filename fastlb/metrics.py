@@ -1,0 +1,51 @@
+"""What a running data path tells about itself, as one JSON-ready dict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fastlb._core import Pipeline, reason_names, verdict_number
+from fastlb.reconcile import Plan
+
+_DROP, _PASS = 2, 1
+
+
+def split_counters(counters: Mapping[str, int]) -> dict[str, Any]:
+    """Counters by what they count: totals, ``paths`` of forwarded packets, ``passed`` to the host, ``drops``."""
+    names = reason_names()
+    totals: dict[str, Any] = {name: value for name, value in counters.items() if name not in names}
+    by_verdict: list[dict[str, int]] = [{}, {}, {}]
+    for name in names:
+        by_verdict[verdict_number(name)][name] = counters[name]
+    return totals | {"paths": by_verdict[0], "passed": by_verdict[_PASS], "drops": by_verdict[_DROP]}
+
+
+def describe_services(pipeline: Pipeline, plans: Iterable[Plan]) -> list[dict[str, Any]]:
+    """Each service with its backends and what went to them: packets, bytes, flows."""
+    return [
+        {
+            "name": plan.name,
+            "vip": str(plan.vip),
+            "port": plan.port or "any",
+            "protocol": plan.protocol,
+            "forward": plan.forward,
+            "scheduler": "maglev",
+            "backends": [
+                {"backend": member.key, "weight": member.weight} | dict(pipeline.backend_stats(member.id))
+                for member in plan.members
+            ],
+        }
+        for plan in plans
+    ]
+
+
+def describe_flows(pipeline: Pipeline) -> dict[str, int]:
+    """How full the flow table is, and what it costs."""
+    hot, cold = pipeline.memory()
+    return {
+        "active": pipeline.flow_count(),
+        "entries": pipeline.flow_capacity,
+        "hot_bytes": hot,
+        "cold_bytes": cold,
+    }

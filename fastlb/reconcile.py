@@ -1,0 +1,167 @@
+"""Pure decisions: from a configuration to what the data path and the classifier hold, and from one to the next.
+
+Nothing here opens a socket or knows a clock that was not handed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from socket import IPPROTO_TCP, IPPROTO_UDP
+
+from fastlb._core import MaglevTable, Services
+from fastlb.classifier import Key
+from fastlb.config import Address, Backend, Config, Service
+from fastlb.errors import FastlbError
+from fastlb.maglev import build_table
+
+PROTOCOL_NUMBERS = {"tcp": IPPROTO_TCP, "udp": IPPROTO_UDP}
+MAX_BACKEND_ID = (1 << 20) - 1
+ID_QUARANTINE = 60.0  # seconds; the sweep forgets the flows of a backend that left within ten
+
+NEEDS_RESTART = ("interfaces", "workers", "flows", "ring", "control", "vip_address")
+
+
+@dataclass(frozen=True)
+class Member:
+    """A backend of one service, as the data path knows it."""
+
+    id: int
+    key: str
+    address: Address
+    port: int  # 0: the packet's own
+    weight: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A service, as the data path knows it; ``members`` are sorted by key, as the table's positions are."""
+
+    name: str
+    vip: Address
+    port: int  # 0: any
+    protocol: str
+    forward: str
+    no_backend: str
+    table: MaglevTable | None
+    members: tuple[Member, ...]
+
+
+@dataclass
+class BackendIds:
+    """Stable numbers for (service name, backend key), which flow entries carry.
+
+    A number that is no longer used rests for ID_QUARANTINE seconds, so that no entry of its old backend is left when a
+    new backend gets it.
+    """
+
+    by_backend: dict[tuple[str, str], int] = field(default_factory=dict)
+    resting: list[tuple[float, int]] = field(default_factory=list)  # (when it was freed, id), oldest first
+    highest: int = 0
+
+    def assign(self, wanted: Iterable[tuple[str, str]], now: float) -> dict[tuple[str, str], int]:
+        """The numbers of exactly these backends; ``now`` in seconds. Raises FastlbError when none is left."""
+        wanted = list(wanted)
+        keep = set(wanted)
+        for gone in [backend for backend in self.by_backend if backend not in keep]:
+            self.resting.append((now, self.by_backend.pop(gone)))
+        for backend in wanted:
+            if backend not in self.by_backend:
+                self.by_backend[backend] = self._take(now)
+        return self.by_backend
+
+    def _take(self, now: float) -> int:
+        if self.resting and now - self.resting[0][0] >= ID_QUARANTINE:
+            return self.resting.pop(0)[1]
+        if self.highest == MAX_BACKEND_ID:
+            raise FastlbError(f"more than {MAX_BACKEND_ID} backends, counting those that left within a minute")
+        self.highest += 1
+        return self.highest
+
+
+def plan_services(config: Config, ids: BackendIds, now: float) -> list[Plan]:
+    """What each service of the configuration is in the data path, in the configuration's order."""
+    numbers = ids.assign(
+        ((service.name, service.key(backend)) for service in config.services for backend in service.backends), now
+    )
+    return [_plan_service(config, service, numbers) for service in config.services]
+
+
+def _plan_service(config: Config, service: Service, numbers: dict[tuple[str, str], int]) -> Plan:
+    members = tuple(
+        sorted(
+            (_member(service, backend, numbers) for backend in service.backends), key=lambda member: member.key
+        )
+    )
+    return Plan(
+        name=service.name,
+        vip=service.vip,
+        port=_number(service.port),
+        protocol=service.protocol,
+        forward=service.forward,
+        no_backend=service.no_backend,
+        table=build_table(
+            [member.key for member in members],
+            [member.weight for member in members],
+            config.maglev_size,
+            config.hash_seed,
+        ),
+        members=members,
+    )
+
+
+def _member(service: Service, backend: Backend, numbers: dict[tuple[str, str], int]) -> Member:
+    key = service.key(backend)
+    return Member(
+        id=numbers[service.name, key],
+        key=key,
+        address=backend.address,
+        port=backend.port or _number(service.port),
+        weight=backend.weight,
+    )
+
+
+def _number(port: int | str) -> int:
+    return port if isinstance(port, int) else 0
+
+
+def services_table(config: Config, plans: Iterable[Plan]) -> Services:
+    """The plans as one immutable table of the data path."""
+    return Services(plans, hash_seed=config.hash_seed, timeouts=config.timeouts.model_dump())
+
+
+def classifier_keys(plans: Iterable[Plan]) -> tuple[set[Key], set[Key]]:
+    """What the receive filter and the guard take: (VIPs, sources of NAT replies)."""
+    vips: set[Key] = set()
+    replies: set[Key] = set()
+    for plan in plans:
+        protocol = PROTOCOL_NUMBERS[plan.protocol]
+        vips.add(Key(plan.vip, plan.port, protocol))
+        if plan.forward == "nat":
+            replies.update(Key(member.address, member.port, protocol) for member in plan.members)
+    return vips, replies
+
+
+def restart_reasons(old: Config, new: Config) -> Iterator[str]:
+    """Every change that a reload cannot make, as ``key: old -> new``."""
+    for key in NEEDS_RESTART:
+        before, after = getattr(old, key), getattr(new, key)
+        if before != after:
+            yield f"{key}: {_shown(before)} -> {_shown(after)}"
+
+
+def _shown(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def vip_changes(old: Config | None, new: Config | None) -> tuple[set[Address], set[Address]]:
+    """With vip_address: interface, the VIPs to (add, remove)."""
+    before = _held(old)
+    after = _held(new)
+    return after - before, before - after
+
+
+def _held(config: Config | None) -> set[Address]:
+    if config is None or config.vip_address != "interface":
+        return set()
+    return {service.vip for service in config.services}

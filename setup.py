@@ -1,0 +1,95 @@
+"""Builds the one extension module, ``fastlb._core``; everything else about the package is in pyproject.toml.
+
+The profile comes from the environment, ``FASTLB_PROFILE=release|debug|trace|asan``:
+
+========  ============================================================================================
+release   what users run (the default)
+debug     no optimisation, C assertions and Cython's bounds checks on
+trace     line tracing, for coverage of the Cython sources
+asan      AddressSanitizer and UndefinedBehaviorSanitizer (``make asan`` runs the tests under it)
+========  ============================================================================================
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+DIRECTIVES = {
+    "language_level": 3,
+    "boundscheck": False,
+    "wraparound": False,
+    "cdivision": True,
+    "initializedcheck": False,
+    "embedsignature": False,
+}
+
+# profile: (directives that differ, compiler flags, linker flags, macros)
+PROFILES: dict[str, tuple[dict[str, object], list[str], list[str], list[tuple[str, str | None]]]] = {
+    "release": ({}, ["-O3", "-fno-semantic-interposition", "-fno-plt"], [], []),
+    "debug": ({"boundscheck": True}, ["-O0", "-g", "-UNDEBUG"], [], []),
+    "trace": ({"linetrace": True}, ["-O1"], [], [("CYTHON_TRACE", "1"), ("CYTHON_TRACE_NOGIL", "1")]),
+    "asan": (
+        {},
+        [
+            "-O1",
+            "-g",
+            "-UNDEBUG",
+            "-fno-omit-frame-pointer",
+            "-fsanitize=address,undefined",
+            "-fno-sanitize-recover=undefined",
+        ],
+        ["-fsanitize=address,undefined"],
+        [],
+    ),
+}
+
+PROFILE_STAMP = Path("build/profile")  # the profile of the last build; newer than the outputs when it changed
+
+
+def chosen_profile() -> str:
+    """The profile's name; its stamp is rewritten only on a change, so that a change alone rebuilds."""
+    name = os.environ.get("FASTLB_PROFILE") or "release"
+    if name not in PROFILES:
+        raise SystemExit(f"FASTLB_PROFILE={name}: unknown; use one of: {', '.join(PROFILES)}")
+    if not PROFILE_STAMP.exists() or PROFILE_STAMP.read_text() != name:
+        PROFILE_STAMP.parent.mkdir(exist_ok=True)
+        PROFILE_STAMP.write_text(name)
+    return name
+
+
+def generated_c_is_stale() -> bool:
+    """Cython watches the sources by itself, but not the directives and the profile that come from here."""
+    generated = Path("fastlb/_core.c")
+    if not generated.exists():
+        return True
+    return any(Path(p).stat().st_mtime > generated.stat().st_mtime for p in ("setup.py", PROFILE_STAMP))
+
+
+directives, cflags, ldflags, macros = PROFILES[chosen_profile()]
+core = Extension(
+    "fastlb._core",
+    sources=["fastlb/_core.pyx"],
+    depends=[
+        "setup.py",
+        str(PROFILE_STAMP),
+        "fastlb/_core.pyx",
+        *sorted(map(str, Path("fastlb").glob("*.pxd"))),
+        *sorted(str(p) for p in Path("fastlb/dataplane").glob("*") if p.suffix in {".pxd", ".pxi", ".h"}),
+    ],
+    include_dirs=["fastlb/dataplane"],
+    extra_compile_args=[*cflags, "-Wall", "-Wno-unused-function"],
+    extra_link_args=ldflags,
+    define_macros=macros,
+)
+
+setup(
+    ext_modules=cythonize(
+        [core],
+        compiler_directives={**DIRECTIVES, **directives},
+        force=generated_c_is_stale(),
+    ),
+)

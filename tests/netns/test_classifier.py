@@ -1,0 +1,280 @@
+"""The classification, run by the kernel over literal frames, and the maps that it reads.
+
+The kernel's test run plays a frame as received by the loopback device: a destination MAC of zeros is
+PACKET_HOST, and a tag in the frame stands for the inner one of two (the outer is out of the frame by then).
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+
+from fastlb import classifier
+from fastlb.classifier import Classifier, Key
+from fastlb.errors import KernelError
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: loads eBPF programs")
+
+TCP, UDP, ICMP, ICMP6, SCTP = 6, 17, 1, 58, 132
+HOST, OTHER_HOST, BROADCAST = bytes(6), bytes.fromhex("020000000001"), b"\xff" * 6
+DF, MF = 0x4000, 0x2000
+
+CLIENT, VIP, VIP_ANY, OWN, ELSEWHERE = "192.0.2.1", "203.0.113.10", "203.0.113.20", "10.2.0.2", "192.0.2.77"
+BACKEND, BACKEND_ANY = "10.3.0.11", "10.3.0.12"
+CLIENT6, VIP6, VIP6_ANY, OWN6 = "fd00:1::2", "2001:db8:cafe::10", "2001:db8:cafe::20", "fd00:2::2"
+BACKEND6, BACKEND6_ANY, ELSEWHERE6 = "fd00:3::11", "fd00:3::12", "fd00:1::77"
+
+VIPS = [
+    (VIP, 80, TCP),
+    (VIP, 5000, UDP),
+    (VIP_ANY, 0, TCP),
+    (VIP6, 80, TCP),
+    (VIP6_ANY, 0, UDP),
+    (OWN, 81, TCP),
+]
+REPLIES = [(BACKEND, 8080, TCP), (BACKEND_ANY, 0, UDP), (BACKEND6, 8080, TCP), (BACKEND6_ANY, 0, UDP)]
+LOCALS = [OWN, OWN6]
+
+
+def ethernet(payload: bytes, kind: int, mac: bytes = HOST, tags: tuple[int, ...] = ()) -> bytes:
+    """``tags``: the tag protocols in front of ``kind``, outermost first."""
+    tagged = b"".join(struct.pack("!HH", tag, 7) for tag in tags)
+    return mac + bytes(6) + tagged + struct.pack("!H", kind) + payload
+
+
+def ipv4(
+    source: str, sport: int, target: str, dport: int, protocol: int = TCP, *, ihl: int = 5, version: int = 4,
+    fragment: int = DF, **link: Any,
+) -> bytes:  # fmt: skip
+    """An IPv4 frame; ``ihl`` below 5 only lies, above 5 adds options."""
+    options, rest = bytes(4 * max(ihl - 5, 0)), struct.pack("!HH", sport, dport) + bytes(16)
+    header = struct.pack("!BBHHHBBH", version << 4 | ihl, 0, 40 + len(options), 1, fragment, 64, protocol, 0)
+    addresses = ip_address(source).packed + ip_address(target).packed
+    return ethernet(header + addresses + options + rest, 0x0800, **link)
+
+
+def ipv6(
+    source: str, sport: int, target: str, dport: int, protocol: int = TCP,
+    extensions: tuple[tuple[int, int], ...] = (), *, version: int = 6, **link: Any,
+) -> bytes:  # fmt: skip
+    """An IPv6 frame; ``extensions``: (header type, its length byte), in order."""
+    types = [each for each, _ in extensions] + [protocol]
+    chain = b"".join(
+        bytes([following, length]) + bytes(length * 4 + 6 if kind == 51 else length * 8 + 6)
+        for (kind, length), following in zip(extensions, types[1:], strict=True)
+    )
+    rest = chain + struct.pack("!HH", sport, dport) + bytes(16)
+    header = struct.pack("!IHBB", version << 28, len(rest), types[0], 64)
+    return ethernet(header + ip_address(source).packed + ip_address(target).packed + rest, 0x86DD, **link)
+
+
+FRAMES: list[tuple[str, bytes, bool]] = [
+    # the four tables of a service: IPv4 and IPv6, TCP and UDP, port and any port
+    ("vip", ipv4(CLIENT, 40000, VIP, 80), True),
+    ("vip, other port", ipv4(CLIENT, 40000, VIP, 81), False),
+    ("vip, other protocol", ipv4(CLIENT, 40000, VIP, 80, UDP), False),
+    ("vip udp", ipv4(CLIENT, 40000, VIP, 5000, UDP), True),
+    ("vip icmp", ipv4(CLIENT, 40000, VIP, 80, ICMP), False),
+    ("vip sctp", ipv4(CLIENT, 40000, VIP, 80, SCTP), False),
+    ("vip as source", ipv4(VIP, 80, CLIENT, 40000), False),
+    ("ports the wrong way round", ipv4(CLIENT, 80, VIP, 40000), False),
+    ("any port, low", ipv4(CLIENT, 40000, VIP_ANY, 1), True),
+    ("any port, high", ipv4(CLIENT, 40000, VIP_ANY, 65535), True),
+    ("any port, other protocol", ipv4(CLIENT, 40000, VIP_ANY, 1, UDP), False),
+    ("any port is not port 0 of another", ipv4(CLIENT, 40000, VIP, 0), False),
+    ("vip6", ipv6(CLIENT6, 40000, VIP6, 80), True),
+    ("vip6, other port", ipv6(CLIENT6, 40000, VIP6, 81), False),
+    ("vip6 icmp", ipv6(CLIENT6, 40000, VIP6, 80, ICMP6), False),
+    ("any port, ipv6", ipv6(CLIENT6, 40000, VIP6_ANY, 443, UDP), True),
+    ("any port, ipv6, other protocol", ipv6(CLIENT6, 40000, VIP6_ANY, 443), False),
+    ("ipv4 vip in an ipv6 address", ipv6(CLIENT6, 40000, f"::{VIP}", 80), False),
+    # the host's own addresses, and replies of backends
+    ("host's own ssh", ipv4(CLIENT, 40000, OWN, 22), False),
+    ("host's own address as a vip", ipv4(CLIENT, 40000, OWN, 81), True),
+    ("host's own, ipv6", ipv6(CLIENT6, 40000, OWN6, 22), False),
+    ("reply", ipv4(BACKEND, 8080, CLIENT, 40000), True),
+    ("reply, other port", ipv4(BACKEND, 8081, CLIENT, 40000), False),
+    ("reply, other protocol", ipv4(BACKEND, 8080, CLIENT, 40000, UDP), False),
+    ("reply, any port", ipv4(BACKEND_ANY, 1234, CLIENT, 40000, UDP), True),
+    ("reply, any port, other protocol", ipv4(BACKEND_ANY, 1234, CLIENT, 40000), False),
+    ("health check's answer", ipv4(BACKEND, 8080, OWN, 40000), False),
+    ("health check's answer, any port", ipv4(BACKEND_ANY, 1234, OWN, 40000, UDP), False),
+    ("backend is a client of the vip", ipv4(BACKEND, 8080, VIP, 80), True),
+    ("reply, ipv6", ipv6(BACKEND6, 8080, CLIENT6, 40000), True),
+    ("reply, ipv6, any port", ipv6(BACKEND6_ANY, 1234, CLIENT6, 40000, UDP), True),
+    ("health check's answer, ipv6", ipv6(BACKEND6, 8080, OWN6, 40000), False),
+    ("forwarded by the host", ipv4(CLIENT, 40000, ELSEWHERE, 80), False),
+    ("forwarded by the host, ipv6", ipv6(CLIENT6, 40000, ELSEWHERE6, 80), False),
+    # IPv4 headers
+    ("one option", ipv4(CLIENT, 40000, VIP, 80, ihl=6), True),
+    ("ten options", ipv4(CLIENT, 40000, VIP, 80, ihl=15), True),
+    ("ten options, other port", ipv4(CLIENT, 40000, VIP, 81, ihl=15), False),
+    ("ihl 4", ipv4(CLIENT, 40000, VIP, 80, ihl=4), False),
+    ("ihl 0", ipv4(CLIENT, 40000, VIP, 80, ihl=0), False),
+    ("version 6 under the type of ipv4", ipv4(CLIENT, 40000, VIP, 80, version=6), False),
+    ("may be fragmented", ipv4(CLIENT, 40000, VIP, 80, fragment=0), True),
+    ("first fragment", ipv4(CLIENT, 40000, VIP, 80, fragment=MF), False),
+    ("middle fragment", ipv4(CLIENT, 40000, VIP, 80, fragment=MF | 185), False),
+    ("last fragment", ipv4(CLIENT, 40000, VIP, 80, fragment=0x1FFF), False),
+    # IPv6 headers: (type, length byte)
+    ("version 4 under the type of ipv6", ipv6(CLIENT6, 40000, VIP6, 80, version=4), False),
+    ("hop-by-hop", ipv6(CLIENT6, 40000, VIP6, 80, TCP, ((0, 0),)), True),
+    ("routing, 24 bytes", ipv6(CLIENT6, 40000, VIP6, 80, TCP, ((43, 2),)), True),
+    ("destination options, 2048 bytes", ipv6(CLIENT6, 40000, VIP6, 80, TCP, ((60, 255),)), True),
+    ("authentication, 24 bytes", ipv6(CLIENT6, 40000, VIP6, 80, TCP, ((51, 4),)), True),
+    ("extension, other port", ipv6(CLIENT6, 40000, VIP6, 81, TCP, ((0, 0),)), False),
+    (
+        "udp behind all four",
+        ipv6(CLIENT6, 40000, VIP6_ANY, 9, UDP, ((0, 1), (60, 0), (43, 3), (51, 4))),
+        True,
+    ),
+    ("six extensions", ipv6(CLIENT6, 40000, VIP6, 80, TCP, ((60, 0),) * 6), True),
+    ("seven extensions", ipv6(CLIENT6, 40000, VIP6, 80, TCP, ((60, 0),) * 7), False),
+    ("fragment header", ipv6(CLIENT6, 40000, VIP6, 80, TCP, ((44, 0),)), False),
+    ("fragment header behind another", ipv6(CLIENT6, 40000, VIP6, 80, TCP, ((0, 0), (44, 0))), False),
+    ("icmp behind an extension", ipv6(CLIENT6, 40000, VIP6, 80, ICMP6, ((0, 0),)), False),
+    ("no next header", ipv6(CLIENT6, 40000, VIP6, 80, 59), False),
+    ("reply with an extension", ipv6(BACKEND6, 8080, CLIENT6, 40000, TCP, ((0, 0),)), True),
+    # link layer
+    ("802.1Q", ipv4(CLIENT, 40000, VIP, 80, tags=(0x8100,)), True),
+    ("802.1ad", ipv4(CLIENT, 40000, VIP, 80, tags=(0x88A8,)), True),
+    ("802.1Q, ipv6", ipv6(CLIENT6, 40000, VIP6, 80, tags=(0x8100,)), True),
+    ("802.1Q, options", ipv4(CLIENT, 40000, VIP, 80, ihl=7, tags=(0x8100,)), True),
+    ("802.1Q, extension", ipv6(CLIENT6, 40000, VIP6, 80, TCP, ((0, 0),), tags=(0x8100,)), True),
+    ("802.1Q, other port", ipv4(CLIENT, 40000, VIP, 81, tags=(0x8100,)), False),
+    ("802.1Q, reply", ipv4(BACKEND, 8080, CLIENT, 40000, tags=(0x8100,)), True),
+    ("two inline tags", ipv4(CLIENT, 40000, VIP, 80, tags=(0x88A8, 0x8100)), False),
+    ("802.1Q, arp", ethernet(bytes(46), 0x0806, tags=(0x8100,)), False),
+    ("arp", ethernet(bytes(46), 0x0806), False),
+    ("lldp", ethernet(bytes(46), 0x88CC), False),
+    ("802.3 length", ethernet(bytes(46), 46), False),
+    ("ipv4 under the type of ipv6", ipv4(CLIENT, 40000, VIP, 80)[:12] + b"\x86\xdd" + bytes(60), False),
+    # packet type
+    ("for another host", ipv4(CLIENT, 40000, VIP, 80, mac=OTHER_HOST), False),
+    ("for another host, ipv6", ipv6(CLIENT6, 40000, VIP6, 80, mac=OTHER_HOST), False),
+    ("broadcast", ipv4(CLIENT, 40000, VIP, 80, mac=BROADCAST), False),
+    ("multicast", ipv4(CLIENT, 40000, VIP, 80, mac=bytes.fromhex("01005e000001")), False),
+]
+
+# The frame, and the length at which its ports are complete. Tagged, because the kernel's test run refuses
+# frames of IP itself that are shorter than its header.
+WHOLE: list[tuple[str, bytes, int]] = [
+    ("ipv4", ipv4(CLIENT, 40000, VIP, 80, tags=(0x8100,)), 14 + 4 + 20 + 4),
+    ("ipv4, options", ipv4(CLIENT, 40000, VIP, 80, ihl=8, tags=(0x8100,)), 14 + 4 + 32 + 4),
+    ("ipv6", ipv6(CLIENT6, 40000, VIP6, 80, tags=(0x8100,)), 14 + 4 + 40 + 4),
+    (
+        "extensions",
+        ipv6(CLIENT6, 1, VIP6, 80, TCP, ((0, 1), (51, 4)), tags=(0x8100,)),
+        14 + 4 + 40 + 16 + 24 + 4,
+    ),
+]
+
+
+def keys(rows: list[tuple[str, int, int]]) -> list[Key]:
+    return [Key(ip_address(address), port, protocol) for address, port, protocol in rows]
+
+
+def fill(classified: Classifier) -> None:
+    classified.replace(keys(VIPS), keys(REPLIES), map(ip_address, LOCALS))
+
+
+@pytest.fixture(scope="module")
+def filled() -> Iterator[Classifier]:
+    with Classifier() as classified:
+        fill(classified)
+        yield classified
+
+
+@pytest.mark.parametrize(("frame", "ours"), [row[1:] for row in FRAMES], ids=[row[0] for row in FRAMES])
+def test_frame(filled: Classifier, frame: bytes, ours: bool) -> None:
+    assert filled.test(frame) is ours
+
+
+@pytest.mark.parametrize(("frame", "enough"), [row[1:] for row in WHOLE], ids=[row[0] for row in WHOLE])
+def test_a_frame_cut_before_its_ports_end_is_not_ours(filled: Classifier, frame: bytes, enough: int) -> None:
+    lengths = range(15, len(frame) + 1)
+    assert [filled.test(frame[:length]) for length in lengths] == [length >= enough for length in lengths]
+
+
+# What `replace` was given, in order, and what the second call must leave: the frame is of VIP or a reply.
+VIP_80, VIP_8080, VIP_ALL = (
+    Key(ip_address(VIP), 80, TCP),
+    Key(ip_address(VIP), 8080, TCP),
+    Key(ip_address(VIP), 0, TCP),
+)
+REPLY, REPLY_ALL = Key(ip_address(BACKEND), 8080, TCP), Key(ip_address(BACKEND), 0, TCP)
+TO_VIP, TO_CLIENT = ipv4(CLIENT, 40000, VIP, 80), ipv4(BACKEND, 8080, CLIENT, 40000)
+CHANGES: list[tuple[str, tuple[list[Key], list[Key], list[str]], tuple[bool, bool]]] = [
+    ("nothing", ([], [], []), (False, False)),
+    ("a vip", ([VIP_80], [], []), (True, False)),
+    ("another port of it", ([VIP_8080], [], []), (False, False)),
+    ("any port", ([VIP_ALL], [], []), (True, False)),
+    ("any port and another", ([VIP_ALL, VIP_8080], [], []), (True, False)),
+    ("no longer any", ([VIP_8080], [REPLY], []), (False, True)),
+    ("reply of any port", ([VIP_80], [REPLY_ALL], []), (True, True)),
+    ("reply of any port, but the client is this host", ([VIP_80], [REPLY_ALL], [CLIENT]), (True, False)),
+    ("the vip is this host's", ([VIP_80], [REPLY], [VIP]), (True, True)),
+    ("only locals", ([], [], [VIP, CLIENT]), (False, False)),
+    ("nothing again", ([], [], []), (False, False)),
+]
+
+
+def test_replace_leaves_exactly_what_was_asked_for() -> None:
+    with Classifier() as classified:
+        seen = []
+        for _name, (vips, replies, locals_), _ours in CHANGES:
+            classified.replace(vips, replies, [ip_address(address) for address in locals_])
+            seen.append((classified.test(TO_VIP), classified.test(TO_CLIENT)))
+        assert seen == [ours for _, _, ours in CHANGES]
+
+
+def test_set_locals_changes_the_hosts_addresses_alone() -> None:
+    with Classifier() as classified:
+        fill(classified)
+        classified.set_locals([ip_address(CLIENT)])
+        assert (classified.test(TO_VIP), classified.test(TO_CLIENT)) == (True, False)
+        classified.set_locals([])
+        assert (classified.test(TO_VIP), classified.test(TO_CLIENT)) == (True, True)
+
+
+def test_thousands_of_services() -> None:
+    first = int(ip_address("10.64.0.0"))
+    many = [Key(ip_address(first + number), 80, TCP) for number in range(20_000)]
+    with Classifier() as classified:
+        classified.replace(many, [], [])
+        assert all(classified.test(ipv4(CLIENT, 1, str(key.address), 80)) for key in many[::199])
+        classified.replace(many[:1], [], [])
+        assert [classified.test(ipv4(CLIENT, 1, str(key.address), 80)) for key in many[:3]] == [
+            True,
+            False,
+            False,
+        ]
+
+
+def test_more_than_the_limit_is_refused_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(classifier, "MAX_ENTRIES", 2)
+    with Classifier() as classified:
+        classified.replace([VIP_80], [], [])
+        with pytest.raises(KernelError, match=r"fastlb_replies would have to hold 3 entries.* limit is 2"):
+            classified.replace([], [Key(ip_address(BACKEND), port, TCP) for port in (8080, 2, 3)], [])
+        assert (classified.test(TO_VIP), classified.test(TO_CLIENT)) == (True, False)
+
+
+def test_without_privilege_the_error_says_what_would_help() -> None:
+    os.seteuid(65534)
+    try:
+        with pytest.raises(KernelError, match=r"CAP_BPF and CAP_NET_ADMIN"):
+            Classifier()
+    finally:
+        os.seteuid(0)
+
+
+def test_close_gives_up_every_descriptor() -> None:
+    before = os.listdir("/proc/self/fd")
+    Classifier().close()
+    assert os.listdir("/proc/self/fd") == before
