@@ -1,8 +1,8 @@
 # Every target does its own set-up: tools/setup.sh makes .venv and says what is missing when it cannot.
 # The packet path is built in the profile FASTLB_PROFILE (release, debug, trace or asan; see setup.py).
 
-PYTHON := .venv/bin/python
-PYTEST := $(PYTHON) -m pytest
+PY := .venv/bin/python
+PYTEST := $(PY) -m pytest
 STAMP := .venv/set-up
 
 .PHONY: help demo test build lint bench asan clean
@@ -12,7 +12,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-6s %s\n", $$1, $$2 }' Makefile
 
 demo: build ## traffic through a lab of network namespaces, verified (root, or sudo)
-	tools/as_root.sh $(PYTHON) netns-lab/demo.py
+	tools/as_root.sh $(PY) netns-lab/demo.py
 
 test: build ## all tests; those in namespaces need root, or sudo
 	@if tools/as_root.sh --possible; then \
@@ -22,20 +22,20 @@ test: build ## all tests; those in namespaces need root, or sudo
 	fi
 
 build: $(STAMP) ## the extension module, in place; only what changed
-	@$(PYTHON) setup.py --quiet build_ext --inplace
+	@$(PY) setup.py --quiet build_ext --inplace
 
 lint: build ## ruff, mypy, cython-lint, stubtest and the gate on the generated C
-	$(PYTHON) -m ruff check .
-	$(PYTHON) -m mypy fastlb
-	$(PYTHON) -m mypy netns-lab
-	$(PYTHON) -m mypy bench
-	$(PYTHON) -m mypy tools
+	$(PY) -m ruff check .
+	$(PY) -m mypy fastlb
+	$(PY) -m mypy netns-lab
+	$(PY) -m mypy bench
+	$(PY) -m mypy tools
 	PATH=".venv/bin:$$PATH" cython-lint fastlb
-	$(PYTHON) -m mypy.stubtest fastlb._core
-	$(PYTHON) tools/nogil_gate.py fastlb/_core.c
+	$(PY) -m mypy.stubtest fastlb._core
+	$(PY) tools/nogil_gate.py fastlb/_core.c
 
 bench: build ## nanoseconds per packet of the core, in memory
-	$(PYTHON) bench/core.py
+	$(PY) bench/core.py
 
 # The interpreter itself is not instrumented: its runtime comes in by LD_PRELOAD, and leaks are its own.
 asan: ## the tests that need no root, under AddressSanitizer and UBSan

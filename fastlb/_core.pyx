@@ -30,7 +30,7 @@ from fastlb.dataplane.icmp cimport REJECTS_PER_SECOND
 from fastlb.dataplane.lookup cimport MISSING, find, key_meta, table_free, table_init, table_put
 from fastlb.dataplane.machine cimport bswap16, store_release_u32
 from fastlb.dataplane.maglev cimport MAX_MEMBERS, Turn, populate
-from fastlb.dataplane.pipeline cimport PipelineState, run_batch
+from fastlb.dataplane.pipeline cimport MAX_UNRESOLVED, PipelineState, run_batch
 from fastlb.dataplane.publish cimport Publication, passed, pick_up, publish
 from fastlb.dataplane.reasons cimport (
     DROP_NO_NEIGHBOUR, DROP_NO_ROUTE, DROP_NOT_ON_LINK, REASONS, VIA_REJECT, reason_name, verdict_of)

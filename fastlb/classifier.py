@@ -75,7 +75,7 @@ _MAP_LOOKUP, _SKB_LOAD_BYTES = 1, 26  # helpers; neither is for GPL programs onl
 _SKB_PKT_TYPE, _SKB_PROTOCOL = 4, 16  # offsets in struct __sk_buff
 _PACKET_HOST = 0
 _WHOLE_FRAME, _NOTHING = 0x7FFFFFFF, 0  # a socket filter returns how many bytes to keep
-_ACT_SHOT, _ACT_UNSPEC = 2, 0  # UNSPEC, unlike OK, lets the filters after ours have their say
+_ACT_SHOT, _ACT_UNSPEC = 2, -1  # UNSPEC, unlike OK, lets the filters after ours have their say
 
 _ETH_HEADER, _VLAN_TAG = 14, 4
 _ETH_IPV4, _ETH_IPV6, _ETH_8021Q, _ETH_8021AD = map(htons, (0x0800, 0x86DD, 0x8100, 0x88A8))
@@ -146,8 +146,9 @@ class Classifier:
             self._locals.keep_only(keys)
 
     def test(self, frame: bytes) -> bool:
-        """Whether the guard would take this Ethernet frame (at least 15 bytes).
+        """Whether the guard would take this Ethernet frame.
 
+        KernelError for one of 14 bytes or fewer, or without a whole IP header where its type promises one.
         The kernel runs it as if received by the loopback device: a destination MAC of zeros is PACKET_HOST,
         every other one is not. A tag in the frame is an inline one (the outer has already been taken out).
         """

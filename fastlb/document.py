@@ -164,7 +164,7 @@ def _compose(path: str, text: str) -> yaml.Node | None:
 def _syntax(error: yaml.MarkedYAMLError) -> str:
     """PyYAML's words on one line, with what helps."""
     words = ", ".join(part for part in (error.context, error.problem) if part)
-    if "cannot start any token" in words:
+    if "cannot start any token" in words or "tab character" in words:
         return f"{words}; indent with spaces, and put text that begins with %, @, ` or a tab in quotes"
     if "mapping values are not allowed" in words:
         return f"{words}; align the keys of a mapping, and put text that contains ': ' in quotes"

@@ -42,3 +42,8 @@ class ConfigError(FastlbError):
     def __init__(self, problems: list[Problem]):
         self.problems = problems
         super().__init__("\n".join(map(str, problems)))
+
+    @classmethod
+    def at(cls, path: str, message: str) -> ConfigError:
+        """One problem, known by its key path alone."""
+        return cls([Problem("", path, message)])

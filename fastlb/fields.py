@@ -50,7 +50,8 @@ def show(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        return json.dumps(value if len(value) <= 60 else f"{value[:60]}…", ensure_ascii=False)
+        text = json.dumps(value if len(value) <= 60 else f"{value[:60]}…", ensure_ascii=False)
+        return text.encode(errors="backslashreplace").decode()
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, Mapping):

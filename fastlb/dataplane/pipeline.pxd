@@ -16,22 +16,29 @@ from fastlb.dataplane.icmp cimport RejectLimit, answerable, may_reject, reject
 from fastlb.dataplane.machine cimport likely, unlikely
 from fastlb.dataplane.parse cimport parse
 from fastlb.dataplane.reasons cimport (
-    DROP_NAT_CONFLICT, DROP_NO_BACKEND, DROP_OVER_MTU, DROP_REJECT_LIMIT, DROP_REPLY_UNKNOWN, PASS_NO_SERVICE,
-    REASONS, VIA_CONNTRACK, VIA_MAGLEV, VIA_REJECT, VIA_SCHEDULER)
+    DROP_NAT_CONFLICT, DROP_NO_BACKEND, DROP_NO_NEIGHBOUR, DROP_OVER_MTU, DROP_REJECT_LIMIT, DROP_REPLY_UNKNOWN,
+    PASS_NO_SERVICE, REASONS, VIA_CONNTRACK, VIA_MAGLEV, VIA_REJECT, VIA_SCHEDULER)
 from fastlb.dataplane.rewrite cimport (
     decrement_ttl, fits, set_link_header, translate_destination, translate_source)
-from fastlb.dataplane.route cimport hop_to_address, hop_to_backend
+from fastlb.dataplane.route cimport find_route, hop_to_address, hop_to_backend
 from fastlb.dataplane.schedule cimport hash_of_flow, maglev_backend
 from fastlb.dataplane.service cimport classify
 from fastlb.dataplane.types cimport (
-    BATCH, FORWARD_DSR, FORWARD_NAT, LEG_CLIENT, LEG_NONE, LEG_REPLY, NO_BACKEND_RESET, PROTO_TCP, Addr, Backend,
-    BackendStats, Hop, Packet, Service, Snapshot)
+    BATCH, FORWARD_DSR, FORWARD_NAT, LEG_CLIENT, LEG_NONE, LEG_REPLY, NO_BACKEND_RESET, NO_HOP, PROTO_TCP, Addr,
+    Backend, BackendStats, Hop, LinkRoute, Packet, Service, Snapshot)
 from fastlb.dataplane.wire cimport TCP_ACK, TCP_RST, TCP_SYN
 
 
 cdef enum:
     # Other Maglev slots that a NAT conflict may look at, and backends that may share a reply's address and port.
     MAX_ALTERNATIVES = 16
+    MAX_UNRESOLVED = 64      # clients on a link, without a MAC, that wait to be asked for
+
+
+cdef struct Unresolved:
+    Addr addr
+    uint32_t ifindex
+    uint8_t family
 
 
 cdef struct PipelineState:
@@ -43,6 +50,8 @@ cdef struct PipelineState:
     uint64_t bytes
     uint64_t forwarded
     uint64_t forwarded_bytes
+    Unresolved unresolved[MAX_UNRESOLVED]
+    uint32_t unresolved_count # written here, set back to 0 by Python, which asks the kernel to resolve them
 
 
 # --- track and schedule: the client's leg ------------------------------------------------------------------------------
@@ -193,6 +202,18 @@ cdef inline int forward_to_backend(PipelineState *pipe, const Snapshot *snap, Pa
     return reason
 
 
+cdef inline void note_unresolved(PipelineState *pipe, const Snapshot *snap, const Packet *p) noexcept nogil:
+    """A client on one of our links whose MAC the kernel has not been asked for: fastlb's packets do not make it ask."""
+    cdef const LinkRoute *route = find_route(snap.routes, p.dst, p.family)
+    cdef uint32_t at = pipe.unresolved_count
+    if at >= MAX_UNRESOLVED or route == NULL or route.hop != NO_HOP:
+        return
+    pipe.unresolved[at].addr = p.dst
+    pipe.unresolved[at].ifindex = route.ifindex
+    pipe.unresolved[at].family = p.family
+    pipe.unresolved_count = at + 1
+
+
 cdef inline int forward_to_client(
         PipelineState *pipe, const Snapshot *snap, Packet *p, Addr vip, uint16_t be_vport, int reason) noexcept nogil:
     """Rewrite a reply so that it comes from the VIP; `reason`, or the drop reason."""
@@ -200,6 +221,8 @@ cdef inline int forward_to_client(
     cdef const Hop *hop = NULL
     cdef int fault = hop_to_address(snap.routes, p.dst, p.family, &hop)
     if unlikely(fault):
+        if fault == DROP_NO_NEIGHBOUR:
+            note_unresolved(pipe, snap, p)
         return fault
     if unlikely(not fits(p, hop)):
         return DROP_OVER_MTU

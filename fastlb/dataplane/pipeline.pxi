@@ -123,6 +123,17 @@ cdef class Pipeline:
             raise ValueError(f"backend ids end at {MAX_BACKENDS - 1}, got {backend}")
         return self.state.flows.stats[backend]
 
+    def take_unresolved(self):
+        """Clients on our own links whose MAC was missing since the last call: a set of (interface index, address)."""
+        cdef uint32_t i
+        found = set()
+        for i in range(min(self.state.unresolved_count, <uint32_t>MAX_UNRESOLVED)):
+            found.add((
+                self.state.unresolved[i].ifindex,
+                address_from(self.state.unresolved[i].addr, self.state.unresolved[i].family)))
+        self.state.unresolved_count = 0
+        return found
+
     def flow_count(self):
         """Entries in the table, those included that expired and were not yet swept."""
         return sum(self.state.flows.flows[shard] for shard in range(SHARDS))

@@ -30,6 +30,12 @@ services:
 DSR = NAT.replace("nat", "dsr")
 NAT_ANY = NAT.replace("port: 80", "port: any")
 
+TOP_KEYS = (
+    "interfaces, vip_address, workers, hash_seed, flows, maglev_size, control, timeouts, ring, services"
+)
+SERVICE_KEYS = "name, vip, port, protocol, forward, scheduler, no_backend, nat_any_port, backends"
+NAME = '1 to 64 letters, digits, "_", "." or "-" (in quotes if YAML would take it for a number)'
+
 
 def service(**changes: object) -> dict[str, Any]:
     """A valid service as a dict, with some keys changed."""
@@ -150,7 +156,8 @@ def test_yaml_words_that_stay_text(tmp_path: Path, text: str, name: str) -> None
 def test_yaml_numbers_and_aliases(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(
         "hash_seed: 0x1F\nflows: 1_000\nservices:\n"
-        "  - {name: a, vip: 192.0.2.1, port: 1, protocol: udp, forward: dsr, backends: &b [{address: 10.0.0.1}]}\n"
+        "  - {name: a, vip: 192.0.2.1, port: 1, protocol: udp, forward: dsr,"
+        " backends: &b [{address: 10.0.0.1}]}\n"
         "  - {name: b, vip: 192.0.2.1, port: 2, protocol: udp, forward: dsr, backends: *b}\n"
     )
     config = load_config(tmp_path / "c.yaml")
@@ -251,22 +258,19 @@ def test_yaml_numbers_and_aliases(tmp_path: Path) -> None:
             "services:\n  - web",
             2,
             "services[0]",
-            'found "web"; it must be a mapping with keys among: name, vip, port, protocol, forward, scheduler, '
-            "no_backend, nat_any_port, backends",
+            f'found "web"; it must be a mapping with keys among: {SERVICE_KEYS}',
         ),
         (
             NAT.replace("web", "my web"),
             2,
             "services[0].name",
-            'found "my web"; it must be 1 to 64 letters, digits, "_", "." or "-" (in quotes if YAML would take '
-            "it for a number)",
+            f'found "my web"; it must be {NAME}',
         ),
         (
             NAT.replace("web", "7"),
             2,
             "services[0].name",
-            'found 7; it must be 1 to 64 letters, digits, "_", "." or "-" (in quotes if YAML would take it for '
-            "a number)",
+            f"found 7; it must be {NAME}",
         ),
         (
             NAT.replace("113.10", "113.300"),
@@ -393,7 +397,7 @@ def test_addresses_that_cannot_be(address: str, kind: str) -> None:
             "services[0].shceduler",
             'there is no such key; did you mean "scheduler"?',
         ),
-        ({1: 2}, "1", "a key must be text; write it in quotes"),
+        ({1: 2}, "[1]", "a key must be text; write it in quotes"),
     ],
 )
 def test_unknown_keys(data: dict[str, Any], path: str, message: str) -> None:
@@ -415,15 +419,11 @@ def test_unknown_keys(data: dict[str, Any], path: str, message: str) -> None:
             (
                 {"services": [service(**{key: {}})]},
                 f"services[0].{key}",
-                "name, vip, port, protocol, forward, scheduler, no_backend, nat_any_port, backends",
+                SERVICE_KEYS,
             )
             for key in ("affinity", "slow_start", "check")
         ),
-        (
-            {"snat": ["10.0.0.5"]},
-            "snat",
-            "interfaces, vip_address, workers, hash_seed, flows, maglev_size, control, timeouts, ring, services",
-        ),
+        ({"snat": ["10.0.0.5"]}, "snat", TOP_KEYS),
         ({"services": [service(vip="203.0.113.0/28")]}, "services[0].vip", 'one address: "203.0.113.0"'),
         ({"services": [service(port="8000-8099")]}, "services[0].port", "a port from 1 to 65535, any"),
     ],
@@ -433,6 +433,12 @@ def test_what_later_versions_have(data: dict[str, Any], path: str, right: str) -
     assert where == path
     assert "not available in this version; use " in message
     assert message.endswith(right)
+
+
+def test_a_message_is_one_line_whatever_the_value() -> None:
+    assert messages_of({"vip_address": "a\nb\ud800" + "c" * 100}) == [
+        ("vip_address", 'found "a\\nb\\ud800' + "c" * 56 + '…"; use one of: none, interface')
+    ]
 
 
 # ---- What is refused: fields against each other --------------------------------
@@ -446,8 +452,8 @@ def test_what_later_versions_have(data: dict[str, Any], path: str, right: str) -
             (
                 9,
                 "services[0].backends[0].port",
-                "forward: dsr cannot change the port; leave it out (backends listen on the service's port), or "
-                "use forward: nat",
+                "forward: dsr cannot change the port; leave it out (backends listen on the service's port), "
+                "or use forward: nat",
             ),
             id="a backend port in dsr",
         ),
@@ -637,10 +643,8 @@ services:
         ("flows: 64\n\nflows: 65", 3, "flows", "it is given twice, first on line 1; keep one"),
         ("ring: {blocks: 64, blocks: 65}", 1, "ring.blocks", "it is given twice, first on line 1; keep one"),
         ("ring:\n  ? [a]\n  : 1", 1, "ring", "line 2 has a collection for a key; a key must be text"),
-        ("80: 1", 1, "80", "there is no such key; use one of: interfaces, vip_address, workers, hash_seed, flows, "
-         "maglev_size, control, timeouts, ring, services"),
-        ("- a", 1, "", "found a list; it must be a mapping with keys among: interfaces, vip_address, workers, "
-         "hash_seed, flows, maglev_size, control, timeouts, ring, services"),
+        ("80: 1", 1, "80", f"there is no such key; use one of: {TOP_KEYS}"),
+        ("- a", 1, "", f"found a list; it must be a mapping with keys among: {TOP_KEYS}"),
         ("", 0, "", "it is empty; it must have keys such as interfaces and services"),
         ("# nothing\n", 0, "", "it is empty; it must have keys such as interfaces and services"),
         (b"flows: 64\nname: \xff\n", 2, "", "it is not UTF-8 text; save it as UTF-8"),
@@ -652,7 +656,7 @@ services:
             "it is nested deeper than 32 levels; the configuration needs 5",
         ),
     ],
-)  # fmt: skip
+)
 def test_yaml(tmp_path: Path, text: str | bytes, line: int, path: str, message: str) -> None:
     assert problems_in(text, tmp_path) == [(line, path, message)]
 
@@ -745,7 +749,7 @@ def test_the_reference_has_every_key_with_its_default(section: str, model: Any) 
     assert [key for key, _, _ in rows] == list(model.model_fields)
     for key, _, default in rows:
         field = model.model_fields[key]
-        if default in ("required", "the service's", ""):
+        if default in ("required", "the service's", "see below"):
             nested_or_none = field.default is None or key in ("timeouts", "ring")
             assert field.is_required() == (default == "required")
             assert field.is_required() or nested_or_none
