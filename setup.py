@@ -25,6 +25,8 @@ DIRECTIVES = {
     "cdivision": True,
     "initializedcheck": False,
     "embedsignature": False,
+    "auto_pickle": False,
+    "autotestdict": False,
 }
 
 # profile: (directives that differ, compiler flags, linker flags, macros)

@@ -1,8 +1,8 @@
 """The measuring loop: frames from a pool in memory, a batch at a time, through the pipeline itself.
 
-The pool stands for the receive ring: frames lie one behind the other in the order of their arrival. A batch is copied
-out of it, because the pipeline rewrites in place and the pool must stay as it is. `walk` does this and touches every
-frame; `run` does this and calls `run_batch`; the difference is what the pipeline costs.
+The pool stands for the receive ring: frames lie one behind the other in the order in which they arrive. A batch is
+copied out of it, because the pipeline rewrites in place and the pool must stay as it is. `walk` does that and touches
+each frame; `run` does that and calls `run_batch`. The difference is what the pipeline costs.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -12,83 +12,89 @@ from libc.string cimport memcpy, memset
 from fastlb._core cimport Pipeline
 from fastlb.dataplane.abi cimport (
     MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, madvise, mmap, munmap, timespec)
-from fastlb.dataplane.checksum cimport difference, fold, sum_bytes, update_checksum
-from fastlb.dataplane.conntrack cimport Bucket
+from fastlb.dataplane.checksum cimport difference, sum_bytes, update_checksum
 from fastlb.dataplane.flowhash cimport SHARDS
-from fastlb.dataplane.machine cimport load16, load64, store16, store32
+from fastlb.dataplane.machine cimport load16, load64
 from fastlb.dataplane.pipeline cimport run_batch
 from fastlb.dataplane.publish cimport pick_up
 from fastlb.dataplane.reasons cimport VIA_REJECT
-from fastlb.dataplane.types cimport BATCH, FAMILY_4, Packet, Snapshot
+from fastlb.dataplane.types cimport BATCH, Packet
 from fastlb.dataplane.wire cimport (
-    ETH_LEN, IP4_CSUM, IP4_DST, IP4_LEN, IP4_SRC, IP6_DST, IP6_LEN, IP6_SRC, TCP_CSUM, TCP_FLAGS, write_be16, write_be32)
+    ETH_LEN, IP4_CSUM, IP4_LEN, IP4_SRC, IP6_LEN, IP6_SRC, TCP_CSUM, TCP_FLAGS, write_be16, write_be32)
 
 cdef extern from "<time.h>" nogil:
     enum:
-        CLOCK_MONOTONIC_RAW
+        CLOCK_MONOTONIC
     int clock_gettime(int clock, timespec *now) noexcept
 
 
 cdef enum:
     LINE = 64
     BUFFER = 256             # from one frame of a batch to the next: about what a 64-byte frame takes in a ring
-    BUFFER_START = 66        # IP headers aligned to four, as PACKET_RESERVE does in the ring
+    HEADROOM = 66            # keeps IP headers aligned to four, as in the ring
     FIRST_PORT = 1024
+    CLIENT_NET = 100 << 24   # 100.0.0.0, or the last 32 bits of an IPv6 address
+
+
+cdef struct Batch:
+    # All of a batch that the pipeline touches besides its own tables.
+    Packet packets[BATCH]
+    uint8_t buffers[BATCH * BUFFER]
+
+
+cdef inline double seconds() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return now.tv_sec + now.tv_nsec * 1e-9
 
 
 cdef inline uint32_t scramble(uint32_t x) noexcept nogil:
-    """A bijection on 32 bits (the finalizer of MurmurHash3): distinct flows keep distinct tuples."""
+    """A bijection on 32 bits (MurmurHash3's finalizer): distinct flows keep distinct tuples, in no order."""
     x = (x ^ (x >> 16)) * <uint32_t>0x85EBCA6BU
     x = (x ^ (x >> 13)) * <uint32_t>0xC2B2AE35U
     return x ^ (x >> 16)
 
 
-cdef inline uint64_t nanoseconds() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC_RAW, &now)
-    return <uint64_t>now.tv_sec * 1000000000 + now.tv_nsec
-
-
 cdef class Frames:
-    """``count`` TCP frames of ``flows`` clients in random order, made from ``template``.
+    """A pool of ``count`` frames, all of them copies of ``template`` until `assign` tells their clients apart.
 
-    ``template``: an Ethernet frame with IPv4 or IPv6 and TCP, without options, whose client has port 0 and an address
-    that ends in 32 zero bits, with correct checksums. Flow n gets an address and a port of its own.
+    ``template``: an Ethernet frame with an IPv4 or IPv6 header without options, TCP, correct checksums, and at
+    most 128 bytes.
     """
 
     cdef uint8_t *memory
     cdef size_t stride
     cdef readonly uint32_t count
-    cdef readonly uint32_t length
-    cdef uint32_t source     # offset of the 32 bits that tell clients apart
+    cdef uint32_t length
+    cdef uint32_t addresses  # offset of the source address; the destination's follows
     cdef uint32_t l4
 
     def __cinit__(self, bytes template not None, uint32_t count):
         cdef bint four = template[ETH_LEN] >> 4 == 4
+        cdef uint32_t at
         self.length = len(template)
         self.stride = (self.length + LINE - 1) // LINE * LINE
+        if self.length > 2 * LINE:
+            raise ValueError(f"a frame has at most {2 * LINE} bytes, not {self.length}")
         self.count = count
         self.l4 = ETH_LEN + (IP4_LEN if four else IP6_LEN)
-        self.source = ETH_LEN + (IP4_SRC if four else IP6_SRC + 12)
+        self.addresses = ETH_LEN + (IP4_SRC if four else IP6_SRC)
         self.memory = <uint8_t *>mmap(
-            NULL, self.size(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+            NULL, self.stride * count, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
         if self.memory == MAP_FAILED:
             self.memory = NULL
-            raise MemoryError(f"the pool needs {self.size()} bytes")
-        madvise(self.memory, self.size(), MADV_HUGEPAGE)
-        self.fill(template)
+            raise MemoryError(f"a pool of {count} frames needs {self.stride * count} bytes")
+        madvise(self.memory, self.stride * count, MADV_HUGEPAGE)
+        for at in range(count):
+            memcpy(self.frame(at), <const char *>template, self.length)
 
-    cdef size_t size(self):
-        return self.stride * self.count
+    cdef inline uint8_t *frame(self, uint32_t at) noexcept nogil:
+        return self.memory + at * self.stride
 
-    cdef int fill(self, bytes template) except -1:
-        cdef uint32_t at
-        for at in range(self.count):
-            memcpy(self.memory + at * self.stride, <const char *>template, self.length)
-
-    def assign(self, uint32_t first, uint32_t flows, uint64_t seed=1):
-        """Give the frames to the flows first..first+flows-1, in shuffled order, each flow as often as any other."""
+    def assign(self, uint32_t first, uint32_t flows):
+        """Give the frames to flows ``first`` .. ``first + flows - 1`` in random order, equally many to each."""
         cdef uint32_t *order = <uint32_t *>calloc(self.count, sizeof(uint32_t))
+        cdef uint64_t seed = 1
         cdef uint32_t at, other
         if order == NULL:
             raise MemoryError
@@ -99,36 +105,141 @@ cdef class Frames:
             other = <uint32_t>((seed >> 32) * (at + 1) >> 32)
             order[at], order[other] = order[other], order[at]
         for at in range(self.count):
-            self.set_client(self.memory + at * self.stride, order[at])
+            self.set_client(self.frame(at), scramble(order[at]))
         free(order)
 
-    cdef void set_client(self, uint8_t *frame, uint32_t flow) noexcept nogil:
-        """2**18 addresses with 2**14 ports each; checksums follow."""
-        cdef uint32_t client = scramble(flow)
-        cdef uint64_t before = sum_bytes(frame + self.source, 4) + load16(frame + self.l4)
-        cdef uint64_t addresses = sum_bytes(frame + self.source, 4)
-        write_be32(frame + self.source, <uint32_t>100 << 24 | client >> 14)
-        write_be16(frame + self.l4, FIRST_PORT + (client & 0x3FFF))
+    cdef void set_client(self, uint8_t *frame, uint32_t client) noexcept nogil:
+        """One of 2**18 addresses with 2**14 ports each. The last word of an address is the client's own."""
+        cdef uint8_t *word = frame + (self.addresses + self.l4) // 2 - 4
+        cdef uint8_t *port = frame + self.l4
+        cdef uint64_t old_address = sum_bytes(word, 4)
+        cdef uint64_t old_port = load16(port)
+        cdef uint64_t change
+        write_be32(word, CLIENT_NET | client >> 14)
+        write_be16(port, FIRST_PORT + (client & 0x3FFF))
+        change = difference(old_address, sum_bytes(word, 4))
         if self.l4 == ETH_LEN + IP4_LEN:
-            update_checksum(frame + ETH_LEN + IP4_CSUM, difference(addresses, sum_bytes(frame + self.source, 4)))
-        update_checksum(
-            frame + self.l4 + TCP_CSUM,
-            difference(before, sum_bytes(frame + self.source, 4) + load16(frame + self.l4)))
+            update_checksum(frame + ETH_LEN + IP4_CSUM, change)
+        update_checksum(frame + self.l4 + TCP_CSUM, change + difference(old_port, load16(port)))
 
     def set_flags(self, uint8_t flags):
-        """Set every frame's TCP flags."""
+        """Give every frame these TCP flags."""
         cdef uint8_t *tcp
         cdef uint16_t old
         cdef uint32_t at
         for at in range(self.count):
-            tcp = self.memory + at * self.stride + self.l4
+            tcp = self.frame(at) + self.l4
             old = load16(tcp + TCP_FLAGS - 1)
             tcp[TCP_FLAGS] = flags
             update_checksum(tcp + TCP_CSUM, difference(old, load16(tcp + TCP_FLAGS - 1)))
 
-    def turn_around(self, uint32_t at, const uint8_t *sent):
-        pass
+    cdef inline void answer(self, uint32_t at, const uint8_t *sent) noexcept nogil:
+        """Frame ``at`` becomes the receiver's answer to ``sent``: both sides exchanged, which no checksum notices."""
+        cdef uint8_t *reply = self.frame(at)
+        cdef uint32_t size = (self.l4 - self.addresses) // 2
+        memcpy(reply, sent, self.length)
+        memcpy(reply + self.addresses, sent + self.addresses + size, size)
+        memcpy(reply + self.addresses + size, sent + self.addresses, size)
+        memcpy(reply + self.l4, sent + self.l4 + 2, 2)
+        memcpy(reply + self.l4 + 2, sent + self.l4, 2)
 
     def __dealloc__(self):
         if self.memory != NULL:
-            munmap(self.memory, self.size())
+            munmap(self.memory, self.stride * self.count)
+
+
+cdef inline int take(Batch *batch, Frames frames, uint32_t first, uint32_t ifindex) noexcept nogil:
+    """Copy the next frames out of the pool and describe them as the ring does; how many."""
+    cdef int count = min(<uint32_t>BATCH, frames.count - first)
+    cdef Packet *p
+    cdef int i
+    for i in range(count):
+        p = &batch.packets[i]
+        p.frame = &batch.buffers[i * BUFFER + HEADROOM]
+        p.length = frames.length
+        p.ifindex = ifindex
+        memset(&p.vnet, 0, sizeof(p.vnet))
+        p.vlan_tpid = 0
+        memcpy(p.frame, frames.frame(first + i), LINE)
+        if frames.stride != LINE:
+            memcpy(p.frame + LINE, frames.frame(first + i) + LINE, LINE)
+    return count
+
+
+cdef class Drive:
+    """Runs pools of frames through one pipeline."""
+
+    cdef Pipeline pipeline
+    cdef Batch *batch
+    cdef readonly uint64_t seen
+
+    def __cinit__(self, Pipeline pipeline not None):
+        self.pipeline = pipeline
+        self.batch = <Batch *>calloc(1, sizeof(Batch))
+        if self.batch == NULL:
+            raise MemoryError
+
+    def walk(self, Frames frames not None, int passes=1):
+        """Take every frame and touch its addresses, ``passes`` times; the seconds it took."""
+        cdef double start = seconds()
+        cdef int _
+        with nogil:
+            for _ in range(passes):
+                self.walk_once(frames)
+        return seconds() - start
+
+    def run(self, Frames frames not None, uint32_t ifindex, uint32_t now_ms, int passes=1):
+        """Take every frame and run it through the pipeline, ``passes`` times; the seconds it took."""
+        cdef double start = seconds()
+        cdef int _
+        with nogil:
+            for _ in range(passes):
+                self.run_once(frames, ifindex, now_ms)
+        return seconds() - start
+
+    cdef void walk_once(self, Frames frames) noexcept nogil:
+        cdef uint32_t first = 0
+        cdef int i, count
+        while first < frames.count:
+            count = take(self.batch, frames, first, 0)
+            for i in range(count):
+                self.seen += load64(self.batch.packets[i].frame + frames.addresses)
+            first += count
+
+    cdef void run_once(self, Frames frames, uint32_t ifindex, uint32_t now_ms) noexcept nogil:
+        cdef uint32_t first = 0
+        cdef int count
+        while first < frames.count:
+            count = self.run_at(frames, first, ifindex, now_ms)
+            first += count
+
+    cdef inline int run_at(self, Frames frames, uint32_t first, uint32_t ifindex, uint32_t now_ms) noexcept nogil:
+        """One batch, as a worker does it; how many frames it had."""
+        cdef int count = take(self.batch, frames, first, ifindex)
+        run_batch(&self.pipeline.state, pick_up(&self.pipeline.publication), self.batch.packets, count, now_ms)
+        return count
+
+    def answers(self, Frames frames not None, bytes template not None, uint32_t ifindex, uint32_t now_ms):
+        """Run every frame through the pipeline; a pool of what the backends would answer, in the same order."""
+        cdef Frames replies = Frames(template, frames.count)
+        cdef uint32_t first = 0
+        cdef int i, count
+        while first < frames.count:
+            count = self.run_at(frames, first, ifindex, now_ms)
+            for i in range(count):
+                if self.batch.packets[i].reason > VIA_REJECT:
+                    raise RuntimeError(f"frame {first + i} was not forwarded")
+                replies.answer(first + i, self.batch.packets[i].frame)
+            first += count
+        return replies
+
+    def forget_all(self):
+        """Empty the flow table."""
+        cdef int64_t backend
+        memset(self.pipeline.state.flows.buckets, 0, self.pipeline.memory()[0])
+        memset(self.pipeline.state.flows.flows, 0, SHARDS * sizeof(uint64_t))
+        for backend in range(1 << 10):
+            self.pipeline.state.flows.stats[backend].active_flows = 0
+
+    def __dealloc__(self):
+        free(self.batch)

@@ -1,4 +1,4 @@
-"""The extension's classes for other extensions: `cimport fastlb._core` reaches the pipeline without Python in between."""
+"""The extension's classes, for other extensions: `cimport fastlb._core` reaches the pipeline itself."""
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 

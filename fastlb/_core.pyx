@@ -7,7 +7,7 @@ them; a .pxi is the Python face of the .pxd of the same name.
 from ipaddress import IPv4Address, IPv6Address
 from os import close as close_fd
 from os import urandom
-from socket import SOCK_RAW, SOL_SOCKET, if_nametoindex, socket
+from socket import SOCK_RAW, if_nametoindex, socket
 from struct import pack, unpack
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
@@ -20,7 +20,7 @@ from fastlb.dataplane.abi cimport (
     AF_PACKET, EFD_CLOEXEC, EFD_NONBLOCK, ETH_P_ALL, MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE,
     MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, PACKET_IGNORE_OUTGOING, PACKET_RESERVE, PACKET_RX_RING,
     PACKET_STATISTICS, PACKET_VERSION, PACKET_VNET_HDR, POLLIN, PROT_READ, PROT_WRITE, SO_ATTACH_BPF,
-    SO_SNDBUFFORCE, SOL_PACKET, TPACKET_V3, errno, eventfd, eventfd_write, madvise, mmap, munmap)
+    SO_SNDBUFFORCE, SOL_PACKET, SOL_SOCKET, TPACKET_V3, errno, eventfd, eventfd_write, madvise, mmap, munmap)
 from fastlb.dataplane.conntrack cimport (
     ENTRIES, FLOW_CLOSING, FLOW_ESTABLISHED, FLOW_FIN_BACKEND, FLOW_FIN_CLIENT, FLOW_PICKED_UP, FLOW_RESET,
     FLOW_STATES, FLOW_SYN, FLOW_SYN_ACK, FLOW_UDP, FLOW_UDP_NEW, MAX_BACKENDS, Bucket, FlowEntry, FlowTable,
@@ -30,20 +30,20 @@ from fastlb.dataplane.icmp cimport REJECTS_PER_SECOND
 from fastlb.dataplane.lookup cimport MISSING, find, key_meta, table_free, table_init, table_put
 from fastlb.dataplane.machine cimport bswap16, store_release_u32
 from fastlb.dataplane.maglev cimport MAX_MEMBERS, Turn, populate
-from fastlb.dataplane.pipeline cimport MAX_UNRESOLVED, PipelineState, run_batch
-from fastlb.dataplane.publish cimport Publication, passed, pick_up, publish
+from fastlb.dataplane.pipeline cimport MAX_UNRESOLVED, run_batch
+from fastlb.dataplane.publish cimport passed, pick_up, publish
 from fastlb.dataplane.reasons cimport (
     DROP_NO_NEIGHBOUR, DROP_NO_ROUTE, DROP_NOT_ON_LINK, REASONS, VIA_REJECT, reason_name, verdict_of)
-from fastlb.dataplane.ring cimport HEADROOM, RxRing
+from fastlb.dataplane.ring cimport HEADROOM
 from fastlb.dataplane.route cimport neighbour_meta, prefix_meta
 from fastlb.dataplane.schedule cimport hash_of_flow, maglev_backend
 from fastlb.dataplane.service cimport classify
 from fastlb.dataplane.transmit cimport tx_init
 from fastlb.dataplane.types cimport (
     FAMILY_4, FORWARD_DSR, FORWARD_NAT, LEG_CLIENT, NO_BACKEND_DROP, NO_BACKEND_RESET, NO_HOP, PROTO_TCP, PROTO_UDP,
-    Addr, Backend, BackendStats, Hop, LinkRoute, Packet, RouteTable, Service, ServiceTable, Snapshot)
+    Addr, Backend, BackendStats, Hop, LinkRoute, Packet, Service, Snapshot)
 from fastlb.dataplane.wire cimport read_addr4, read_addr6, write_addr6
-from fastlb.dataplane.worker cimport MAX_RINGS, WorkerState, run_worker
+from fastlb.dataplane.worker cimport MAX_RINGS, run_worker
 
 include "dataplane/maglev.pxi"
 include "dataplane/snapshot.pxi"

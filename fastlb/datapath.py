@@ -148,7 +148,7 @@ def parse_mac(text: str) -> bytes:
 
 def protocol_number(proto: str | int) -> int:
     """6 or 17, from a number or from "tcp" or "udp"; raises ValueError otherwise."""
-    number = reconcile.PROTOCOL_NUMBERS.get(proto.lower()) if isinstance(proto, str) else proto
+    number = reconcile.PROTOCOL_NUMBERS.get(proto.lower(), 0) if isinstance(proto, str) else proto
     if number not in reconcile.PROTOCOL_NUMBERS.values():
         raise ValueError(f'protocol {proto!r} is neither "tcp" (6) nor "udp" (17)')
     return number

@@ -57,7 +57,7 @@ class Engine:
             raise self._failure
         log.info("stopped")
 
-    # --- set-up, unwound in reverse ----------------------------------------------------------------------------------
+    # --- set-up, unwound in reverse ------------------------------------------------------------------------
 
     def _open(self, stack: ExitStack) -> None:
         self._open_control(stack)
@@ -134,7 +134,7 @@ class Engine:
             sys.stderr.flush()
             os._exit(1)
 
-    # --- the event loop ----------------------------------------------------------------------------------------------
+    # --- the event loop ------------------------------------------------------------------------------------
 
     async def _serve(self) -> None:
         loop = self._loop = asyncio.get_running_loop()
@@ -166,7 +166,7 @@ class Engine:
             self._asked |= unresolved
             self._want_next_hops()
 
-    # --- the kernel's tables -----------------------------------------------------------------------------------------
+    # --- the kernel's tables -------------------------------------------------------------------------------
 
     def _kernel_changed(self, view: KernelView) -> None:
         """In the watcher's thread: hand the view over."""
@@ -209,7 +209,7 @@ class Engine:
                 log.warning("VIP not removed", vip=str(address), error=str(error))
         self._held = config
 
-    # --- commands ----------------------------------------------------------------------------------------------------
+    # --- commands ------------------------------------------------------------------------------------------
 
     def _reload_signal(self) -> None:
         try:
@@ -252,7 +252,7 @@ class Engine:
         }
 
 
-# --- what must hold before anything is opened --------------------------------------------------------------------------
+# --- what must hold before anything is opened --------------------------------------------------------------
 
 
 def check_privileges() -> None:

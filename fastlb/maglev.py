@@ -1,7 +1,8 @@
 """Maglev tables from backend keys (Eisenbud et al., NSDI 2016), built as Envoy builds them.
 
-Anyone can reproduce a table: backends sorted by key; offset = XXH64(key) mod M; skip = XXH64(key, seed 1) mod (M-1) + 1.
-Another ``seed`` means seeds ``seed`` and ``seed`` + 1. Keys, not positions in a list, decide: reordering moves nothing.
+Anyone can reproduce a table: backends sorted by key; offset = XXH64(key) mod M;
+skip = XXH64(key, seed 1) mod (M-1) + 1. Another ``seed`` means seeds ``seed`` and ``seed`` + 1. Keys, not positions
+in a list, decide: reordering moves nothing.
 """
 
 from __future__ import annotations

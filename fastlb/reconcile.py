@@ -74,25 +74,21 @@ class BackendIds:
         if self.resting and now - self.resting[0][0] >= ID_QUARANTINE:
             return self.resting.pop(0)[1]
         if self.highest == MAX_BACKEND_ID:
-            raise FastlbError(f"more than {MAX_BACKEND_ID} backends, counting those that left within a minute")
+            raise FastlbError(f"more than {MAX_BACKEND_ID} backends, those that left within a minute included")
         self.highest += 1
         return self.highest
 
 
 def plan_services(config: Config, ids: BackendIds, now: float) -> list[Plan]:
     """What each service of the configuration is in the data path, in the configuration's order."""
-    numbers = ids.assign(
-        ((service.name, service.key(backend)) for service in config.services for backend in service.backends), now
-    )
+    wanted = ((service.name, service.key(backend)) for service in config.services for backend in service.backends)
+    numbers = ids.assign(wanted, now)
     return [_plan_service(config, service, numbers) for service in config.services]
 
 
 def _plan_service(config: Config, service: Service, numbers: dict[tuple[str, str], int]) -> Plan:
-    members = tuple(
-        sorted(
-            (_member(service, backend, numbers) for backend in service.backends), key=lambda member: member.key
-        )
-    )
+    unsorted = (_member(service, backend, numbers) for backend in service.backends)
+    members = tuple(sorted(unsorted, key=lambda member: member.key))
     return Plan(
         name=service.name,
         vip=service.vip,

@@ -85,9 +85,10 @@ def read_status(lab: Lab) -> dict[str, Any] | None:
 
 
 def drops(status: dict[str, Any]) -> dict[str, int]:
-    """Packets dropped, by reason, the commonest first."""
-    named = [item for item in status["counters"].items() if item[0].startswith("drop_") and item[1]]
-    return {name.removeprefix("drop_"): count for name, count in sorted(named, key=lambda item: -item[1])}
+    """Packets dropped by fastlb or lost by its rings, by reason, the commonest first."""
+    counters = status["counters"]
+    counted = counters["drops"] | {"ring_full": counters["ring_drops"]}
+    return {name: count for name, count in sorted(counted.items(), key=lambda item: -item[1]) if count}
 
 
 def start_fastlb(lab: Lab) -> subprocess.Popen[Any]:

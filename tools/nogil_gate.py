@@ -6,7 +6,8 @@ block, and each costs more than a packet may. So the C that Cython wrote is read
 function of the packet path that names any of Python's API is refused.
 
 The packet path is every C function made from ``fastlb/dataplane/*.pxd`` (its mangled name contains
-``_9dataplane_``) or marked ``nogil`` in an included ``.pxi``, and every C function that those call.
+``__pyx_f_`` and ``_9dataplane_``) or marked ``nogil`` in an included ``.pxi``, and every C function that
+those call.
 
 Usage: ``python tools/nogil_gate.py [--minimum N] [fastlb/_core.c]``; exit code 1 on a finding, or when fewer
 functions than ``--minimum`` were found, since then the gate has lost sight of what it guards.
@@ -80,7 +81,8 @@ def _split(lines: list[str]) -> Iterator[tuple[str, str]]:
 def packet_path(defined: dict[str, Function]) -> dict[str, Function]:
     """The functions of the packet path: the roots and everything of ours that they reach."""
     reached: dict[str, Function] = {}
-    waiting = [f for f in defined.values() if "_9dataplane_" in f.name or _is_nogil(f)]
+    ours = (f for f in defined.values() if "__pyx_f_" in f.name)  # not the converters of structs and enums
+    waiting = [f for f in ours if "_9dataplane_" in f.name or _is_nogil(f)]
     while waiting:
         function = waiting.pop()
         if function.name in reached:
@@ -93,8 +95,6 @@ def packet_path(defined: dict[str, Function]) -> dict[str, Function]:
 
 def _is_nogil(function: Function) -> bool:
     """Whether Cython's copy of the ``cdef`` line says ``nogil`` (it shows two lines after the first)."""
-    if "__pyx_f_" not in function.name:
-        return False
     for comment in SOURCE_COMMENT.findall(function.source):
         if marked := MARKED_LINE.search(comment):
             signature = marked[1] + "".join(line.removeprefix(" *") for line in marked[2].splitlines())

@@ -356,7 +356,7 @@ cdef inline bint conflicts(
     return True
 
 
-# --- every packet of a known flow --------------------------------------------------------------------------------------
+# --- every packet of a known flow ------------------------------------------------------------------------------------
 
 cdef inline void touch(FlowEntry *entry, const Packet *p, bint two_way, uint32_t now) noexcept nogil:
     """Step the flow's state and note the time."""

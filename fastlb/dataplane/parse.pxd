@@ -25,12 +25,12 @@ from fastlb.dataplane.wire cimport (
 cdef inline int parse_ethernet(const uint8_t **cursor, const uint8_t *end, Packet *p) noexcept nogil:
     """The Ethernet header and up to two tags (802.1Q, 802.1ad)."""
     cdef int ethertype
-    cdef int tags
+    cdef int _tag
     if unlikely(end - cursor[0] < ETH_LEN):
         return -PASS_NOT_IP
     ethertype = read_be16(cursor[0] + ETH_TYPE)
     cursor[0] += ETH_LEN
-    for tags in range(2):
+    for _tag in range(2):
         if ethertype != ETHERTYPE_VLAN and ethertype != ETHERTYPE_QINQ:
             break
         if end - cursor[0] < VLAN_LEN:
@@ -66,8 +66,8 @@ cdef inline int parse_ip4(const uint8_t **cursor, const uint8_t *end, Packet *p)
 cdef inline int parse_extensions(const uint8_t **cursor, const uint8_t *end, int following, Packet *p) noexcept nogil:
     """RFC 8200 section 4: at most MAX_EXT_HEADERS headers, each with its length in its second byte."""
     cdef const uint8_t *ext
-    cdef int walked
-    for walked in range(MAX_EXT_HEADERS):
+    cdef int _walked
+    for _walked in range(MAX_EXT_HEADERS):
         if following == EXT_FRAGMENT:
             return -PASS_FRAGMENT
         if (following != EXT_HOP_BY_HOP and following != EXT_ROUTING and following != EXT_DEST_OPTS

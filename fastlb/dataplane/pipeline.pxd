@@ -51,25 +51,25 @@ cdef struct PipelineState:
     uint64_t forwarded
     uint64_t forwarded_bytes
     Unresolved unresolved[MAX_UNRESOLVED]
-    uint32_t unresolved_count # written here, set back to 0 by Python, which asks the kernel to resolve them
+    uint32_t unresolved_count      # set back to 0 by Python, which asks the kernel to resolve them
 
 
-# --- track and schedule: the client's leg ------------------------------------------------------------------------------
+# --- track and schedule: the client's leg ----------------------------------------------------------------------------
 
 cdef inline bint is_syn(const Packet *p) noexcept nogil:
     return p.protocol == PROTO_TCP and p.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN
 
 
-cdef inline uint32_t choose_backend(PipelineState *pipe, const Snapshot *snap, const Packet *p, uint32_t now) noexcept nogil:
+cdef inline uint32_t choose_backend(
+        PipelineState *pipe, const Snapshot *snap, const Packet *p, uint32_t now) noexcept nogil:
     """The Maglev backend of the flow; in NAT the next one that does not already talk to this client port.
 
-    0 when the service has no backend; the id of the first choice, with every alternative in conflict, is not
-    returned: see `nat_conflict`.
+    0 when the service has no backend, or none without a conflict.
     """
     cdef const Service *service = &snap.services.services[p.service]
     cdef uint64_t hashed = hash_of_flow(snap.services, p)
     cdef uint32_t backend = maglev_backend(service, hashed, 0)
-    cdef uint32_t offset
+    cdef int offset
     if backend == 0 or service.forward != FORWARD_NAT:
         return backend
     for offset in range(MAX_ALTERNATIVES):
@@ -117,7 +117,7 @@ cdef inline int track_client(PipelineState *pipe, const Snapshot *snap, Packet *
     return start_flow(pipe, snap, p, now)
 
 
-# --- track: the reply leg ------------------------------------------------------------------------------------------------
+# --- track: the reply leg --------------------------------------------------------------------------------------------
 
 cdef inline bint explains(const Snapshot *snap, uint32_t backend, const Packet *p, uint16_t be_vport) noexcept nogil:
     """Would the Maglev table of this backend's service have sent the client's side of the flow to it?"""
@@ -128,7 +128,8 @@ cdef inline bint explains(const Snapshot *snap, uint32_t backend, const Packet *
 
 
 cdef inline void remember_reply(
-        PipelineState *pipe, const Snapshot *snap, const Packet *p, Addr vip, uint16_t be_vport, uint32_t now) noexcept nogil:
+        PipelineState *pipe, const Snapshot *snap, const Packet *p, Addr vip, uint16_t be_vport, uint32_t now,
+        ) noexcept nogil:
     cdef FlowTuple cold
     cold.client = p.dst
     cold.vip = vip
@@ -143,15 +144,16 @@ cdef inline void remember_reply(
 
 
 cdef inline int pick_up_reply(
-        PipelineState *pipe, const Snapshot *snap, Packet *p, Addr *vip, uint16_t *be_vport, uint32_t now) noexcept nogil:
+        PipelineState *pipe, const Snapshot *snap, Packet *p, Addr *vip, uint16_t *be_vport, uint32_t now,
+        ) noexcept nogil:
     """A reply without an entry: after a restart, the Maglev table tells through which VIP the client came.
 
     Bounded: at most MAX_ALTERNATIVES services share a backend's address and port.
     """
     cdef uint32_t backend = p.backend
     cdef const Service *service
-    cdef int looked
-    for looked in range(MAX_ALTERNATIVES):
+    cdef int _looked
+    for _looked in range(MAX_ALTERNATIVES):
         if backend == 0:
             break
         service = &snap.services.services[snap.services.backends[backend].service]
@@ -168,7 +170,8 @@ cdef inline int pick_up_reply(
 
 
 cdef inline int track_reply(
-        PipelineState *pipe, const Snapshot *snap, Packet *p, Addr *vip, uint16_t *be_vport, uint32_t now) noexcept nogil:
+        PipelineState *pipe, const Snapshot *snap, Packet *p, Addr *vip, uint16_t *be_vport, uint32_t now,
+        ) noexcept nogil:
     cdef FlowEntry *entry = find_reply(&pipe.flows, snap.services, p)
     if likely(entry != NULL and not is_stale(entry, snap.services, now)):
         touch(entry, p, True, now)
@@ -203,7 +206,7 @@ cdef inline int forward_to_backend(PipelineState *pipe, const Snapshot *snap, Pa
 
 
 cdef inline void note_unresolved(PipelineState *pipe, const Snapshot *snap, const Packet *p) noexcept nogil:
-    """A client on one of our links whose MAC the kernel has not been asked for: fastlb's packets do not make it ask."""
+    """A client on one of our links whose MAC the kernel must be asked for: fastlb's packets do not make it ask."""
     cdef const LinkRoute *route = find_route(snap.routes, p.dst, p.family)
     cdef uint32_t at = pipe.unresolved_count
     if at >= MAX_UNRESOLVED or route == NULL or route.hop != NO_HOP:
@@ -248,7 +251,7 @@ cdef inline int refuse(PipelineState *pipe, const Snapshot *snap, Packet *p, uin
     return VIA_REJECT
 
 
-# --- a packet, a batch -------------------------------------------------------------------------------------------------
+# --- a packet, a batch -----------------------------------------------------------------------------------------------
 
 cdef inline int receive(PipelineState *pipe, const Snapshot *snap, Packet *p) noexcept nogil:
     """First pass: whose packet is it? 0 when it is ours and sound, else its reason."""

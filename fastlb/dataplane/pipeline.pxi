@@ -97,7 +97,7 @@ cdef class Pipeline:
         reason = (<bytes>reason_name(packet.reason)).decode()
         return verdict_of(packet.reason), reason, out, packet.backend, packet.out_ifindex
 
-    # --- what can be seen ----------------------------------------------------------------------------------------------
+    # --- what can be seen --------------------------------------------------------------------------------------------
 
     def counters(self):
         """Every reason and every total by name."""

@@ -34,15 +34,12 @@ cdef inline Addr mask_addr(Addr addr, uint8_t family, uint32_t length) noexcept 
 
 cdef inline const LinkRoute *find_route(const RouteTable *routes, Addr addr, uint8_t family) noexcept nogil:
     """Longest prefix first. Bounded by the number of different lengths in the host's table, a handful in practice."""
-    cdef const uint8_t *lengths = routes.lengths4
-    cdef int count = routes.count4
-    cdef uint32_t found
+    cdef int count = routes.count4 if family == FAMILY_4 else routes.count6
+    cdef uint32_t length, found
     cdef int i
-    if family != FAMILY_4:
-        lengths = routes.lengths6
-        count = routes.count6
     for i in range(count):
-        found = find(&routes.prefixes, mask_addr(addr, family, lengths[i]), prefix_meta(family, lengths[i]))
+        length = routes.lengths4[i] if family == FAMILY_4 else routes.lengths6[i]
+        found = find(&routes.prefixes, mask_addr(addr, family, length), prefix_meta(family, length))
         if found != MISSING:
             return &routes.routes[found]
     return NULL

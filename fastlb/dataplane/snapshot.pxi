@@ -35,7 +35,7 @@ cdef uint32_t milliseconds(double seconds) except? 0xFFFFFFFF:
 
 
 cdef void *zeroed(size_t count, size_t size) except NULL:
-    cdef void *memory = calloc(max(count, 1), size)
+    cdef void *memory = calloc(count if count else 1, size)
     if memory == NULL:
         raise MemoryError
     return memory

@@ -175,4 +175,3 @@ cdef struct BackendStats:
     uint64_t reply_bytes
     uint64_t new_flows
     int64_t active_flows
-

@@ -11,10 +11,18 @@ import pytest
 GATE = Path(__file__).parents[2] / "tools" / "nogil_gate.py"
 
 STAGE = """
+cdef struct Pair:
+    int left
+    int right
+
 cdef inline int half(int x) noexcept nogil:
     return x // 2
 """
 RAISING_STAGE = """
+cdef struct Pair:
+    int left
+    int right
+
 cdef inline int checked(int x) except? -1 nogil:
     if x < 0:
         raise ValueError(x)
@@ -25,6 +33,12 @@ CLEAN_CALL = """
 from fastlb.dataplane.stage cimport half
 def edge(list x):
     return half(x[0])
+"""
+CONVERTS_AT_THE_EDGE = """
+from fastlb.dataplane.stage cimport half, Pair
+def edge(int x):
+    cdef Pair pair = Pair(half(x), half(x))
+    return pair
 """
 CALLS_A_RAISER = """
 from fastlb.dataplane.raising cimport checked
@@ -79,6 +93,7 @@ def gate(*arguments: object) -> subprocess.CompletedProcess[str]:
     ("module", "checked", "guilty"),
     [
         pytest.param(CLEAN_CALL, 1, {}, id="clean"),
+        pytest.param(CONVERTS_AT_THE_EDGE, 1, {}, id="a struct becomes a dict outside the path"),
         pytest.param(
             CALLS_A_RAISER,
             2,

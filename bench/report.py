@@ -1,0 +1,116 @@
+"""How a measuring program tells what it found: an aligned table, JSON, and a picture."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+ROW = 26  # pixels
+LABELS, BARS, MARGIN = 260, 520, 90
+COLOURS = ("#4878a8", "#a8b8c8", "#c07048", "#70a070", "#8868a8")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The median of repeated measurements, and the range that holds the middle 80 % of them."""
+
+    median: float
+    p10: float
+    p90: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread:
+        """Interpolates between neighbours in order, so that nine values have a tenth percentile."""
+        ordered = sorted(values)
+
+        def at(share: float) -> float:
+            place = share * (len(ordered) - 1)
+            below = int(place)
+            above = min(below + 1, len(ordered) - 1)
+            return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+
+        return cls(at(0.5), at(0.1), at(0.9))
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar of the picture; ``target`` is marked on it."""
+
+    label: str
+    spread: Spread
+    colour: int = 0
+    target: float | None = None
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print aligned columns: the first to the left, the others to the right."""
+    lines = [tuple(columns), *map(tuple, rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for first, *others in lines:
+        aligned = (word.rjust(width) for word, width in zip(others, widths[1:], strict=True))
+        print("   ".join((first.ljust(widths[0]), *aligned)).rstrip())
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    models = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return {
+        "processor": models[0] if models else platform.machine(),
+        "cores": os.cpu_count(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def write(name: str, title: str, found: dict[str, Any], bars: Sequence[Bar], unit: str) -> None:
+    """Write results/NAME.json and results/NAME.svg, and say so."""
+    RESULTS.mkdir(exist_ok=True)
+    data, picture = RESULTS / f"{name}.json", RESULTS / f"{name}.svg"
+    data.write_text(json.dumps({"title": title, "machine": machine(), **found}, indent=1) + "\n")
+    picture.write_text(draw(title, bars, unit))
+    print(f"\nwritten: {os.path.relpath(data)} {os.path.relpath(picture)}")
+
+
+def draw(title: str, bars: Sequence[Bar], unit: str) -> str:
+    """An SVG of horizontal bars: the median, a line from p10 to p90, and a tick where the target is."""
+    scale = BARS / max(max(bar.spread.p90, bar.target or 0) for bar in bars)
+    width, height = LABELS + BARS + MARGIN, ROW * (len(bars) + 2)
+    parts = [text(8, ROW * 0.7, title, "start")]
+    for line, bar in enumerate(bars, 1):
+        top, middle = ROW * line, ROW * (line + 0.5)
+        low, median, high = (LABELS + value * scale for value in (bar.spread.p10, bar.spread.median, bar.spread.p90))
+        colour = COLOURS[bar.colour % len(COLOURS)]
+        parts += [
+            text(LABELS - 8, middle + 4, bar.label, "end"),
+            f'<rect x="{LABELS}" y="{top + 4}" width="{median - LABELS:.1f}" height="{ROW - 8}" fill="{colour}"/>',
+            stroke(low, middle, high, middle, "#222"),
+            text(max(median, high) + 6, middle + 4, f"{bar.spread.median:.3g}", "start"),
+        ]
+        if bar.target is not None:
+            at = LABELS + bar.target * scale
+            parts.append(stroke(at, top + 1, at, top + ROW - 1, "#d00"))
+    parts.append(text(LABELS, ROW * (len(bars) + 1.6), f"{unit}; line: p10 to p90; red: target", "start"))
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif"'
+    return "\n".join([f'{head} font-size="13">', '<rect width="100%" height="100%" fill="#fff"/>', *parts, "</svg>\n"])
+
+
+def text(x: float, y: float, words: str, anchor: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
+
+
+def stroke(x1: float, y1: float, x2: float, y2: float, colour: str) -> str:
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" stroke-width="2"/>'

@@ -1,0 +1,101 @@
+"""Balancers for tests, small and without a network: services over the same few backends, every host on-link."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+from fastlb import Config, Datapath, reconcile
+from fastlb._core import Pipeline, Routes
+from tests.frames import ACK, BALANCER_MAC, FIN, PSH, RST, SYN, TCP, frame, mac_bytes, mac_of, take_apart
+
+CLIENT = {4: "10.1.0.2", 6: "fd00:1::2"}
+VIP = {4: "203.0.113.10", 6: "2001:db8:cafe::10"}
+BACKENDS = {
+    4: ("10.3.0.11", "10.3.0.12", "10.3.0.13"),
+    6: ("fd00:3::11", "fd00:3::12", "fd00:3::13"),
+}
+HOSTS = (*CLIENT.values(), *BACKENDS[4], *BACKENDS[6])
+KEY = bytes(range(32))
+FLAGS = {"S": SYN, "A": ACK, "F": FIN, "R": RST, "P": PSH}
+
+
+def flags(letters: str) -> int:
+    """"SA" as the TCP flags SYN and ACK."""
+    return sum(FLAGS[letter] for letter in letters)
+
+
+def service(forward: str, version: int = 4, protocol: str = "tcp", **changes: Any) -> dict[str, Any]:
+    """A service on port 80 with three backends; nat sends to port 8080."""
+    backends = [{"address": address} | ({"port": 8080} if forward == "nat" else {}) for address in BACKENDS[version]]
+    plain = {
+        "name": f"{forward}{version}{protocol}", "vip": VIP[version], "port": 80, "protocol": protocol,
+        "forward": forward, "backends": backends,
+    }  # fmt: skip
+    return plain | changes
+
+
+def config(*services: Mapping[str, Any], **settings: Any) -> Config:
+    return Config.from_dict({"flows": 4096, "maglev_size": 251, **settings, "services": list(services)})
+
+
+def datapath(*services: Mapping[str, Any], **settings: Any) -> Datapath:
+    """An embedded balancer that knows the MAC of every host."""
+    balancer = Datapath(config(*services, **settings), mac=BALANCER_MAC)
+    for host in HOSTS:
+        balancer.set_neighbour(host, mac_of(host))
+    return balancer
+
+
+def reply_to(sent: bytes, letters: str = "SA", payload: bytes = b"") -> bytes:
+    """What the backend answers to the frame that it was sent."""
+    seen = take_apart(sent)
+    proto = "tcp" if seen.protocol == TCP else "udp"
+    return frame(seen.dst, seen.dport, seen.src, seen.sport, proto, flags=flags(letters), payload=payload)
+
+
+class Balancer:
+    """A bare pipeline: what an embedded balancer does not show, the flow table and interface numbers."""
+
+    def __init__(self, settings: Config, *, hosts: Iterable[str] = HOSTS) -> None:
+        self.pipeline = Pipeline(settings.flows, KEY)
+        self.ids = reconcile.BackendIds()
+        self.hosts = list(hosts)
+        self.reload(settings)
+
+    def reload(self, settings: Config, now: float = 0.0) -> None:
+        self.plans = reconcile.plan_services(settings, self.ids, now)
+        self.keys = {member.id: member.key for plan in self.plans for member in plan.members}
+        self.pipeline.publish(reconcile.services_table(settings, self.plans), self.routes())
+
+    def routes(self) -> Routes:
+        hops = [(mac_bytes(mac_of(host)), mac_bytes(BALANCER_MAC), 0, 1500, None) for host in self.hosts]
+        positions = {ip_address(host): at for at, host in enumerate(self.hosts)}
+        return Routes(
+            [*hops, (b"", b"", 0, 0, "no_neighbour")],
+            [(ip_network("0.0.0.0/0"), 0, None), (ip_network("::/0"), 0, None)],
+            {(0, address): at for address, at in positions.items()},
+            {
+                member.id: positions.get(member.address, len(hops))
+                for plan in self.plans
+                for member in plan.members
+            },
+        )
+
+    def send(self, raw: bytes, now: float = 0.0) -> tuple[str, bytes | None, str | None]:
+        """(reason, what would be sent, backend key) of one frame at ``now`` seconds."""
+        _, reason, sent, backend, _ = self.pipeline.process([raw], round(now * 1000))[0]
+        return reason, sent, self.keys.get(backend)
+
+    def flows(self) -> list[tuple[Any, ...]]:
+        return list(self.pipeline.flow_list(1 << 30))
+
+    def counts_agree(self) -> bool:
+        """Do the counters of flows, total and per backend, equal what a walk over the table finds?"""
+        walked = Counter(flow[5] for flow in self.flows())
+        counted = {number: self.pipeline.backend_stats(number)["active_flows"] for number in range(1, self.ids.highest + 1)}
+        return self.pipeline.flow_count() == walked.total() and +Counter(counted) == walked and min(
+            counted.values(), default=0
+        ) >= 0
