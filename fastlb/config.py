@@ -125,7 +125,7 @@ class Config(_Model):
     )
     workers: fields.Workers = Field(
         default="auto",
-        description="number of packet-path threads; auto is one less than the processors, at least 1",
+        description="number of packet-path threads: auto, which is 1 in this version, or 1",
     )
     hash_seed: fields.Seed = Field(
         default=0, description="seed of the flow hash; the same on every balancer of a fleet"

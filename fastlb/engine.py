@@ -15,22 +15,46 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
 from fastlb import __version__, guard, metrics, neighbour, nexthops, reconcile
-from fastlb._core import Pipeline, Ring, Worker
+from fastlb._core import Pipeline, Ring, Services, Worker
 from fastlb.classifier import Classifier
-from fastlb.config import Config, load_config
+from fastlb.config import Address, Config, load_config
 from fastlb.control import ControlServer
 from fastlb.errors import ConfigError, FastlbError, KernelError
 from fastlb.neighbour import KernelView, Watcher
 
 TICK = 0.1  # seconds between looks at the worker, at clients without a MAC and at snapshots to free
+ASKED_FOR = 60.0  # seconds that a client without a MAC is asked for
+MAX_ASKED = 1024  # such clients at a time: forged addresses must not fill the kernel's table
 JOIN_TIMEOUT = 5.0  # seconds that a worker may take to finish its block
 
 log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A configuration and everything that follows from it alone."""
+
+    config: Config
+    ids: reconcile.BackendIds
+    plans: list[reconcile.Plan]
+    services: Services
+
+    @classmethod
+    def load(cls, path: str, ids: reconcile.BackendIds) -> Generation:
+        """Read the file; ``ids`` are those of the generation before and are not changed. Raises ConfigError."""
+        config = load_config(path)
+        ids = ids.copy()
+        plans = reconcile.plan_services(config, ids, time.monotonic())
+        return cls(config, ids, plans, reconcile.services_table(config, plans))
+
+    def summary(self) -> dict[str, int]:
+        return {"services": len(self.plans), "backends": sum(len(plan.members) for plan in self.plans)}
 
 
 class Engine:
@@ -38,18 +62,17 @@ class Engine:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._config = load_config(path)
-        self._ids = reconcile.BackendIds()
-        self._plans = reconcile.plan_services(self._config, self._ids, time.monotonic())
-        self._services = reconcile.services_table(self._config, self._plans)
-        self._asked: set[neighbour.NextHop] = set()  # clients on our links that packets could not reach
+        self._now = Generation.load(path, reconcile.BackendIds())
+        self._held_vips: set[Address] = set()
+        self._asked: dict[neighbour.NextHop, float] = {}  # clients on our links that packets could not reach
+        self._reported: list[str] = []
         self._started = time.time()
         self._failure: FastlbError | None = None
 
     def run(self) -> None:
         """Raises FastlbError when the balancer cannot start, or fails; nothing is left behind then."""
+        check_runnable(self._now.config)
         check_privileges()
-        check_runnable(self._config)
         with ExitStack() as stack:
             self._open(stack)
             asyncio.run(self._serve())
@@ -71,7 +94,7 @@ class Engine:
 
     def _open_control(self, stack: ExitStack) -> None:
         self._control = ControlServer(
-            self._config.control, {"status": self._status, "reload": self._reload_command}
+            self._now.config.control, {"status": self._status, "reload": self._reload_command}
         )
         self._control.bind()
         stack.callback(self._control.close)
@@ -81,25 +104,24 @@ class Engine:
         self._watcher = Watcher(self._kernel_changed)
         stack.callback(self._watcher.close)
         self._view = self._watcher.start()
-        check_interfaces(self._config, self._view)
-        check_reachable(self._view, self._plans)
+        check_interfaces(self._now.config, self._view)
+        check_reachable(self._view, self._now.plans)
         self._want_next_hops()
 
     def _hold_vips(self, stack: ExitStack) -> None:
-        self._held: Config | None = None
-        stack.callback(self._change_vips, None)
-        self._change_vips(self._config)
+        stack.callback(self._drop_vips)
+        self._add_vips()
 
     def _load_classifier(self, stack: ExitStack) -> None:
         self._classifier = stack.enter_context(Classifier())
         self._fill_classifier()
 
     def _open_pipeline(self) -> None:
-        self._pipeline = Pipeline(self._config.flows)
+        self._pipeline = Pipeline(self._now.config.flows)
         self._publish()
 
     def _attach_guard(self, stack: ExitStack) -> None:
-        for interface in self._config.interfaces:
+        for interface in self._now.config.interfaces:
             stack.callback(self._detach_guard, interface)
             guard.attach(interface, self._classifier.guard_fd)
 
@@ -111,8 +133,8 @@ class Engine:
 
     def _open_rings(self, stack: ExitStack) -> None:
         self._rings = []
-        for interface in self._config.interfaces:
-            ring = open_ring(interface, self._classifier.filter_fd, self._config)
+        for interface in self._now.config.interfaces:
+            ring = open_ring(interface, self._classifier.filter_fd, self._now.config)
             stack.callback(ring.close)
             self._rings.append(ring)
 
@@ -128,7 +150,7 @@ class Engine:
         self._thread.join(JOIN_TIMEOUT)
         if self._thread.is_alive():
             # Its rings must not be unmapped under it; the process's end closes everything but the guard.
-            for interface in self._config.interfaces:
+            for interface in self._now.config.interfaces:
                 self._detach_guard(interface)
             log.error("the worker does not stop; leaving without it")
             sys.stderr.flush()
@@ -144,13 +166,7 @@ class Engine:
         loop.add_signal_handler(signal.SIGHUP, self._reload_signal)
         await self._control.serve()
         self._on_kernel_view(self._view)  # what changed while the rest was set up
-        log.info(
-            "running",
-            interfaces=list(self._config.interfaces),
-            services=len(self._plans),
-            backends=sum(len(plan.members) for plan in self._plans),
-            transmit="sendmmsg",
-        )
+        log.info("running", interfaces=list(self._now.config.interfaces), transmit="sendmmsg", **self._now.summary())
         while not stop.is_set() and self._failure is None:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(stop.wait(), TICK)
@@ -161,9 +177,18 @@ class Engine:
         self._pipeline.reclaim()
         if self._worker.stopped:
             self._failure = FastlbError("the worker ended by itself; see the log above")
-        unresolved = self._pipeline.take_unresolved() - self._asked
-        if unresolved:
-            self._asked |= unresolved
+        self._ask_for_clients()
+
+    def _ask_for_clients(self) -> None:
+        """Have the kernel resolve clients on our own links; each is forgotten after ASKED_FOR, when it is in use."""
+        now = time.monotonic()
+        unresolved = self._pipeline.take_unresolved() - self._asked.keys()
+        expired = [next_hop for next_hop, since in self._asked.items() if now - since > ASKED_FOR]
+        for next_hop in expired:
+            del self._asked[next_hop]
+        for next_hop in sorted(unresolved, key=str)[: MAX_ASKED - len(self._asked)]:
+            self._asked[next_hop] = now
+        if expired or unresolved:
             self._want_next_hops()
 
     # --- the kernel's tables -------------------------------------------------------------------------------
@@ -179,37 +204,40 @@ class Engine:
 
     def _on_kernel_view(self, view: KernelView) -> None:
         self._view = view
-        self._asked = {next_hop for next_hop in self._asked if view.route(next_hop[1]) is not None}
         self._classifier.set_locals(view.addresses)
         self._publish()
         self._want_next_hops()
-        for line in nexthops.not_on_link(view, self._plans):
-            log.warning("backend unreachable", problem=line)
+        unreachable = nexthops.not_on_link(view, self._now.plans)
+        if unreachable != self._reported:
+            for line in unreachable:
+                log.warning("backend unreachable", problem=line)
+            self._reported = unreachable
 
     def _want_next_hops(self) -> None:
-        self._watcher.want(nexthops.wanted_next_hops(self._view, self._plans) | self._asked)
+        self._watcher.want(nexthops.wanted_next_hops(self._view, self._now.plans) | self._asked.keys())
 
     def _publish(self) -> None:
-        self._pipeline.publish(self._services, nexthops.routes_table(self._view, self._plans))
+        self._pipeline.publish(self._now.services, nexthops.routes_table(self._view, self._now.plans))
 
     def _fill_classifier(self) -> None:
-        vips, replies = reconcile.classifier_keys(self._plans)
+        vips, replies = reconcile.classifier_keys(self._now.plans)
         self._classifier.replace(vips, replies, self._view.addresses)
 
-    def _change_vips(self, config: Config | None) -> None:
-        """With vip_address: interface, put exactly the VIPs of ``config`` on the first interface."""
-        add, remove = reconcile.vip_changes(self._held, config)
-        interface = self._config.interfaces[0]
-        for address in sorted(add, key=str):
-            neighbour.add_vip(interface, address)
-        for address in sorted(remove, key=str):
-            try:
-                neighbour.remove_vip(interface, address)
-            except KernelError as error:
-                log.warning("VIP not removed", vip=str(address), error=str(error))
-        self._held = config
+    def _add_vips(self) -> None:
+        """With vip_address: interface, put what is missing of the VIPs on the first interface."""
+        for address in sorted(reconcile.held_vips(self._now.config) - self._held_vips, key=str):
+            self._held_vips.add(address)
+            neighbour.add_vip(self._now.config.interfaces[0], address)
 
-    # --- commands ------------------------------------------------------------------------------------------
+    def _drop_vips(self, keep: frozenset[Address] = frozenset()) -> None:
+        for address in sorted(self._held_vips - keep, key=str):
+            self._held_vips.discard(address)
+            try:
+                neighbour.remove_vip(self._now.config.interfaces[0], address)
+            except KernelError as error:  # an interface that is gone took its addresses with it
+                log.warning("VIP not removed", vip=str(address), error=str(error))
+
+    # --- commands --------------------------------------------------------------------------------------------
 
     def _reload_signal(self) -> None:
         try:
@@ -219,35 +247,41 @@ class Engine:
 
     def _reload_command(self, request: Mapping[str, Any]) -> dict[str, int]:
         self._reload()
-        return {"services": len(self._plans)}
+        return self._now.summary()
 
     def _reload(self) -> None:
         """Go over to what the file says now, or raise FastlbError and stay with what is."""
-        config = load_config(self._path)
-        refused = list(reconcile.restart_reasons(self._config, config))
+        before, after = self._now, Generation.load(self._path, self._now.ids)
+        refused = list(reconcile.restart_reasons(before.config, after.config))
         if refused:
             raise FastlbError("a reload cannot change " + "; ".join(refused) + "; restart fastlb instead")
-        plans = reconcile.plan_services(config, self._ids, time.monotonic())
-        check_reachable(self._view, plans)
-        services = reconcile.services_table(config, plans)
-        self._config, self._plans, self._services = config, plans, services
-        self._change_vips(config)
-        # The data path knows a new VIP before the filter lets its packets in, and an old one until they stay out.
+        check_reachable(self._view, after.plans)
+        try:
+            self._install(after)
+        except FastlbError:
+            self._install(before)
+            raise
+        log.info("reloaded", **after.summary())
+
+    def _install(self, generation: Generation) -> None:
+        """The data path knows a new VIP before the filter lets its packets in, and an old one until they stay out."""
+        self._now = generation
+        self._add_vips()
         self._publish()
         self._fill_classifier()
+        self._drop_vips(keep=frozenset(reconcile.held_vips(generation.config)))
         self._want_next_hops()
-        log.info("reloaded", services=len(plans), backends=sum(len(plan.members) for plan in plans))
 
     def _status(self, request: Mapping[str, Any]) -> dict[str, Any]:
         return {
             "version": __version__,
             "pid": os.getpid(),
             "uptime": round(time.time() - self._started, 1),
-            "interfaces": list(self._config.interfaces),
+            "interfaces": list(self._now.config.interfaces),
             "transmit": "sendmmsg",
             "workers": 1,
             "counters": metrics.split_counters(self._pipeline.counters() | self._worker.counters()),
-            "services": metrics.describe_services(self._pipeline, self._plans),
+            "services": metrics.describe_services(self._pipeline, self._now.plans),
             "flows": metrics.describe_flows(self._pipeline),
         }
 

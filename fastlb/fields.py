@@ -223,8 +223,8 @@ PortOrAny = Annotated[
 Port = Annotated[StrictInt, Field(ge=1, le=65535), _expects("a whole number from 1 to 65535")]
 Weight = Annotated[StrictInt, Field(ge=0, le=65535), _expects("a whole number from 0 to 65535")]
 Workers = Annotated[
-    Annotated[StrictInt, Field(ge=1, le=64)] | Literal["auto"],
-    _expects('"auto" or a whole number from 1 to 64'),
+    Literal["auto"] | Annotated[StrictInt, Field(ge=1, le=1)],
+    _expects('"auto" or 1; more workers are not available in this version'),
 ]
 Seed = Annotated[
     StrictInt, Field(ge=0, le=2**64 - 1), _expects("a whole number from 0 to 18446744073709551615 (64 bits)")

@@ -59,6 +59,10 @@ class BackendIds:
     resting: list[tuple[float, int]] = field(default_factory=list)  # (when it was freed, id), oldest first
     highest: int = 0
 
+    def copy(self) -> BackendIds:
+        """An independent copy, to try a configuration with."""
+        return BackendIds(dict(self.by_backend), list(self.resting), self.highest)
+
     def assign(self, wanted: Iterable[tuple[str, str]], now: float) -> dict[tuple[str, str], int]:
         """The numbers of exactly these backends; ``now`` in seconds. Raises FastlbError when none is left."""
         wanted = list(wanted)
@@ -150,14 +154,6 @@ def _shown(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def vip_changes(old: Config | None, new: Config | None) -> tuple[set[Address], set[Address]]:
-    """With vip_address: interface, the VIPs to (add, remove)."""
-    before = _held(old)
-    after = _held(new)
-    return after - before, before - after
-
-
-def _held(config: Config | None) -> set[Address]:
-    if config is None or config.vip_address != "interface":
-        return set()
-    return {service.vip for service in config.services}
+def held_vips(config: Config) -> set[Address]:
+    """The VIPs that fastlb puts on an interface: all with vip_address: interface, else none."""
+    return {service.vip for service in config.services} if config.vip_address == "interface" else set()

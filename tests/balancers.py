@@ -41,9 +41,9 @@ def config(*services: Mapping[str, Any], **settings: Any) -> Config:
     return Config.from_dict({"flows": 4096, "maglev_size": 251, **settings, "services": list(services)})
 
 
-def datapath(*services: Mapping[str, Any], **settings: Any) -> Datapath:
+def datapath(*services: Mapping[str, Any], mtu: int = 1500, **settings: Any) -> Datapath:
     """An embedded balancer that knows the MAC of every host."""
-    balancer = Datapath(config(*services, **settings), mac=BALANCER_MAC)
+    balancer = Datapath(config(*services, **settings), mac=BALANCER_MAC, mtu=mtu)
     for host in HOSTS:
         balancer.set_neighbour(host, mac_of(host))
     return balancer
