@@ -30,6 +30,7 @@ from fastlb.fields import Address as Address
 Found = Iterator[tuple[Loc, str]]
 
 LATER_KEYS = frozenset({"affinity", "check", "slow_start", "snat"})
+MAX_BACKENDS = 65534  # of one service: a Maglev table holds 16-bit positions
 
 
 class _Model(BaseModel):
@@ -172,7 +173,7 @@ def _rules(services: tuple[Service, ...]) -> Found:
     vips = {service.vip: service.name for service in reversed(services) if service.vip}
     for number, service in enumerate(services):
         loc: Loc = ("services", number)
-        for path, message in (*_any_port(service), *_backends(service, vips)):
+        for path, message in (*_any_port(service), *_too_many(service), *_backends(service, vips)):
             yield (*loc, *path), message
 
 
@@ -208,6 +209,11 @@ def _any_port(service: Service) -> Found:
         )
     if not nat_any and service.nat_any_port and service.forward and service.port:
         yield ("nat_any_port",), "it is only for forward: nat with port: any; leave it out"
+
+
+def _too_many(service: Service) -> Found:
+    if len(service.backends) > MAX_BACKENDS:
+        yield ("backends",), f"{len(service.backends)} backends; a Maglev table takes at most {MAX_BACKENDS}"
 
 
 def _backends(service: Service, vips: Mapping[Address, str]) -> Found:

@@ -31,6 +31,7 @@ class ControlServer:
         self._commands = commands
         self._socket: socket.socket | None = None
         self._server: asyncio.Server | None = None
+        self._made: Path | None = None  # the directory, when it was not there before
 
     def bind(self) -> None:
         """Take the path, which also keeps a second fastlb with the same configuration out; raises ControlError.
@@ -40,7 +41,9 @@ class ControlServer:
         if _answers(self._path):
             raise ControlError(f"another fastlb is running: it answers on {self._path}")
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            if not self._path.parent.exists():
+                self._path.parent.mkdir(parents=True)
+                self._made = self._path.parent
             if self._path.is_socket():
                 self._path.unlink()
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -68,6 +71,9 @@ class ControlServer:
             with contextlib.suppress(FileNotFoundError):
                 self._path.unlink()
             self._socket = None
+        if self._made is not None:
+            with contextlib.suppress(OSError):  # somebody else put a file there
+                self._made.rmdir()
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, ValueError):

@@ -71,7 +71,7 @@ class Engine:
 
     def run(self) -> None:
         """Raises FastlbError when the balancer cannot start, or fails; nothing is left behind then."""
-        check_runnable(self._now.config)
+        check_runnable(self._path, self._now.config)
         check_privileges()
         with ExitStack() as stack:
             self._open(stack)
@@ -299,10 +299,10 @@ def check_privileges() -> None:
         raise KernelError(f"fastlb run needs root: {' and '.join(missing)} missing")
 
 
-def check_runnable(config: Config) -> None:
+def check_runnable(path: str, config: Config) -> None:
     """What an embedded configuration may leave out, a running balancer needs."""
     if not config.interfaces:
-        raise ConfigError.at("interfaces", "fastlb run needs at least one interface, as in interfaces: [eth0]")
+        raise ConfigError.at(path, "interfaces", "fastlb run needs at least one interface, as in interfaces: [eth0]")
 
 
 def check_interfaces(config: Config, view: KernelView) -> None:

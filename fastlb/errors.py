@@ -44,6 +44,6 @@ class ConfigError(FastlbError):
         super().__init__("\n".join(map(str, problems)))
 
     @classmethod
-    def at(cls, path: str, message: str) -> ConfigError:
-        """One problem, known by its key path alone."""
-        return cls([Problem("", path, message)])
+    def at(cls, where: str, path: str, message: str) -> ConfigError:
+        """A single problem."""
+        return cls([Problem(where, path, message)])

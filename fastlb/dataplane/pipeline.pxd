@@ -105,11 +105,21 @@ cdef inline int start_flow(PipelineState *pipe, const Snapshot *snap, Packet *p,
     return VIA_SCHEDULER if fresh else VIA_MAGLEV
 
 
+cdef inline bint still_holds(
+        const Snapshot *snap, const FlowEntry *entry, const Packet *p, uint32_t now) noexcept nogil:
+    """An entry decides unless it is stale, its VIP has passed to another service, or a SYN starts anew after its end."""
+    if unlikely(is_stale(entry, snap.services, now)):
+        return False
+    if unlikely(snap.services.backends[backend_of(entry)].service != p.service):
+        return False
+    return not (is_over(state_of(entry)) and is_syn(p))
+
+
 cdef inline int track_client(PipelineState *pipe, const Snapshot *snap, Packet *p, uint32_t now) noexcept nogil:
     """Set the packet's backend; the reason tells how it was found, or why there is none."""
     cdef FlowEntry *entry = find_flow(&pipe.flows, p.shard, p.fingerprint)
     if likely(entry != NULL):
-        if likely(not is_stale(entry, snap.services, now) and not (is_over(state_of(entry)) and is_syn(p))):
+        if likely(still_holds(snap, entry, p, now)):
             p.backend = backend_of(entry)
             touch(entry, p, snap.services.services[p.service].forward == FORWARD_NAT, now)
             return VIA_CONNTRACK

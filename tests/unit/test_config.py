@@ -763,3 +763,13 @@ def written_default(model: Any, key: str, text: str) -> object:
     value = yaml.safe_load(text.strip("`"))
     required = {Service: service(), Backend: {"address": "10.0.0.1"}}.get(model, {})
     return getattr(model.model_validate({**required, key: value}), key)
+
+
+def test_more_backends_than_a_table_can_tell_apart() -> None:
+    backends = [{"address": f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}"} for n in range(1, 65536)]
+    service = {"name": "a", "vip": "203.0.113.1", "port": 80, "protocol": "tcp", "forward": "dsr"}
+    with pytest.raises(ConfigError) as caught:
+        Config.from_dict({"services": [service | {"backends": backends}]})
+    assert [(problem.path, problem.message) for problem in caught.value.problems] == [
+        ("services[0].backends", "65535 backends; a Maglev table takes at most 65534")
+    ]

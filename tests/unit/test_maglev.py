@@ -38,8 +38,8 @@ def slow_table(keys: list[str], weights: list[int], size: int, seed: int = 0) ->
     table: list[int | None] = [None] * size
     backends = []
     for index in sorted(range(len(keys)), key=lambda index: keys[index]):
-        offset = xxhash.xxh64_intdigest(keys[index], seed) % size
-        skip = xxhash.xxh64_intdigest(keys[index], (seed + 1) % 2**64) % (size - 1) + 1
+        offset = xxhash.xxh64_intdigest(keys[index].encode(), seed) % size
+        skip = xxhash.xxh64_intdigest(keys[index].encode(), (seed + 1) % 2**64) % (size - 1) + 1
         order = iter([(offset + turn * skip) % size for turn in range(size)])
         backends.append(_Turns(index, weights[index], order))
     step = 0

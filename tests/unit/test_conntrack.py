@@ -1,0 +1,399 @@
+"""conntrack.pxd: what the flow table remembers, for how long, and what it gives up first."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.balancers import BACKENDS, CLIENT, VIP, Balancer, config, flags, service
+from tests.frames import ACK, FIN, RST, SYN, UDP, frame
+
+TIMEOUTS = {"tcp_syn": 15, "tcp_established": 900, "tcp_closing": 30, "udp": 60}
+ONE = {forward: [{"address": BACKENDS[4][0]}] for forward in ("nat", "dsr")}
+
+
+def balancer_for(*forwards: str, protocol: str = "tcp", flows: int = 4096) -> Balancer:
+    services = [service(forward, protocol=protocol, backends=ONE[forward]) for forward in forwards]
+    return Balancer(config(*services, timeouts=TIMEOUTS, flows=flows))
+
+
+def client(letters: str, sport: int = 40000, host: str = CLIENT[4]) -> bytes:
+    return frame(host, sport, VIP[4], 80, flags=flags(letters))
+
+
+def backend(letters: str, dport: int = 40000) -> bytes:
+    return frame(BACKENDS[4][0], 80, CLIENT[4], dport, flags=flags(letters))
+
+
+# --- states -------------------------------------------------------------------
+
+# Packets in their order: from the client ">SA" (SYN and ACK), from the backend "<SA".
+TWO_WAY = [
+    (">S", "syn"),
+    (">S >S", "syn"),
+    (">S >A", "syn"),  # the backend has not answered: one side alone proves nothing
+    (">S <SA", "syn-ack"),
+    (">S <SA <SA", "syn-ack"),
+    (">S <SA >S", "syn-ack"),
+    (">S <SA >A", "established"),
+    (">S <SA >AP", "established"),
+    (">S <A", "established"),
+    (">S <SA >A >S", "established"),
+    (">S <SA >A <SA", "established"),
+    (">S <SA >A >AP <AP", "established"),
+    (">S <SA >A >FA", "fin-client"),
+    (">S <SA >A >FA >FA", "fin-client"),
+    (">S <SA >A >FA <A", "fin-client"),
+    (">S <SA >A >FA <AP >A", "fin-client"),
+    (">S <SA >A <FA", "fin-backend"),
+    (">S <SA >A <FA <FA", "fin-backend"),
+    (">S <SA >A <FA >A", "fin-backend"),
+    (">S <SA >A >FA <FA", "closing"),
+    (">S <SA >A <FA >FA", "closing"),
+    (">S <SA >A >FA <FA >A", "closing"),
+    (">S <SA >A >FA <FA >A <A", "closing"),
+    (">S <SA >A >R", "reset"),
+    (">S <SA >A <R", "reset"),
+    (">S <RA", "reset"),
+    (">S <SA >A >FA <RA", "reset"),
+    (">S <SA >A >R <A", "reset"),
+    (">S <SA >A >FA <FA >S", "syn"),
+    (">S <SA >A >R >S", "syn"),
+    (">S <RA >S <SA >A", "established"),
+    (">A", "picked-up"),
+    (">A >A", "picked-up"),
+    (">A <A", "established"),
+    (">A >FA", "fin-client"),
+    (">A >R", "reset"),
+    ("<A", "picked-up"),
+    ("<A >A", "picked-up"),
+    ("<SA", "picked-up"),
+    ("<A <A", "established"),
+    (">R", None),
+    ("<R", None),
+]
+ONE_WAY = [
+    (">S", "syn"),
+    (">S >S", "syn"),
+    (">S >A", "established"),
+    (">S >AP", "established"),
+    (">S >A >S", "established"),
+    (">S >A >FA", "closing"),
+    (">S >A >FA >A", "closing"),
+    (">S >FA", "closing"),
+    (">S >A >R", "reset"),
+    (">S >A >R >A", "reset"),
+    (">S >R", "reset"),
+    (">S >A >FA >S", "syn"),
+    (">S >A >R >S", "syn"),
+    (">S >A >R >S >A", "established"),
+    (">A", "picked-up"),
+    (">A >A", "established"),
+    (">FA", "picked-up"),
+    (">A >FA", "closing"),
+    (">SA", "picked-up"),
+    (">R", None),
+]
+
+
+def play(balancer: Balancer, packets: str) -> None:
+    for packet in packets.split():
+        raw = client(packet[1:]) if packet[0] == ">" else backend(packet[1:])
+        reason, _, key = balancer.send(raw)
+        assert reason in ("scheduled", "maglev", "conntrack")
+        assert key == "10.3.0.11:80"
+
+
+@pytest.mark.parametrize(
+    ("forward", "packets", "state"),
+    [("nat", *row) for row in TWO_WAY] + [("dsr", *row) for row in ONE_WAY],
+)
+def test_tcp_state(forward: str, packets: str, state: str | None) -> None:
+    balancer = balancer_for(forward)
+    play(balancer, packets)
+    assert [flow[6] for flow in balancer.flows()] == ([state] if state else [])
+    assert balancer.counts_agree()
+
+
+@pytest.mark.parametrize(
+    ("forward", "packets", "state"),
+    [
+        ("nat", ">", "udp-new"),
+        ("nat", "> >", "udp-new"),
+        ("nat", "> <", "udp"),
+        ("nat", "> < >", "udp"),
+        ("dsr", ">", "udp-new"),
+        ("dsr", "> >", "udp"),
+    ],
+)
+def test_udp_state(forward: str, packets: str, state: str) -> None:
+    balancer = balancer_for(forward, protocol="udp")
+    for packet in packets.split():
+        if packet == ">":
+            balancer.send(frame(CLIENT[4], 40000, VIP[4], 80, "udp"))
+        else:
+            balancer.send(frame(BACKENDS[4][0], 80, CLIENT[4], 40000, "udp"))
+    assert [flow[6] for flow in balancer.flows()] == [state]
+
+
+def test_a_flow_is_listed_whole() -> None:
+    balancer = balancer_for("nat")
+    balancer.send(client("S"), now=1.5)
+    number = balancer.plans[0].members[0].id
+    protocol, host, port, vip, vport, *rest = balancer.flows()[0]
+    assert (protocol, str(host), port, str(vip), vport) == (6, CLIENT[4], 40000, VIP[4], 80)
+    assert rest == [number, "syn", 1500]
+
+
+# --- time ---------------------------------------------------------------------
+
+# state, the packets that lead there, its timeout in seconds
+IDLE = [
+    ("nat", ">S", 15),
+    ("nat", ">S <SA", 15),
+    ("nat", ">A", 15),
+    ("nat", ">S <SA >A", 900),
+    ("nat", ">S <SA >A >FA", 900),
+    ("nat", ">S <SA >A <FA", 900),
+    ("nat", ">S <SA >A >FA <FA", 30),
+    ("nat", ">S <SA >A >R", 30),
+    ("dsr", ">S", 15),
+    ("dsr", ">S >A", 900),
+    ("dsr", ">S >A >FA", 30),
+    ("dsr", ">S >A >R", 30),
+]
+
+
+@pytest.mark.parametrize(("forward", "packets", "timeout"), IDLE)
+def test_tcp_timeout(forward: str, packets: str, timeout: int) -> None:
+    """Remembered up to the very millisecond; afterwards the packet is one of a flow that nobody knows."""
+    balancer = balancer_for(forward)
+    play(balancer, packets)
+    assert balancer.send(client("A"), now=timeout)[0] == "conntrack"
+    balancer = balancer_for(forward)
+    play(balancer, packets)
+    assert balancer.send(client("A"), now=timeout + 0.001)[0] == "maglev"
+    assert balancer.counts_agree()
+
+
+@pytest.mark.parametrize("forward", ["nat", "dsr"])
+def test_udp_timeout(forward: str) -> None:
+    balancer = balancer_for(forward, protocol="udp")
+    raw = frame(CLIENT[4], 40000, VIP[4], 80, "udp")
+    reasons = [balancer.send(raw, now)[0] for now in (0, 60, 120, 180.001)]
+    assert reasons == ["scheduled", "conntrack", "conntrack", "scheduled"]
+
+
+def test_every_packet_starts_the_timeout_anew() -> None:
+    balancer = balancer_for("nat")
+    play(balancer, ">S <SA >A")
+    assert [balancer.send(raw, now)[0] for raw, now in
+            [(client("A"), 899), (backend("A"), 1798), (client("A"), 2697)]] == ["conntrack"] * 3  # fmt: skip
+
+
+def test_a_reply_after_the_timeout_leaves_one_entry() -> None:
+    """The reply is picked up in place of the entry that it finds expired and not yet swept."""
+    for sport in range(40000, 40010):
+        balancer = balancer_for("nat")
+        balancer.send(client("S", sport), now=100)
+        balancer.pipeline.process([], 114_950)
+        assert balancer.send(backend("SA", sport), now=115.05)[0] == "maglev"
+        assert [flow[2] for flow in balancer.flows()] == [sport]
+        assert balancer.counts_agree()
+        assert balancer.send(client("A", sport), now=115.1)[0] == "conntrack"
+
+
+def test_the_sweep_forgets_what_expired() -> None:
+    """Every bucket within about ten seconds, without a packet of the flow: counters stay true."""
+    balancer = balancer_for("dsr", flows=100_000)
+    for sport in range(1000, 3000):
+        balancer.send(client("S", sport), now=1)
+    assert balancer.pipeline.flow_count() == 2000
+    balancer.pipeline.process([], 16_000)
+    assert balancer.pipeline.flow_count() == 2000  # exactly at the timeout they are still remembered
+    for now in range(16_001, 26_501, 100):
+        balancer.pipeline.process([], now)
+        assert balancer.counts_agree()
+    assert balancer.pipeline.flow_count() == 0
+    assert balancer.pipeline.counters()["flows_expired"] == 2000
+    assert balancer.pipeline.backend_stats(1)["active_flows"] == 0
+
+
+@pytest.mark.parametrize("step", [1, 13, 99])
+def test_the_sweep_of_a_small_table_takes_no_longer(step: int) -> None:
+    """Batches that come at odd times (``step`` in ms) must not add up to a slower sweep."""
+    balancer = balancer_for("dsr", flows=4096)
+    for sport in range(1000, 3000):
+        balancer.send(client("S", sport), now=1)
+    balancer.pipeline.process([], 16_000)
+    for now in range(16_001, 27_000, step):
+        balancer.pipeline.process([], now)
+    assert balancer.pipeline.flow_count() == 0
+
+
+def test_the_sweep_is_spread_over_its_period() -> None:
+    balancer = balancer_for("dsr", flows=100_000)
+    balancer.pipeline.process([client("S", sport) for sport in range(1000, 5000)], 1000)
+    balancer.pipeline.process([], 100_000)
+    assert balancer.pipeline.flow_count() == 0  # after a long silence one full round
+    balancer.pipeline.process([client("S", sport) for sport in range(1000, 5000)], 100_000)
+    balancer.pipeline.process([], 115_001)
+    balancer.pipeline.process([client("S", sport) for sport in range(1000, 5000)], 115_001)
+    balancer.pipeline.process([], 130_001)
+    before = balancer.pipeline.flow_count()
+    balancer.pipeline.process([], 131_001)
+    assert 0.85 < balancer.pipeline.flow_count() / before < 0.95  # a second visits a tenth of the table
+
+
+def test_the_clock_wraps() -> None:
+    """Milliseconds in 32 bits begin anew after 49.7 days."""
+    balancer = balancer_for("nat")
+    wrap = 2**32 / 1000
+    for raw in (client("S"), backend("SA"), client("A")):
+        balancer.pipeline.process([raw], round((wrap - 5) * 1000))
+    assert balancer.pipeline.process([client("A")], 5000)[0][1] == "conntrack"
+    balancer.pipeline.process([], 906_000)
+    balancer.pipeline.process([], 917_000)
+    assert balancer.pipeline.flow_count() == 0
+
+
+def test_a_clock_that_steps_back_expires_nothing() -> None:
+    balancer = balancer_for("dsr")
+    play(balancer, ">S >A")
+    balancer.send(client("A"), now=2000)
+    assert balancer.send(client("A"), now=10)[0] == "conntrack"
+    assert balancer.pipeline.flow_count() == 1
+
+
+# --- a new connection on an old port ------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("forward", "packets"),
+    [("nat", ">S <SA >A >FA <FA"), ("nat", ">S <SA >A <R"), ("dsr", ">S >A >FA"), ("dsr", ">S >A >R")],
+)
+def test_syn_on_a_flow_that_is_over_starts_anew(forward: str, packets: str) -> None:
+    """By the scheduler, not by the entry: meanwhile the backend has been drained."""
+    drained = service(forward, backends=[*({"address": a, "weight": 0} for a in BACKENDS[4][:1]),
+                                         {"address": BACKENDS[4][1]}])  # fmt: skip
+    balancer = balancer_for(forward)
+    play(balancer, packets)
+    balancer.reload(config(drained, timeouts=TIMEOUTS))
+    assert balancer.send(client("A"))[::2] == ("conntrack", "10.3.0.11:80")
+    assert balancer.send(client("S"))[::2] == ("scheduled", "10.3.0.12:80")
+    assert len(balancer.flows()) == 1
+    assert balancer.counts_agree()
+
+
+def test_syn_on_a_live_flow_stays() -> None:
+    balancer = balancer_for("nat")
+    play(balancer, ">S <SA >A")
+    assert balancer.send(client("S"))[0] == "conntrack"
+
+
+# --- room ---------------------------------------------------------------------
+
+
+def stream(count: int, letters: str, first: int = 0) -> list[bytes]:
+    """``count`` packets, each of another client."""
+    template = bytearray(client(letters))
+    made = []
+    for number in range(first, first + count):
+        template[26:30] = (0x0A000000 + number // 60000 * 256 + number % 251).to_bytes(4, "big")
+        template[34:36] = (1024 + number % 60000).to_bytes(2, "big")
+        made.append(bytes(template))
+    return made
+
+
+def test_a_flood_of_syns_evicts_no_established_flow() -> None:
+    balancer = balancer_for("dsr", flows=1024)
+    established = stream(900, "S")
+    balancer.pipeline.process(established, 0)
+    balancer.pipeline.process(stream(900, "A"), 0)
+    kept = {flow[1:3] for flow in balancer.flows() if flow[6] == "established"}
+    assert len(kept) >= 890  # a few met eight SYNs of others and were evicted before their ACK
+    for at in range(10):
+        flood = stream(5000, "S", first=100_000 + at * 5000)
+        balancer.pipeline.process(flood, at)
+    assert {flow[1:3] for flow in balancer.flows() if flow[6] == "established"} >= kept
+    assert {result[1] for result in balancer.pipeline.process(stream(900, "A"), 11)} <= {"conntrack", "maglev"}
+    assert balancer.pipeline.counters()["flows_evicted"] > 40_000
+    assert balancer.counts_agree()
+
+
+def test_a_full_table_forwards_without_an_entry() -> None:
+    """Twice as many established flows as it has entries: those without one are counted, and go on by Maglev."""
+    balancer = balancer_for("dsr", flows=1024)
+    for part in range(0, 3000, 100):
+        balancer.pipeline.process(stream(100, "S", part), 0)
+        balancer.pipeline.process(stream(100, "A", part), 0)
+    established = sum(flow[6] == "established" for flow in balancer.flows())
+    assert established > 0.95 * balancer.pipeline.flow_capacity
+    results = balancer.pipeline.process(stream(3000, "A"), 1)
+    assert {result[0] for result in results} == {0}
+    assert sum(result[1] == "conntrack" for result in results) >= established
+    counters = balancer.pipeline.counters()
+    assert counters["flows_untracked"] > 0
+    assert counters["packets"] == counters["forwarded"] == 9000
+    assert balancer.counts_agree()
+
+
+@pytest.mark.parametrize("forward", ["nat", "dsr"])
+def test_a_table_for_n_flows_takes_n_flows(forward: str) -> None:
+    balancer = balancer_for(forward, flows=200_000)
+    balancer.pipeline.process(stream(200_000, "S"), 0)
+    counters = balancer.pipeline.counters()
+    assert (counters["flows_untracked"], counters["flows_evicted"]) == (0, 0)
+    assert balancer.pipeline.flow_count() == 200_000
+    assert balancer.counts_agree()
+
+
+def test_expired_flows_make_room() -> None:
+    balancer = balancer_for("dsr", flows=1024)
+    for round_ in range(5):
+        now = round_ * 16_000
+        balancer.pipeline.process(stream(700, "S", round_ * 1000), now)
+    counters = balancer.pipeline.counters()
+    assert (counters["flows_untracked"], counters["flows_evicted"]) == (0, 0)
+    assert counters["flows_expired"] >= 4 * 700 - 700
+    assert balancer.counts_agree()
+
+
+@pytest.mark.parametrize("flows", [200, 10_000, 1_000_000, 10_000_000])
+def test_memory(flows: int) -> None:
+    """At most 28 bytes a flow where every packet looks; the cold part is told apart."""
+    hot, cold = Balancer(config(flows=flows)).pipeline.memory()
+    assert hot <= 28 * flows + 64 * 64  # each of 64 shards is rounded up to a whole bucket
+    assert cold > hot
+
+
+def test_counts_per_backend_follow_the_flows() -> None:
+    balancer = Balancer(config(service("nat"), service("dsr", vip="203.0.113.20"), timeouts=TIMEOUTS))
+    for number in range(600):
+        vip = VIP[4] if number % 2 else "203.0.113.20"
+        balancer.send(frame(CLIENT[4], 1000 + number, vip, 80, flags=SYN), now=number / 50)
+        if number % 3 == 0:
+            balancer.send(frame(CLIENT[4], 1000 + number, vip, 80, flags=ACK), now=number / 50)
+        if number % 7 == 0:
+            balancer.send(frame(CLIENT[4], 1000 + number, vip, 80, flags=RST | ACK), now=number / 50)
+        if number % 100 == 99:
+            assert balancer.counts_agree()
+    started = sum(balancer.pipeline.backend_stats(number)["new_flows"] for number in balancer.keys)
+    assert started == 600
+    for now in (30, 41, 42, 60, 2000):
+        balancer.pipeline.process([], now * 1000)
+        assert balancer.counts_agree()
+    assert balancer.flows() == []
+
+
+@pytest.mark.parametrize("flags_", [SYN | FIN, SYN | RST])
+def test_malformed_packets_leave_no_flow(flags_: int) -> None:
+    balancer = balancer_for("nat")
+    balancer.send(frame(CLIENT[4], 40000, VIP[4], 80, flags=flags_))
+    assert balancer.flows() == []
+
+
+def test_protocols_do_not_mix() -> None:
+    balancer = Balancer(config(service("nat"), service("nat", protocol="udp")))
+    balancer.send(frame(CLIENT[4], 40000, VIP[4], 80))
+    balancer.send(frame(CLIENT[4], 40000, VIP[4], 80, "udp"))
+    assert sorted(flow[0] for flow in balancer.flows()) == [6, UDP]
