@@ -4,9 +4,7 @@ Invariant: nothing here resolves an address. ARP and ND (RFC 826, RFC 4861) stay
 asks it to resolve (``Watcher.want``) and copies what it finds out. fastlb's own packets bypass the kernel's
 neighbour table, so without being asked the kernel would neither resolve a backend nor notice that it moved.
 
-Two plain netlink sockets, read by one thread; pyroute2 decodes the messages. Its own sockets are not used
-here: they tie an asyncio loop to the thread that opened them, queue events without bound and report an
-overrun as a made-up message, while this thread needs a prompt stop and has to see ENOBUFS itself.
+Two netlink sockets (rtnetlink.py), read by one thread:
 
     events    multicast groups; neighbours, links and addresses are applied one by one, a route event only
               marks the routes stale, because IPv4 drops routes of a dead link without telling anybody
@@ -38,12 +36,11 @@ from typing import Any
 import structlog
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
-from pyroute2.netlink.rtnl.ifaddrmsg import IFA_F_NODAD, ifaddrmsg
-from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
-from pyroute2.netlink.rtnl.ndmsg import ndmsg
-from pyroute2.netlink.rtnl.rtmsg import rtmsg
+from pyroute2.netlink.rtnl.ifaddrmsg import IFA_F_NODAD
 
+from fastlb import rtnetlink
 from fastlb.errors import KernelError
+from fastlb.rtnetlink import Netlink, decode, messages, use_request
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -60,42 +57,16 @@ ASK_TICK = 0.02  # seconds: 6,400 requests a second
 DEBOUNCE = 0.02  # seconds in which changes are gathered before on_change hears of them
 ROUTE_DUMP_REST = 4  # times a route dump's duration without another: at most 20 % of a core goes there
 RETRY = 1.0  # seconds until tables that could not be read are read again
-RECEIVE_BUFFER = 8 << 20  # bytes: 10,000 events fit; more at once is an overrun and a fresh dump
 EVENTS_PER_TURN = 64  # datagrams read before timers and close() get their turn
-DUMP_ATTEMPTS = 5  # a table that changes while it is dumped is read again; the rest arrives as events
 
 _GROUPS = (1, 3, 5, 7, 9, 11)  # RTNLGRP_LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE
-_NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
-_NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
-_NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
-_NEWNEIGH, _DELNEIGH, _GETNEIGH = 28, 29, 30
-_DECODERS = {
-    _NEWLINK: ifinfmsg,
-    _DELLINK: ifinfmsg,
-    _NEWADDR: ifaddrmsg,
-    _DELADDR: ifaddrmsg,
-    _NEWROUTE: rtmsg,
-    _NEWNEIGH: ndmsg,
-    _DELNEIGH: ndmsg,
-}
-
-_HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
-_ERROR, _DONE = 2, 3  # NLMSG_*; both carry a negative errno
-_REQUEST, _CREATE, _DUMP, _INTERRUPTED = 0x001, 0x400, 0x300, 0x010  # NLM_F_*
-_SOL_NETLINK, _ADD_MEMBERSHIP, _STRICT_CHECK, _SO_RCVBUFFORCE = 270, 1, 12, 33
-
 _TABLE_MAIN, _UNICAST = 254, 1  # RT_TABLE_MAIN, RTN_UNICAST
 _REFUSING = (6, 7, 8, 9)  # RTN_BLACKHOLE, UNREACHABLE, PROHIBIT, THROW
 _NEXTHOP_DEAD = 0x01 | 0x10  # RTNH_F_DEAD | RTNH_F_LINKDOWN
 _UP = 0x1 | 0x10000  # IFF_UP | IFF_LOWER_UP: switched on, and with carrier
 _CONFIRMED = 0x02 | 0x08 | 0x10 | 0x40 | 0x80  # NUD_REACHABLE, DELAY, PROBE, NOARP, PERMANENT: no need to ask
 _USABLE = _CONFIRMED | 0x04  # NUD_STALE: good until the kernel knows better
-_NTF_USE, _NTF_PROXY = 0x01, 0x08
-_ASK = {  # nlmsghdr, ndmsg (family, 3 pad, ifindex, state, flags, type), NDA_DST (length, type, address)
-    4: struct.Struct("=IHHII B3xiHBB HH4s"),
-    6: struct.Struct("=IHHII B3xiHBB HH16s"),
-}
-_FAMILY: dict[int, int] = {4: socket.AF_INET, 6: socket.AF_INET6}
+_NTF_PROXY = 0x08
 _ANYWHERE = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
 
 _log = structlog.get_logger()
@@ -231,8 +202,8 @@ class Watcher:
 
     def _open(self) -> None:
         with ExitStack() as opened:
-            self._events = opened.enter_context(_Netlink(_GROUPS))  # before the dump: no change is lost
-            self._requests = opened.enter_context(_Netlink())
+            self._events = opened.enter_context(Netlink(_GROUPS))  # before the dump: no change is lost
+            self._requests = opened.enter_context(Netlink())
             self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
             opened.callback(self._close_wake)
             self._load()
@@ -283,7 +254,7 @@ class Watcher:
         change = _Change.NOTHING
         try:
             for _ in range(EVENTS_PER_TURN):
-                for kind, _flags, data, offset in _messages(self._events.read()):
+                for kind, _flags, data, offset in messages(self._events.read()):
                     change |= self._mirror.apply(kind, data, offset)
         except OSError as error:
             if error.errno != errno.ENOBUFS:
@@ -305,7 +276,7 @@ class Watcher:
 
     def _load(self) -> None:
         mirror = _Mirror()
-        for kind, body in ((_GETLINK, 16), (_GETADDR, 8), (_GETNEIGH, 12)):
+        for kind, body in ((rtnetlink.GETLINK, 16), (rtnetlink.GETADDR, 8), (rtnetlink.GETNEIGH, 12)):
             for message in self._requests.dump(kind, bytes(body)):
                 mirror.apply(*message)
         self._mirror = mirror
@@ -313,11 +284,11 @@ class Watcher:
 
     def _read_routes(self) -> None:
         began = time.monotonic()
-        messages: list[Any] = []
+        routes: list[Any] = []
         for family in _ANYWHERE:
             body = struct.pack("=8BI", family, 0, 0, 0, _TABLE_MAIN, 0, 0, 0, 0)  # rtmsg
-            messages += (_decode(*message) for message in self._requests.dump(_GETROUTE, body))
-        self._mirror.routes = _best_routes(messages, self._mirror.links)
+            routes += (decode(*message) for message in self._requests.dump(rtnetlink.GETROUTE, body))
+        self._mirror.routes = _best_routes(routes, self._mirror.links)
         ended = time.monotonic()
         self._route_dump_allowed = ended + ROUTE_DUMP_REST * (ended - began)
         self._soon(self._publish, 0.0)
@@ -345,8 +316,8 @@ class Watcher:
         batch = list(self._to_ask)[:ASK_BATCH]
         for hop in batch:
             del self._to_ask[hop]
-        requests = (_ask(*hop) for hop in batch if hop in self._wanted and self._mirror.should_ask(hop))
-        for refusal in self._requests.send(b"".join(requests)) - self._refusals:
+        asks = (use_request(*hop) for hop in batch if hop in self._wanted and self._mirror.should_ask(hop))
+        for refusal in self._requests.send(b"".join(asks)) - self._refusals:
             self._refusals.add(refusal)  # said once; a link that has just gone is refused too, and harmless
             _log.warning("neighbour_request_refused", reason=os.strerror(refusal))
         self._ask_allowed = time.monotonic() + ASK_TICK
@@ -427,14 +398,14 @@ class _Mirror:
 
     def apply(self, kind: int, data: bytes, offset: int) -> _Change:
         """Take in one message; says what may differ now."""
-        if kind in (_NEWROUTE, _DELROUTE):
+        if kind in (rtnetlink.NEWROUTE, rtnetlink.DELROUTE):
             return _Change.ROUTES
-        if kind in (_NEWLINK, _DELLINK):
-            return self._apply_link(kind, _decode(kind, data, offset))
-        if kind in (_NEWADDR, _DELADDR):
-            return self._apply_address(kind, _decode(kind, data, offset))
-        if kind in (_NEWNEIGH, _DELNEIGH):
-            return self._apply_neighbour(kind, _decode(kind, data, offset))
+        if kind in (rtnetlink.NEWLINK, rtnetlink.DELLINK):
+            return self._apply_link(kind, decode(kind, data, offset))
+        if kind in (rtnetlink.NEWADDR, rtnetlink.DELADDR):
+            return self._apply_address(kind, decode(kind, data, offset))
+        if kind in (rtnetlink.NEWNEIGH, rtnetlink.DELNEIGH):
+            return self._apply_neighbour(kind, decode(kind, data, offset))
         return _Change.NOTHING
 
     def _apply_link(self, kind: int, message: Any) -> _Change:
@@ -442,7 +413,7 @@ class _Mirror:
         if message["family"] != socket.AF_UNSPEC or mtu is None:
             return _Change.NOTHING  # a bridge port (its DELLINK means "left the bridge"), or a wireless event
         index = message["index"]
-        if kind == _NEWLINK:
+        if kind == rtnetlink.NEWLINK:
             name, mac = message.get_attr("IFLA_IFNAME"), _mac(message.get_attr("IFLA_ADDRESS"))
             self.links[index] = Link(index, name, mac, mtu, up=message["flags"] & _UP == _UP)
         else:
@@ -456,7 +427,7 @@ class _Mirror:
             return _Change.NOTHING
         own = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")  # ADDRESS may be the peer's
         entry = (message["index"], message["prefixlen"], ip_address(own))
-        if kind == _NEWADDR:
+        if kind == rtnetlink.NEWADDR:
             self.addresses.add(entry)
         else:
             self.addresses.discard(entry)
@@ -469,15 +440,15 @@ class _Mirror:
         hop = (message["ifindex"], ip_address(address))
         before = self.neighbours.pop(hop, _UNKNOWN)
         after = _UNKNOWN
-        if kind == _NEWNEIGH:
+        if kind == rtnetlink.NEWNEIGH:
             after = self.neighbours[hop] = _Neighbour(message["state"], _mac(message.get_attr("NDA_LLADDR")))
         return _Change.NOTHING if before.usable_mac == after.usable_mac else _Change.VIEW
 
 
-def _best_routes(messages: Iterable[Any], links: Mapping[int, Link]) -> tuple[Route, ...]:
+def _best_routes(routes: Iterable[Any], links: Mapping[int, Link]) -> tuple[Route, ...]:
     """One route a prefix: a live link before a dead one, then the lowest metric, then the first named."""
     best: dict[Network, tuple[tuple[bool, int], Route]] = {}
-    for message in messages:
+    for message in routes:
         for rank, route in _candidates(message, links):
             held = best.get(route.prefix)
             if held is None or rank < held[0]:
@@ -513,105 +484,3 @@ def _gateway(hop: Any) -> Address | None:
 def _mac(text: str | None) -> bytes:
     """The 6 bytes of "02:00:00:00:00:01"; b"" for none and for the addresses of tunnels."""
     return bytes.fromhex(text.replace(":", "")) if text and len(text) == 17 and text[2] == ":" else b""
-
-
-def _ask(link: int, address: Address) -> bytes:
-    """RTM_NEWNEIGH with NTF_USE: behave as if a packet went there. pyroute2 needs 44 µs to pack one."""
-    layout, raw = _ASK[address.version], address.packed
-    header = (layout.size, _NEWNEIGH, _REQUEST | _CREATE, 0, 0)
-    return layout.pack(*header, _FAMILY[address.version], link, 0, _NTF_USE, 0, 4 + len(raw), 1, raw)
-
-
-def _messages(data: bytes) -> Iterator[tuple[int, int, bytes, int]]:
-    """(type, flags, data, offset of the header) of every netlink message in one datagram."""
-    offset = 0
-    while offset + _HEADER.size <= len(data):
-        length, kind, flags, _, _ = _HEADER.unpack_from(data, offset)
-        yield kind, flags, data, offset
-        offset += max(length + 3 & ~3, _HEADER.size)
-
-
-def _decode(kind: int, data: bytes, offset: int) -> Any:
-    message = _DECODERS[kind](data, offset=offset)
-    message.decode()
-    return message
-
-
-class _Netlink:
-    """A blocking rtnetlink socket in the namespace of the calling thread."""
-
-    def __init__(self, groups: Iterable[int] = ()) -> None:
-        self.socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
-        try:
-            self._set_up(groups)
-        except BaseException:
-            self.socket.close()
-            raise
-
-    def _set_up(self, groups: Iterable[int]) -> None:
-        try:
-            self.socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER)
-        except PermissionError:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
-        self.socket.setsockopt(_SOL_NETLINK, _STRICT_CHECK, 1)  # the kernel then honours the table of a dump
-        self.socket.bind((0, 0))
-        for group in groups:
-            self.socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
-
-    def __enter__(self) -> _Netlink:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.socket.close()
-
-    def read(self, discard: bool = False) -> bytes:
-        """One datagram; b"" when none waits. OSError ENOBUFS tells of an overrun, unless ``discard``."""
-        try:
-            return self.socket.recv(1 << 16, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return b""
-        except OSError as error:
-            if discard and error.errno == errno.ENOBUFS:
-                return self.read(discard)
-            raise
-
-    def send(self, requests: bytes) -> set[int]:
-        """Send requests that are answered only if refused; returns the errnos of those that were."""
-        if not requests:
-            return set()
-        self.socket.send(requests)  # the kernel serves them before this returns
-        refused = set()
-        while data := self.read(discard=True):
-            for kind, _flags, _, offset in _messages(data):
-                if kind == _ERROR:
-                    refused.add(_errno(data, offset))
-        return refused
-
-    def dump(self, kind: int, body: bytes) -> list[tuple[int, bytes, int]]:
-        """A whole table as (type, data, offset). Raises KernelError; a table that does not exist is empty."""
-        request = _HEADER.pack(_HEADER.size + len(body), kind, _REQUEST | _DUMP, 0, 0) + body
-        for _ in range(DUMP_ATTEMPTS):
-            self.socket.send(request)
-            messages, consistent = self._read_dump(kind - 2, body[0])  # RTM_GETx is RTM_NEWx + 2
-            if consistent:
-                break
-        return messages
-
-    def _read_dump(self, wanted: int, family: int) -> tuple[list[tuple[int, bytes, int]], bool]:
-        found: list[tuple[int, bytes, int]] = []
-        consistent = True
-        while True:
-            for kind, flags, data, offset in _messages(self.socket.recv(1 << 16)):
-                consistent = consistent and not flags & _INTERRUPTED
-                if kind in (_DONE, _ERROR):
-                    number = _errno(data, offset)
-                    if number not in (0, errno.ENOENT):
-                        raise KernelError(f"cannot read the kernel's network tables: {os.strerror(number)}")
-                    return found, consistent
-                if kind == wanted and family in (0, data[offset + _HEADER.size]):  # no IPv6: it dumps IPv4
-                    found.append((kind, data, offset))
-
-
-def _errno(data: bytes, offset: int) -> int:
-    number: int = struct.unpack_from("=i", data, offset + _HEADER.size)[0]
-    return -number

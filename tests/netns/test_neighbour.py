@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 from pyroute2 import IPRoute, netns
 
-from fastlb import neighbour
+from fastlb import neighbour, rtnetlink
 from fastlb.errors import KernelError
 from fastlb.neighbour import KernelView, Route, Watcher, add_vip, remove_vip
 
@@ -352,7 +352,7 @@ def test_link_that_leaves_a_bridge_is_still_there(seen: Observer) -> None:
 
 def test_overrun_leads_to_a_fresh_dump(wires: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """While on_change sleeps, 200 neighbours appear, and the buffer holds a few of the events."""
-    monkeypatch.setattr(neighbour, "RECEIVE_BUFFER", 4096)
+    monkeypatch.setattr(rtnetlink, "RECEIVE_BUFFER", 4096)
     busy, go_on = threading.Event(), threading.Event()
     observer = Observer()
     take = observer.take
