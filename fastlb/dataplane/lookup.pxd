@@ -20,7 +20,7 @@ cdef inline uint64_t key_hash(Addr addr, uint64_t meta) noexcept nogil:
 
 
 cdef inline uint32_t find(const Table *table, Addr addr, uint64_t meta) noexcept nogil:
-    """The value under a key, or MISSING. Bounded: the table is at most half full, so an empty slot ends the probe."""
+    """The value under a key, or MISSING. Bounded: at most a quarter is full, so an empty slot ends the probe."""
     cdef uint64_t at = key_hash(addr, meta) & table.mask
     cdef const Slot *slot = &table.slots[at]
     while slot.used:
@@ -32,9 +32,12 @@ cdef inline uint32_t find(const Table *table, Addr addr, uint64_t meta) noexcept
 
 
 cdef inline bint table_init(Table *table, uint64_t entries) noexcept nogil:
-    """Room for `entries` keys at half load; False when memory is short."""
-    cdef uint64_t size = 8
-    while size < entries * 2:
+    """Room for `entries` keys at a quarter load; False when memory is short.
+
+    So sparse, and never small, because most look-ups of a reply are misses, which should end at their first slot.
+    """
+    cdef uint64_t size = 64
+    while size < entries * 4:
         size *= 2
     table.slots = <Slot *>calloc(size, sizeof(Slot))
     table.mask = size - 1

@@ -8,8 +8,8 @@ their memory back.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastlb.dataplane.conntrack cimport (
-    BACKEND_BITS, FLOW_PICKED_UP, FlowEntry, FlowTable, FlowTuple, backend_of, conflicts, find_flow, find_reply,
-    first_state, forget, insert_flow, is_over, is_stale, prefetch_flow, state_of, touch, tuple_of)
+    FLOW_PICKED_UP, FlowEntry, FlowTable, FlowTuple, backend_of, be_vport_of, conflicts, find_flow, find_reply,
+    first_state, forget, insert_flow, is_over, is_stale, prefetch_flow, state_of, touch)
 from fastlb.dataplane.flowhash cimport fingerprint as flow_fingerprint
 from fastlb.dataplane.flowhash cimport flow_hash
 from fastlb.dataplane.icmp cimport RejectLimit, answerable, may_reject, reject
@@ -107,7 +107,7 @@ cdef inline int start_flow(PipelineState *pipe, const Snapshot *snap, Packet *p,
 
 cdef inline bint still_holds(
         const Snapshot *snap, const FlowEntry *entry, const Packet *p, uint32_t now) noexcept nogil:
-    """An entry decides unless it is stale, its VIP has passed to another service, or a SYN starts anew after its end."""
+    """An entry decides unless it is stale, its VIP went to another service, or a SYN starts anew after its end."""
     if unlikely(is_stale(entry, snap.services, now)):
         return False
     if unlikely(snap.services.backends[backend_of(entry)].service != p.service):
@@ -167,7 +167,7 @@ cdef inline int pick_up_reply(
         if backend == 0:
             break
         service = &snap.services.services[snap.services.backends[backend].service]
-        be_vport[0] = service.be_port if service.be_port != 0 else p.be_sport
+        be_vport[0] = be_vport_of(service, p)
         if explains(snap, backend, p, be_vport[0]):
             vip[0] = service.vip
             p.backend = backend
@@ -183,11 +183,13 @@ cdef inline int track_reply(
         PipelineState *pipe, const Snapshot *snap, Packet *p, Addr *vip, uint16_t *be_vport, uint32_t now,
         ) noexcept nogil:
     cdef FlowEntry *entry = find_reply(&pipe.flows, snap.services, p)
+    cdef const Service *service
     if likely(entry != NULL and not is_stale(entry, snap.services, now)):
         touch(entry, p, True, now)
         p.backend = backend_of(entry)
-        vip[0] = tuple_of(&pipe.flows, entry).vip
-        be_vport[0] = tuple_of(&pipe.flows, entry).be_vport
+        service = &snap.services.services[snap.services.backends[p.backend].service]
+        vip[0] = service.vip
+        be_vport[0] = be_vport_of(service, p)
         return VIA_CONNTRACK
     return pick_up_reply(pipe, snap, p, vip, be_vport, now)
 

@@ -25,7 +25,7 @@ cdef struct Slot:
 
 
 cdef struct Table:
-    # Open addressing with linear probing, at most half full; written once, then read by every worker.
+    # Open addressing with linear probing, at most a quarter full; written once, then read by every worker.
     Slot *slots
     uint64_t mask
 
