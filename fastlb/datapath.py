@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
@@ -70,8 +71,11 @@ class Datapath:
 
         ``flows``, the size of the table, stays what it was.
         """
-        self._plans = reconcile.plan_services(config, self._ids, now)
-        self._services = reconcile.services_table(config, self._plans)
+        ids = self._ids.copy()
+        plans = reconcile.plan_services(config, ids, now)
+        self._services = reconcile.services_table(config, plans)
+        self._plans, self._ids = plans, ids
+        self._pipeline.renew(ids.reused)
         self._keys = {member.id: member.key for plan in self._plans for member in plan.members}
         self._stale = True
 
@@ -140,10 +144,9 @@ class Datapath:
 
 def parse_mac(text: str) -> bytes:
     """Six bytes from "02:00:00:00:00:0b"; raises ValueError otherwise."""
-    parts = text.split(":")
-    if len(parts) != 6 or not all(len(part) == 2 for part in parts):
+    if not re.fullmatch(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}", text):
         raise ValueError(f'{text!r} is not a MAC address like "02:00:00:00:00:0b"')
-    return bytes(int(part, 16) for part in parts)
+    return bytes.fromhex(text.replace(":", ""))
 
 
 def protocol_number(proto: str | int) -> int:

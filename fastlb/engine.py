@@ -267,6 +267,7 @@ class Engine:
         """The data path knows a new VIP before the filter lets its packets in, and an old one until they stay out."""
         self._now = generation
         self._add_vips()
+        self._pipeline.renew(generation.ids.reused)
         self._publish()
         self._fill_classifier()
         self._drop_vips(keep=frozenset(reconcile.held_vips(generation.config)))

@@ -122,6 +122,11 @@ class KernelView:
             tables[prefix.version].setdefault(host_bits, {})[network] = route
         return {version: sorted(table.items()) for version, table in tables.items()}
 
+    @cached_property
+    def has_on_link_mtu(self) -> bool:
+        """Whether an on-link route has an MTU of its own."""
+        return any(route.mtu and route.gateway is None for route in self.routes)
+
     def route(self, address: Address) -> Route | None:
         """The route of the longest prefix that holds ``address``; None without one, or when it refuses."""
         number = int(address)

@@ -18,26 +18,29 @@ HopTuple = tuple[bytes, bytes, int, int, str | None]  # destination MAC, source 
 
 @dataclass
 class _Hops:
-    """Hops by (interface, address), each written once."""
+    """Hops in the order in which they were first asked for, each written once."""
 
     view: KernelView
     hops: list[HopTuple] = field(default_factory=list)
-    positions: dict[tuple[int, Address | str], int] = field(default_factory=dict)
+    positions: dict[object, int] = field(default_factory=dict)
 
     def towards(self, next_hop: NextHop, mtu: int = 0) -> int:
-        """The position of the hop to a neighbour; without its MAC a hop that says no_neighbour."""
-        return self._position(next_hop, lambda: self._describe(next_hop, mtu))
+        """The position of the hop to a neighbour; ``mtu`` is the route's, 0 for none.
+
+        Without the neighbour's MAC it is a hop that says no_neighbour.
+        """
+        position = self.positions.get((next_hop, mtu))
+        return self._add((next_hop, mtu), self._describe(next_hop, mtu)) if position is None else position
 
     def refusing(self, fault: str) -> int:
         """The position of a hop that only names a fault."""
-        return self._position((0, fault), lambda: (b"", b"", 0, 0, fault))
+        position = self.positions.get(fault)
+        return self._add(fault, (b"", b"", 0, 0, fault)) if position is None else position
 
-    def _position(self, key: tuple[int, Address | str], describe: object) -> int:
-        position = self.positions.get(key)
-        if position is None:
-            position = self.positions[key] = len(self.hops)
-            self.hops.append(describe())  # type: ignore[operator]
-        return position
+    def _add(self, key: object, hop: HopTuple) -> int:
+        self.positions[key] = len(self.hops)
+        self.hops.append(hop)
+        return self.positions[key]
 
     def _describe(self, next_hop: NextHop, mtu: int) -> HopTuple:
         index, _ = next_hop
@@ -52,7 +55,7 @@ class _Hops:
 def routes_table(view: KernelView, plans: Iterable[Plan]) -> Routes:
     """The kernel's main table, its neighbours, and the hop of every backend."""
     hops = _Hops(view)
-    neighbours = {next_hop: hops.towards(next_hop) for next_hop in view.neighbours}
+    neighbours = {next_hop: hops.towards(next_hop, _on_link_mtu(view, next_hop)) for next_hop in view.neighbours}
     prefixes = []
     for route in view.routes:
         if not route.link:
@@ -67,6 +70,14 @@ def routes_table(view: KernelView, plans: Iterable[Plan]) -> Routes:
         for member in plan.members:
             backends[member.id] = _backend_hop(hops, plan.forward, member.address)
     return Routes(hops.hops, prefixes, neighbours, backends)
+
+
+def _on_link_mtu(view: KernelView, next_hop: NextHop) -> int:
+    """The MTU of the on-link route that holds a neighbour, where any such route has one; 0 for the link's."""
+    if not view.has_on_link_mtu:
+        return 0  # spares thousands of neighbours the look-up
+    route = view.route(next_hop[1])
+    return route.mtu if route is not None and route.gateway is None and route.link == next_hop[0] else 0
 
 
 def _backend_hop(hops: _Hops, forward: str, address: Address) -> int:

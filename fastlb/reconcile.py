@@ -52,12 +52,13 @@ class BackendIds:
     """Stable numbers for (service name, backend key), which flow entries carry.
 
     A number that is no longer used rests for ID_QUARANTINE seconds, so that no entry of its old backend is left when a
-    new backend gets it.
+    new backend gets it. ``reused`` collects such numbers for `Pipeline.renew`.
     """
 
     by_backend: dict[tuple[str, str], int] = field(default_factory=dict)
     resting: list[tuple[float, int]] = field(default_factory=list)  # (when it was freed, id), oldest first
     highest: int = 0
+    reused: set[int] = field(default_factory=set)
 
     def copy(self) -> BackendIds:
         """An independent copy, to try a configuration with."""
@@ -65,6 +66,7 @@ class BackendIds:
 
     def assign(self, wanted: Iterable[tuple[str, str]], now: float) -> dict[tuple[str, str], int]:
         """The numbers of exactly these backends; ``now`` in seconds. Raises FastlbError when none is left."""
+        self.reused = set()
         wanted = list(wanted)
         keep = set(wanted)
         for gone in [backend for backend in self.by_backend if backend not in keep]:
@@ -76,7 +78,9 @@ class BackendIds:
 
     def _take(self, now: float) -> int:
         if self.resting and now - self.resting[0][0] >= ID_QUARANTINE:
-            return self.resting.pop(0)[1]
+            number = self.resting.pop(0)[1]
+            self.reused.add(number)
+            return number
         if self.highest == MAX_BACKEND_ID:
             raise FastlbError(f"more than {MAX_BACKEND_ID} backends, those that left within a minute included")
         self.highest += 1

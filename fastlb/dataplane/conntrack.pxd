@@ -355,9 +355,11 @@ cdef inline FlowEntry *insert_flow(
 
 
 cdef inline FlowEntry *conflict_in(
-        Bucket *bucket, const ServiceTable *services, uint64_t fingerprint, const Backend *backend) noexcept nogil:
+        FlowTable *table, Bucket *bucket, const ServiceTable *services, uint64_t fingerprint, const Backend *backend,
+        uint16_t be_port) noexcept nogil:
     cdef FlowEntry *entry
     cdef const Backend *other
+    cdef uint16_t be_other
     cdef int i
     for i in range(ENTRIES):
         entry = &bucket.entries[i]
@@ -366,25 +368,29 @@ cdef inline FlowEntry *conflict_in(
         if backend_of(entry) >= services.backend_limit:
             continue
         other = &services.backends[backend_of(entry)]
-        if other.present and other.be_port == backend.be_port and same_addr(other.addr, backend.addr):
+        be_other = other.be_port if other.be_port != 0 else tuple_of(table, entry).be_vport
+        if other.present and be_other == be_port and same_addr(other.addr, backend.addr):
             return entry
     return NULL
 
 
 cdef inline bint conflicts(
-        FlowTable *table, const ServiceTable *services, uint32_t shard, uint64_t fingerprint, const Backend *backend,
-        uint32_t now) noexcept nogil:
+        FlowTable *table, const ServiceTable *services, const Packet *p, const Backend *backend, uint32_t now,
+        ) noexcept nogil:
     """Would this backend see two flows with one tuple? (One client port, two VIPs, the same backend address and port.)
 
     A flow that is over, or stale, gives way.
     """
-    cdef FlowEntry *entry = conflict_in(first_bucket(table, shard, fingerprint), services, fingerprint, backend)
+    cdef uint16_t be_port = backend.be_port if backend.be_port != 0 else p.be_dport
+    cdef FlowEntry *entry = conflict_in(
+        table, first_bucket(table, p.shard, p.fingerprint), services, p.fingerprint, backend, be_port)
     if likely(entry == NULL):
-        entry = conflict_in(second_bucket(table, shard, fingerprint), services, fingerprint, backend)
+        entry = conflict_in(
+            table, second_bucket(table, p.shard, p.fingerprint), services, p.fingerprint, backend, be_port)
         if likely(entry == NULL):
             return False
     if is_over(state_of(entry)) or is_stale(entry, services, now):
-        forget(table, shard, entry)
+        forget(table, p.shard, entry)
         return False
     return True
 
@@ -433,7 +439,8 @@ cdef inline void sweep(FlowTable *table, const ServiceTable *services, uint32_t 
     due = total if elapsed >= SWEEP_PERIOD_MS else total * <uint32_t>elapsed // SWEEP_PERIOD_MS
     if due == 0:
         return                     # a small table: wait until a bucket is due
-    table.sweep_time = now
+    # Time that was not enough for one more bucket counts for the next call.
+    table.sweep_time = now if due == total else table.sweep_time + <uint32_t>(due * SWEEP_PERIOD_MS // total)
     while due:
         sweep_one_bucket(table, services, now)
         due -= 1

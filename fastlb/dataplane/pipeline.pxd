@@ -74,8 +74,7 @@ cdef inline uint32_t choose_backend(
         return backend
     for offset in range(MAX_ALTERNATIVES):
         backend = maglev_backend(service, hashed, offset)
-        if likely(not conflicts(
-                &pipe.flows, snap.services, p.shard, p.fingerprint, &snap.services.backends[backend], now)):
+        if likely(not conflicts(&pipe.flows, snap.services, p, &snap.services.backends[backend], now)):
             return backend
     return 0
 
@@ -184,7 +183,10 @@ cdef inline int track_reply(
         ) noexcept nogil:
     cdef FlowEntry *entry = find_reply(&pipe.flows, snap.services, p)
     cdef const Service *service
-    if likely(entry != NULL and not is_stale(entry, snap.services, now)):
+    if unlikely(entry != NULL and is_stale(entry, snap.services, now)):
+        forget(&pipe.flows, p.shard, entry)
+        entry = NULL
+    if likely(entry != NULL):
         touch(entry, p, True, now)
         p.backend = backend_of(entry)
         service = &snap.services.services[snap.services.backends[p.backend].service]

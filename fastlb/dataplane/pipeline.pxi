@@ -58,6 +58,22 @@ cdef class Pipeline:
             del self.snapshots[0]
         return len(self.snapshots)
 
+    def renew(self, backends):
+        """These backend ids pass to other backends: forget what is left of the former ones, flows and counters.
+
+        While a worker runs, its sweep has long forgotten the flows, and only the counters start again.
+        """
+        cdef FlowTable *table = &self.state.flows
+        cdef FlowEntry *entry
+        cdef uint64_t at
+        renewed = frozenset(backends)
+        for at in range(self.flow_capacity if renewed and not self.running else 0):
+            entry = &table.buckets[at // ENTRIES].entries[at % ENTRIES]
+            if entry.fingerprint != 0 and backend_of(entry) in renewed:
+                forget(table, <uint32_t>(at // ENTRIES // table.per_shard), entry)
+        for backend in renewed:
+            memset(&table.stats[<uint32_t>backend], 0, sizeof(BackendStats))
+
     # --- packets -----------------------------------------------------------------------------------------------------
 
     def process(self, frames, uint32_t now_ms, uint32_t ifindex=0):
@@ -179,6 +195,8 @@ cdef class Pipeline:
         cdef uint64_t hashed
         if not self.snapshots:
             raise RuntimeError("publish services and routes first")
+        if src.version != dst.version:
+            raise ValueError(f"source {src} and destination {dst} are of different IP versions")
         snap = <const Snapshot *>self.publication.current
         memset(&p, 0, sizeof(p))
         p.src, p.dst = addr_from(src), addr_from(dst)
