@@ -1,0 +1,46 @@
+"""What a data path tells about itself, and whether docs/counters.md tells all of it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from fastlb import metrics
+from fastlb._core import Pipeline, reason_names
+
+ROOT = Path(__file__).resolve().parents[2]
+RING_AND_TRANSMIT = {
+    "transmitted", "transmitted_bytes", "blocks_read", "ring_packets", "ring_drops", "ring_freezes",
+}  # fmt: skip
+
+
+def documented(section: str) -> set[str]:
+    """The names in the first column of a section's table."""
+    text = (ROOT / "docs/counters.md").read_text()
+    table = text.split(f"\n## {section}")[1].split("\n## ")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    return {name for row in rows for name in re.findall(r"`([a-z_]+)`", row)}
+
+
+def test_every_reason_is_shown_once() -> None:
+    split = metrics.split_counters(Pipeline(64).counters())
+    shown = [*split["paths"], *split["passed"], *split["drops"]]
+    assert sorted(shown) == sorted(reason_names())
+
+
+def test_every_counter_is_documented() -> None:
+    split = metrics.split_counters(Pipeline(64).counters())
+    for section in ("paths", "passed", "drops"):
+        assert documented(section) == set(split.pop(section)), section
+    assert documented("Totals") == set(split) | RING_AND_TRANSMIT
+
+
+def test_flows_and_their_memory() -> None:
+    described = metrics.describe_flows(Pipeline(3000))
+    assert described == {
+        "active": 0,
+        "entries": described["entries"],
+        "hot_bytes": described["entries"] * 16,
+        "cold_bytes": described["entries"] * 40,
+    }
+    assert described["entries"] >= 4000  # three quarters of them are 3,000
