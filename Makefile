@@ -25,17 +25,19 @@ build: $(STAMP) ## the extension module, in place; only what changed
 	@$(PY) setup.py --quiet build_ext --inplace
 
 lint: build ## ruff, mypy, cython-lint, stubtest and the gate on the generated C
-	$(PY) -m ruff check .
+	$(PY) -m ruff check . netns-lab/lab
 	$(PY) -m mypy fastlb
 	$(PY) -m mypy netns-lab
+	$(PY) -m mypy --scripts-are-modules netns-lab/lab
 	$(PY) -m mypy bench
 	$(PY) -m mypy tools
 	PATH=".venv/bin:$$PATH" cython-lint fastlb
 	$(PY) -m mypy.stubtest fastlb._core
 	$(PY) tools/nogil_gate.py fastlb/_core.c
 
-bench: build ## nanoseconds per packet of the core, in memory
+bench: build ## the core in memory, and the lab beside a bare reflector (root, or sudo)
 	$(PY) bench/core.py
+	tools/as_root.sh $(PY) bench/lab.py
 
 # The interpreter itself is not instrumented: its runtime comes in by LD_PRELOAD, and leaks are its own.
 asan: ## the tests that need no root, under AddressSanitizer and UBSan

@@ -22,9 +22,10 @@ def release_settings() -> tuple[dict[str, Any], list[str]]:
     """setup.py's compiler directives and release flags, read from its text: importing it would build."""
     constants: dict[str, Any] = {}
     for node in ast.parse((ROOT / "setup.py").read_text()).body:
-        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
+            continue
+        target = node.targets[0] if isinstance(node, ast.Assign) else node.target
         if isinstance(target, ast.Name) and target.id in ("DIRECTIVES", "PROFILES"):
-            assert isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None
             constants[target.id] = ast.literal_eval(node.value)
     return constants["DIRECTIVES"], constants["PROFILES"]["release"][1]
 
@@ -41,7 +42,9 @@ def build(name: str) -> ModuleType:
         depends=["setup.py", "fastlb/_core.pxd", *map(str, dataplane.glob("*.pxd")), *map(str, dataplane.glob("*.h"))],
         extra_compile_args=flags,
     )
-    modules = cythonize([extension], compiler_directives=directives, build_dir=str(OUTPUT), quiet=True)
+    modules = cythonize(  # type: ignore[no-untyped-call]
+        [extension], compiler_directives=directives, build_dir=str(OUTPUT), quiet=True
+    )
     command = build_ext(Distribution({"ext_modules": modules}))
     command.build_lib = command.build_temp = str(OUTPUT)
     command.ensure_finalized()
@@ -52,7 +55,8 @@ def build(name: str) -> ModuleType:
 def load(name: str, path: Path) -> ModuleType:
     """Import an extension module from its file."""
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)

@@ -15,7 +15,7 @@ from xml.sax.saxutils import escape
 RESULTS = Path(__file__).resolve().parent / "results"
 
 ROW = 26  # pixels
-LABELS, BARS, MARGIN = 260, 520, 90
+LABELS, BARS, MARGIN = 280, 520, 90
 COLOURS = ("#4878a8", "#a8b8c8", "#c07048", "#70a070", "#8868a8")
 
 

@@ -40,8 +40,8 @@ from fastlb.dataplane.schedule cimport hash_of_flow, maglev_backend
 from fastlb.dataplane.service cimport classify
 from fastlb.dataplane.transmit cimport tx_init
 from fastlb.dataplane.types cimport (
-    FAMILY_4, FORWARD_DSR, FORWARD_NAT, LEG_CLIENT, NO_BACKEND_DROP, NO_BACKEND_RESET, NO_HOP, PROTO_TCP, PROTO_UDP,
-    Addr, Backend, BackendStats, Hop, LinkRoute, Packet, Service, Snapshot)
+    BATCH, FAMILY_4, FORWARD_DSR, FORWARD_NAT, LEG_CLIENT, NO_BACKEND_DROP, NO_BACKEND_RESET, NO_HOP, PROTO_TCP,
+    PROTO_UDP, Addr, Backend, BackendStats, Hop, LinkRoute, Packet, Service, Snapshot)
 from fastlb.dataplane.wire cimport read_addr4, read_addr6, write_addr6
 from fastlb.dataplane.worker cimport MAX_RINGS, run_worker
 

@@ -23,7 +23,7 @@ FLAGS = {"S": SYN, "A": ACK, "F": FIN, "R": RST, "P": PSH}
 
 
 def flags(letters: str) -> int:
-    """"SA" as the TCP flags SYN and ACK."""
+    """ "SA" as the TCP flags SYN and ACK."""
     return sum(FLAGS[letter] for letter in letters)
 
 
@@ -77,11 +77,7 @@ class Balancer:
             [*hops, (b"", b"", 0, 0, "no_neighbour")],
             [(ip_network("0.0.0.0/0"), 0, None), (ip_network("::/0"), 0, None)],
             {(0, address): at for address, at in positions.items()},
-            {
-                member.id: positions.get(member.address, len(hops))
-                for plan in self.plans
-                for member in plan.members
-            },
+            {member.id: positions.get(member.address, len(hops)) for plan in self.plans for member in plan.members},
         )
 
     def send(self, raw: bytes, now: float = 0.0) -> tuple[str, bytes | None, str | None]:
@@ -95,7 +91,11 @@ class Balancer:
     def counts_agree(self) -> bool:
         """Do the counters of flows, total and per backend, equal what a walk over the table finds?"""
         walked = Counter(flow[5] for flow in self.flows())
-        counted = {number: self.pipeline.backend_stats(number)["active_flows"] for number in range(1, self.ids.highest + 1)}
-        return self.pipeline.flow_count() == walked.total() and +Counter(counted) == walked and min(
-            counted.values(), default=0
-        ) >= 0
+        counted = {
+            number: self.pipeline.backend_stats(number)["active_flows"] for number in range(1, self.ids.highest + 1)
+        }
+        return (
+            self.pipeline.flow_count() == walked.total()
+            and +Counter(counted) == walked
+            and min(counted.values(), default=0) >= 0
+        )

@@ -136,6 +136,19 @@ cdef inline bint explains(const Snapshot *snap, uint32_t backend, const Packet *
     return maglev_backend(service, hashed, 0) == backend
 
 
+cdef inline bint lives_elsewhere(
+        PipelineState *pipe, const Snapshot *snap, const Packet *p, uint64_t fingerprint, uint32_t now) noexcept nogil:
+    """Has the flow an entry with another backend of the same service? One that no longer decides makes way."""
+    cdef FlowEntry *entry = find_flow(&pipe.flows, p.shard, fingerprint)
+    if likely(entry == NULL):
+        return False
+    if (not is_stale(entry, snap.services, now)
+            and snap.services.backends[backend_of(entry)].service == snap.services.backends[p.backend].service):
+        return True
+    forget(&pipe.flows, p.shard, entry)
+    return False
+
+
 cdef inline void remember_reply(
         PipelineState *pipe, const Snapshot *snap, const Packet *p, Addr vip, uint16_t be_vport, uint32_t now,
         ) noexcept nogil:
@@ -170,6 +183,9 @@ cdef inline int pick_up_reply(
         if explains(snap, backend, p, be_vport[0]):
             vip[0] = service.vip
             p.backend = backend
+            if lives_elsewhere(
+                    pipe, snap, p, flow_fingerprint(pipe.flows.key, p.fingerprint, vip[0], be_vport[0], True), now):
+                break
             if p.protocol == PROTO_TCP and not p.tcp_flags & TCP_RST:
                 remember_reply(pipe, snap, p, service.vip, be_vport[0], now)
             return VIA_MAGLEV

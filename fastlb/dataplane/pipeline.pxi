@@ -3,6 +3,7 @@
 cdef enum:
     SCRATCH_HEADROOM = 128
     MAX_FRAME = 65535 + 64
+    SCRATCH_SLOT = SCRATCH_HEADROOM + MAX_FRAME
 
 
 cdef class Pipeline:
@@ -28,7 +29,7 @@ cdef class Pipeline:
         table.buckets = <Bucket *>map_zeroed(buckets * sizeof(Bucket))
         table.tuples = <FlowTuple *>map_zeroed(buckets * ENTRIES * sizeof(FlowTuple))
         table.stats = <BackendStats *>map_zeroed(MAX_BACKENDS * sizeof(BackendStats))
-        self.scratch = <uint8_t *>malloc(SCRATCH_HEADROOM + MAX_FRAME)
+        self.scratch = <uint8_t *>malloc(BATCH * <size_t>SCRATCH_SLOT)
         if self.scratch == NULL:
             raise MemoryError
         self.snapshots = []
@@ -77,41 +78,57 @@ cdef class Pipeline:
     # --- packets -----------------------------------------------------------------------------------------------------
 
     def process(self, frames, uint32_t now_ms, uint32_t ifindex=0):
-        """Run frames (bytes-like, not modified) through the pipeline, one after another.
+        """Run frames (bytes-like, not modified) through the pipeline in their order, in batches as a worker does.
 
         Returns a list of (verdict, reason, frame or None, backend id, interface index). Raises RuntimeError while a
-        worker runs this pipeline, or before the first ``publish``.
+        worker runs this pipeline or before the first ``publish``, and TypeError or ValueError for what is no frame;
+        then none has been processed.
         """
         cdef const Snapshot *snap
+        cdef int count = 0
         if self.running:
             raise RuntimeError("a worker runs this pipeline; it cannot also be called directly")
         if not self.snapshots:
             raise RuntimeError("publish services and routes first")
+        frames = list(frames)
+        check_frames(frames)
         snap = pick_up(&self.publication)
-        results = [self.process_one(snap, frame, now_ms, ifindex) for frame in frames]
+        results = []
+        for frame in frames:
+            self.load(count, frame, ifindex)
+            count += 1
+            if count == BATCH:
+                self.run(snap, count, now_ms, results)
+                count = 0
+        self.run(snap, count, now_ms, results)
         sweep(&self.state.flows, snap.services, now_ms)
         return results
 
-    cdef tuple process_one(self, const Snapshot *snap, frame, uint32_t now_ms, uint32_t ifindex):
-        cdef Packet packet
+    cdef int load(self, int at, frame, uint32_t ifindex) except -1:
+        """Copy a frame to where the pipeline may rewrite it, with headroom in front as in a ring."""
+        cdef Packet *packet = &self.packets[at]
         cdef Py_buffer view
+        memset(packet, 0, sizeof(Packet))
+        packet.frame = self.scratch + at * <size_t>SCRATCH_SLOT + SCRATCH_HEADROOM
+        packet.ifindex = ifindex
         PyObject_GetBuffer(frame, &view, PyBUF_SIMPLE)
-        try:
-            if view.len > MAX_FRAME:
-                raise ValueError(f"a frame has at most {MAX_FRAME} bytes, not {view.len}")
-            memset(&packet, 0, sizeof(packet))
-            packet.frame = self.scratch + SCRATCH_HEADROOM
-            packet.length = <uint32_t>view.len
-            packet.ifindex = ifindex
-            memcpy(packet.frame, view.buf, view.len)
-        finally:
-            PyBuffer_Release(&view)
-        run_batch(&self.state, snap, &packet, 1, now_ms)
-        out = None
-        if packet.reason <= VIA_REJECT:
-            out = PyBytes_FromStringAndSize(<char *>packet.frame, packet.length)
-        reason = (<bytes>reason_name(packet.reason)).decode()
-        return verdict_of(packet.reason), reason, out, packet.backend, packet.out_ifindex
+        packet.length = <uint32_t>view.len
+        memcpy(packet.frame, view.buf, view.len)
+        PyBuffer_Release(&view)
+        return 0
+
+    cdef int run(self, const Snapshot *snap, int count, uint32_t now_ms, list results) except -1:
+        cdef Packet *packet
+        cdef int i
+        run_batch(&self.state, snap, self.packets, count, now_ms)
+        for i in range(count):
+            packet = &self.packets[i]
+            out = None
+            if packet.reason <= VIA_REJECT:
+                out = PyBytes_FromStringAndSize(<char *>packet.frame, packet.length)
+            reason = (<bytes>reason_name(packet.reason)).decode()
+            results.append((verdict_of(packet.reason), reason, out, packet.backend, packet.out_ifindex))
+        return 0
 
     # --- what can be seen --------------------------------------------------------------------------------------------
 
@@ -218,6 +235,16 @@ cdef tuple STATE_NAMES = (
     "none", "syn", "syn-ack", "picked-up", "udp-new", "established", "fin-client", "fin-backend", "udp", "closing",
     "reset")
 assert len(STATE_NAMES) == FLOW_STATES
+
+
+cdef int check_frames(list frames) except -1:
+    cdef Py_buffer view
+    for frame in frames:
+        PyObject_GetBuffer(frame, &view, PyBUF_SIMPLE)
+        PyBuffer_Release(&view)
+        if view.len > MAX_FRAME:
+            raise ValueError(f"a frame has at most {MAX_FRAME} bytes, not {view.len}")
+    return 0
 
 
 cdef void *map_zeroed(size_t size) except NULL:

@@ -36,6 +36,8 @@ TOP_KEYS = (
 SERVICE_KEYS = "name, vip, port, protocol, forward, scheduler, no_backend, nat_any_port, backends"
 NAME = '1 to 64 letters, digits, "_", "." or "-" (in quotes if YAML would take it for a number)'
 
+MORE = "more workers are not available in this version"
+
 
 def service(**changes: object) -> dict[str, Any]:
     """A valid service as a dict, with some keys changed."""
@@ -171,10 +173,10 @@ def test_yaml_numbers_and_aliases(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "line", "path", "message"),
     [
-        ("workers: 2", 1, "workers", 'found 2; it must be "auto" or 1; more workers are not available in this version'),
-        ("workers: 0", 1, "workers", 'found 0; it must be "auto" or 1; more workers are not available in this version'),
-        ("\nworkers: true", 2, "workers", 'found true; it must be "auto" or 1; more workers are not available in this version'),
-        ('workers: "2"', 1, "workers", 'found "2"; it must be "auto" or 1; more workers are not available in this version'),
+        ("workers: 2", 1, "workers", f'found 2; it must be "auto" or 1; {MORE}'),
+        ("workers: 0", 1, "workers", f'found 0; it must be "auto" or 1; {MORE}'),
+        ("\nworkers: true", 2, "workers", f'found true; it must be "auto" or 1; {MORE}'),
+        ('workers: "2"', 1, "workers", f'found "2"; it must be "auto" or 1; {MORE}'),
         ("flows: 1.5", 1, "flows", "found 1.5; it must be a whole number from 64 to 1073741824 (2^30)"),
         (
             "flows: 1073741825",

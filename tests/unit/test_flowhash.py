@@ -59,7 +59,7 @@ def test_arguments_may_be_objects_and_names() -> None:
         (("10.1.0.2", 1, "fd00::1", 1, 6), "source 10.1.0.2 and destination fd00::1 are of different IP versions"),
         (("10.1.0.2", 65536, "10.1.0.3", 1, 6), "port 65536 is not in 0..65535"),
         (("10.1.0.2", 1, "10.1.0.3", -1, 6), "port -1 is not in 0..65535"),
-        (("10.1.0.2", 1, "10.1.0.3", 1, "icmp"), "protocol 'icmp' is neither \"tcp\" (6) nor \"udp\" (17)"),
+        (("10.1.0.2", 1, "10.1.0.3", 1, "icmp"), 'protocol \'icmp\' is neither "tcp" (6) nor "udp" (17)'),
         (("10.1.0.2", 1, "10.1.0.3", 1, 1), "protocol 1 is neither"),
         (("host", 1, "10.1.0.3", 1, 6), "'host' does not appear to be an IPv4 or IPv6 address"),
     ],

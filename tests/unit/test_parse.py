@@ -10,9 +10,22 @@ from fastlb import Verdict
 from fastlb._core import reason_names
 from tests.balancers import CLIENT, VIP, datapath, service
 from tests.frames import (
-    ACK, AUTH, DEST_OPTS, FIN, FRAGMENT, HOP_BY_HOP, PADDING4, RST, ROUTING, SYN, ethernet, frame, ip4_packet,
-    ip6_packet, take_apart,
-)  # fmt: skip
+    ACK,
+    AUTH,
+    DEST_OPTS,
+    FIN,
+    FRAGMENT,
+    HOP_BY_HOP,
+    PADDING4,
+    ROUTING,
+    RST,
+    SYN,
+    ethernet,
+    frame,
+    ip4_packet,
+    ip6_packet,
+    take_apart,
+)
 
 VLAN, QINQ = (0x8100, 0x2005), (0x88A8, 100)
 FORWARD, PASS, DROP = Verdict.FORWARD, Verdict.PASS, Verdict.DROP

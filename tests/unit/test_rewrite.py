@@ -9,8 +9,18 @@ import pytest
 from fastlb import Datapath
 from tests.balancers import BACKENDS, CLIENT, VIP, datapath, reply_to, service
 from tests.frames import (
-    ACK, AUTH, BALANCER_MAC, DEST_OPTS, HOP_BY_HOP, PADDING4, ROUTING, TCP, frame, mac_of, take_apart,
-)  # fmt: skip
+    ACK,
+    AUTH,
+    BALANCER_MAC,
+    DEST_OPTS,
+    HOP_BY_HOP,
+    PADDING4,
+    ROUTING,
+    TCP,
+    frame,
+    mac_of,
+    take_apart,
+)
 
 VLAN, QINQ = (0x8100, 0x2005), (0x88A8, 100)
 BACKEND_PORT = 8080
@@ -28,7 +38,10 @@ SHAPES4: list[dict[str, object]] = [*SHAPES, {"options": PADDING4}, {"options": 
 SHAPES6: list[dict[str, object]] = [
     *SHAPES,
     {"extensions": ((HOP_BY_HOP, b""),)},
-    {"extensions": ((HOP_BY_HOP, b""), (DEST_OPTS, bytes(20)), (ROUTING, b"\x04\0"), (AUTH, bytes(14))), "tags": (VLAN,)},
+    {
+        "extensions": ((HOP_BY_HOP, b""), (DEST_OPTS, bytes(20)), (ROUTING, b"\x04\0"), (AUTH, bytes(14))),
+        "tags": (VLAN,),
+    },
 ]
 CASES = [
     (version, protocol, shape)
@@ -99,7 +112,9 @@ def test_checksums_through_all_their_values(version: int, protocol: str) -> None
     """A payload word steers the checksum through 16 bits; a computed UDP zero must go out as all ones (RFC 768)."""
     balancer = one_backend("nat", version, protocol)
     interesting = {*range(0, 65536, 251), *range(64), *range(65536 - 64, 65536)}
-    base = take_apart(frame(CLIENT[version], 40000, BACKENDS[version][0], BACKEND_PORT, protocol, payload=b"\0\0", flags=2))
+    base = take_apart(
+        frame(CLIENT[version], 40000, BACKENDS[version][0], BACKEND_PORT, protocol, payload=b"\0\0", flags=2)
+    )
     field = 16 if protocol == "tcp" else 6
     zero_at = int.from_bytes(base.segment[field : field + 2], "big")  # this payload word makes the sent checksum 0
     interesting |= {(zero_at + offset) % 65536 for offset in range(-3, 4)}

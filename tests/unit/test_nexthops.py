@@ -1,0 +1,178 @@
+"""nexthops.py: from what the kernel says to where frames go, seen through real packets."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+import pytest
+
+from fastlb import nexthops, reconcile
+from fastlb._core import Pipeline
+from fastlb.neighbour import KernelView, Link, Route
+from tests.balancers import CLIENT, KEY, VIP, config, service
+from tests.frames import frame, mac_bytes, mac_of
+
+LINKS = {
+    1: Link(1, "lo", b"", 65536, True),
+    2: Link(2, "eth0", b"\x02\x00\x00\x00\x00\x02", 1500, True),
+    3: Link(3, "eth1", b"\x02\x00\x00\x00\x00\x03", 1500, True),
+    4: Link(4, "eth2", b"\x02\x00\x00\x00\x00\x04", 9000, False),
+    5: Link(5, "tun0", b"", 1400, True),
+}
+ROUTES = [  # prefix, gateway, interface, MTU
+    ("0.0.0.0/0", "10.2.0.1", 2, 0),
+    ("10.2.0.0/24", None, 2, 0),
+    ("10.3.0.0/24", None, 3, 0),
+    ("10.4.0.0/24", None, 4, 0),
+    ("10.5.0.0/24", None, 5, 0),
+    ("10.6.0.0/24", "10.3.0.254", 3, 0),
+    ("10.7.0.0/24", None, 0, 0),  # unreachable, says the kernel
+    ("10.8.0.0/24", "10.3.0.253", 3, 1000),
+    ("10.9.0.0/24", None, 3, 1000),
+    ("::/0", "fe80::1", 2, 0),
+    ("fd00:3::/64", None, 3, 0),
+]
+NEIGHBOURS = [
+    *((2, address) for address in ("10.2.0.1", "fe80::1", "10.2.0.9")),
+    *((3, address) for address in ("10.3.0.11", "10.3.0.253", "10.3.0.254", "10.9.0.1", "fd00:3::11")),
+    (4, "10.4.0.1"),
+]
+
+
+def view(**changes: Any) -> KernelView:
+    told: dict[str, Any] = {
+        "links": LINKS,
+        "routes": tuple(
+            Route(ip_network(prefix), ip_address(gateway) if gateway else None, link, mtu)
+            for prefix, gateway, link, mtu in ROUTES
+        ),
+        "neighbours": {(link, ip_address(address)): mac_bytes(mac_of(address)) for link, address in NEIGHBOURS},
+        "addresses": frozenset(),
+    }
+    return KernelView(**told | changes)
+
+
+def balancer(forward: str, backend: str, seen: KernelView) -> Pipeline:
+    version = ip_address(backend).version
+    settings = config(service(forward, version, "udp", backends=[{"address": backend}]))
+    plans = reconcile.plan_services(settings, reconcile.BackendIds(), 0.0)
+    pipeline = Pipeline(64, KEY)
+    pipeline.publish(reconcile.services_table(settings, plans), nexthops.routes_table(seen, plans))
+    return pipeline
+
+
+# backend; what happens with nat and with dsr; next hop and interface
+TOWARDS_BACKENDS = [
+    ("10.3.0.11", "scheduled", "scheduled", "10.3.0.11", 3),
+    ("fd00:3::11", "scheduled", "scheduled", "fd00:3::11", 3),
+    ("10.2.0.9", "scheduled", "scheduled", "10.2.0.9", 2),
+    ("10.3.0.12", "no_neighbour", "no_neighbour", None, 0),
+    ("10.6.0.1", "scheduled", "not_on_link", "10.3.0.254", 3),
+    ("192.0.2.1", "scheduled", "not_on_link", "10.2.0.1", 2),
+    ("2001:db8:9::1", "scheduled", "not_on_link", "fe80::1", 2),
+    ("10.4.0.1", "no_route", "no_route", None, 0),  # the link is down
+    ("10.5.0.1", "no_route", "no_route", None, 0),  # the link has no MAC addresses
+    ("10.7.0.1", "no_route", "no_route", None, 0),
+]
+
+
+@pytest.mark.parametrize(("backend", "nat", "dsr", "next_hop", "link"), TOWARDS_BACKENDS)
+def test_towards_a_backend(backend: str, nat: str, dsr: str, next_hop: str | None, link: int) -> None:
+    version = ip_address(backend).version
+    for forward, reason in (("nat", nat), ("dsr", dsr)):
+        raw = frame(CLIENT[version], 40000, VIP[version], 80, "udp")
+        _, found, sent, _, ifindex = balancer(forward, backend, view()).process([raw], 0, 2)[0]
+        assert found == reason
+        if sent is not None:
+            assert sent[:6] == mac_bytes(mac_of(next_hop or ""))
+            assert (sent[6:12], ifindex) == (LINKS[link].mac, link)
+
+
+TOWARDS_CLIENTS = [
+    ("198.51.100.7", "conntrack", "10.2.0.1", 2),
+    ("10.2.0.9", "conntrack", "10.2.0.9", 2),
+    ("10.2.0.8", "no_neighbour", None, 0),
+    ("10.3.0.11", "conntrack", "10.3.0.11", 3),
+    ("10.6.0.77", "conntrack", "10.3.0.254", 3),
+    ("10.4.0.1", "no_route", None, 0),
+    ("10.7.0.1", "no_route", None, 0),  # not by the default route behind it
+]
+
+
+@pytest.mark.parametrize(("client", "reason", "next_hop", "link"), TOWARDS_CLIENTS)
+def test_towards_a_client(client: str, reason: str, next_hop: str | None, link: int) -> None:
+    pipeline = balancer("nat", "10.3.0.11", view())
+    pipeline.process([frame(client, 40000, VIP[4], 80, "udp")], 0, 2)
+    _, found, sent, _, ifindex = pipeline.process([frame("10.3.0.11", 80, client, 40000, "udp")], 0, 3)[0]
+    assert found == reason
+    if sent is not None:
+        assert sent[:6] == mac_bytes(mac_of(next_hop or ""))
+        assert (sent[6:12], ifindex) == (LINKS[link].mac, link)
+
+
+@pytest.mark.parametrize(("backend", "limit"), [
+    ("10.3.0.11", 1500),  # the link's
+    ("10.8.0.1", 1000),  # the route's, through a gateway
+    ("10.9.0.1", 1000),  # the route's, on-link
+])  # fmt: skip
+def test_the_mtu_of_a_route(backend: str, limit: int) -> None:
+    pipeline = balancer("nat", backend, view())
+    made = [frame(CLIENT[4], 40000, VIP[4], 80, "udp", payload=bytes(size - 28)) for size in (limit, limit + 1)]
+    assert [result[1] for result in pipeline.process(made, 0, 2)] == ["scheduled", "over_mtu"]
+
+
+def test_the_mtu_of_a_route_towards_a_client() -> None:
+    pipeline = balancer("nat", "10.3.0.11", view())
+    pipeline.process([frame("10.8.0.1", 40000, VIP[4], 80, "udp")], 0, 2)
+    made = [frame("10.3.0.11", 80, "10.8.0.1", 40000, "udp", payload=bytes(size - 28)) for size in (1000, 1001)]
+    assert [result[1] for result in pipeline.process(made, 0, 3)] == ["conntrack", "over_mtu"]
+
+
+def test_a_moved_mac_takes_effect() -> None:
+    moved = dict(view().neighbours)
+    moved[3, ip_address("10.3.0.11")] = b"\x02\xff\xff\xff\xff\xff"
+    raw = frame(CLIENT[4], 40000, VIP[4], 80, "udp")
+    sent = balancer("dsr", "10.3.0.11", view(neighbours=moved)).process([raw], 0, 2)[0][2]
+    assert sent is not None
+    assert sent[:6] == b"\x02\xff\xff\xff\xff\xff"
+
+
+def planned(*backends: str, forward: str) -> list[reconcile.Plan]:
+    services = [
+        service(forward, ip_address(backend).version, "udp", name=f"s{n}", port=80 + n, backends=[{"address": backend}])
+        for n, backend in enumerate(backends)
+    ]
+    return reconcile.plan_services(config(*services), reconcile.BackendIds(), 0.0)
+
+
+def test_wanted_next_hops() -> None:
+    """Every gateway, since any client may be behind it; a backend behind one wants only the gateway."""
+    wanted = nexthops.wanted_next_hops(
+        view(), planned("10.3.0.11", "10.6.0.1", "10.7.0.1", "fd00:3::11", forward="nat")
+    )
+    assert {(link, str(address)) for link, address in wanted} == {
+        (2, "10.2.0.1"),
+        (2, "fe80::1"),
+        (3, "10.3.0.253"),
+        (3, "10.3.0.254"),
+        (3, "10.3.0.11"),
+        (3, "fd00:3::11"),
+    }
+
+
+def test_dsr_backends_that_are_not_on_link() -> None:
+    lines = nexthops.not_on_link(view(), planned("10.3.0.11", "10.6.0.1", "10.7.0.1", forward="dsr"))
+    assert lines == [
+        "service s1: dsr backend 10.6.0.1 is behind gateway 10.3.0.254; it must be on-link "
+        "(dsr only rewrites the MAC address), or use forward: nat",
+        "service s2: no route to dsr backend 10.7.0.1; it must be on-link",
+    ]
+    assert nexthops.not_on_link(view(), planned("10.6.0.1", forward="nat")) == []
+
+
+def test_an_empty_host() -> None:
+    nothing = KernelView(links={}, routes=(), neighbours={}, addresses=frozenset())
+    raw = frame(CLIENT[4], 40000, VIP[4], 80, "udp")
+    assert balancer("nat", "10.3.0.11", nothing).process([raw], 0, 2)[0][1] == "no_route"
+    assert nexthops.wanted_next_hops(nothing, planned("10.3.0.11", forward="nat")) == set()
