@@ -1,6 +1,6 @@
 """The control socket: one JSON object a line in, one out, over a Unix stream socket that only its owner may open.
 
-    {"command": "status"}  ->  {"ok": true, "result": {...}}   or   {"ok": false, "error": "..."}
+    {"command": "status"}  ->  {"ok": true, "result": {...}}   or   {"ok": false, "error": "...", "exit_code": 2}
 """
 
 from __future__ import annotations
@@ -19,6 +19,15 @@ from fastlb.errors import ControlError, FastlbError
 
 LINE_LIMIT = 1 << 16  # bytes of a request
 TIMEOUT = 10.0  # seconds that a client waits for an answer
+
+
+class RefusedError(ControlError):
+    """A running fastlb refused a command; the exit code is that of the error it met."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
 
 Command = Callable[[Mapping[str, Any]], Any]
 
@@ -91,7 +100,7 @@ class ControlServer:
         try:
             return {"ok": True, "result": command(request)}
         except FastlbError as error:
-            return {"ok": False, "error": str(error)}
+            return {"ok": False, "error": str(error), "exit_code": error.exit_code}
 
 
 def _answers(path: Path) -> bool:
@@ -117,7 +126,7 @@ def call(path: str, command: str, **arguments: Any) -> Any:
         raise ControlError(f"the fastlb on {path} closed the connection without an answer")
     answer = json.loads(line)
     if not answer["ok"]:
-        raise ControlError(answer["error"])
+        raise RefusedError(answer["error"], answer.get("exit_code", ControlError.exit_code))
     return answer["result"]
 
 

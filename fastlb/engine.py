@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
+import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from types import FrameType
+from typing import Any, ParamSpec, TypeVar
 
 import structlog
 
@@ -32,6 +36,9 @@ TICK = 0.1  # seconds between looks at the worker, at clients without a MAC and 
 ASKED_FOR = 60.0  # seconds that a client without a MAC is asked for
 MAX_ASKED = 1024  # such clients at a time: forged addresses must not fill the kernel's table
 JOIN_TIMEOUT = 5.0  # seconds that a worker may take to finish its block
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 log = structlog.get_logger()
 
@@ -73,9 +80,14 @@ class Engine:
         """Raises FastlbError when the balancer cannot start, or fails; nothing is left behind then."""
         check_runnable(self._path, self._now.config)
         check_privileges()
+        check_memory(self._now.config)
+        on_stop_signals(stop_before_running)
         with ExitStack() as stack:
-            self._open(stack)
-            asyncio.run(self._serve())
+            try:
+                self._open(stack)
+                asyncio.run(self._serve())
+            finally:
+                on_stop_signals(signal.SIG_IGN)  # another one must not cut the taking down short
         if self._failure is not None:
             raise self._failure
         log.info("stopped")
@@ -84,6 +96,7 @@ class Engine:
 
     def _open(self, stack: ExitStack) -> None:
         self._open_control(stack)
+        self._claim_interfaces(stack)
         self._follow_kernel(stack)
         self._hold_vips(stack)
         self._load_classifier(stack)
@@ -98,6 +111,10 @@ class Engine:
         )
         self._control.bind()
         stack.callback(self._control.close)
+
+    def _claim_interfaces(self, stack: ExitStack) -> None:
+        for interface in self._now.config.interfaces:
+            stack.enter_context(claim(interface))
 
     def _follow_kernel(self, stack: ExitStack) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -161,8 +178,7 @@ class Engine:
     async def _serve(self) -> None:
         loop = self._loop = asyncio.get_running_loop()
         stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
+        on_stop_signals(lambda *_: loop.call_soon_threadsafe(stop.set))
         loop.add_signal_handler(signal.SIGHUP, self._reload_signal)
         await self._control.serve()
         self._on_kernel_view(self._view)  # what changed while the rest was set up
@@ -227,29 +243,36 @@ class Engine:
         """With vip_address: interface, put what is missing of the VIPs on the first interface."""
         for address in sorted(reconcile.held_vips(self._now.config) - self._held_vips, key=str):
             self._held_vips.add(address)
-            neighbour.add_vip(self._now.config.interfaces[0], address)
+            outside_the_loop(neighbour.add_vip, self._now.config.interfaces[0], address)
 
     def _drop_vips(self, keep: frozenset[Address] = frozenset()) -> None:
         for address in sorted(self._held_vips - keep, key=str):
             self._held_vips.discard(address)
             try:
-                neighbour.remove_vip(self._now.config.interfaces[0], address)
+                outside_the_loop(neighbour.remove_vip, self._now.config.interfaces[0], address)
             except KernelError as error:  # an interface that is gone took its addresses with it
                 log.warning("VIP not removed", vip=str(address), error=str(error))
 
     # --- commands --------------------------------------------------------------------------------------------
 
     def _reload_signal(self) -> None:
-        try:
+        with contextlib.suppress(FastlbError):
             self._reload()
-        except FastlbError as error:
-            log.error("reload refused; nothing was changed", problems=str(error).splitlines())
 
     def _reload_command(self, request: Mapping[str, Any]) -> dict[str, int]:
         self._reload()
         return self._now.summary()
 
     def _reload(self) -> None:
+        """Go over to what the file says now; a refusal is logged and raised."""
+        try:
+            self._load_and_install()
+        except FastlbError as error:
+            log.error("reload refused; nothing was changed", problems=str(error).splitlines())
+            raise
+        log.info("reloaded", **self._now.summary())
+
+    def _load_and_install(self) -> None:
         """Go over to what the file says now, or raise FastlbError and stay with what is."""
         before, after = self._now, Generation.load(self._path, self._now.ids)
         refused = list(reconcile.restart_reasons(before.config, after.config))
@@ -261,7 +284,6 @@ class Engine:
         except FastlbError:
             self._install(before)
             raise
-        log.info("reloaded", **after.summary())
 
     def _install(self, generation: Generation) -> None:
         """The data path knows a new VIP before the filter lets its packets in, and an old one until they stay out."""
@@ -287,6 +309,26 @@ class Engine:
         }
 
 
+def outside_the_loop(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call it in a thread of its own and wait: pyroute2 runs an event loop, which cannot be inside ours."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(function, *args, **kwargs).result()
+
+
+# --- being stopped -----------------------------------------------------------------------------------------
+
+
+def on_stop_signals(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> None:
+    """What SIGTERM and SIGINT do from now on."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handler)
+
+
+def stop_before_running(number: int, frame: FrameType | None) -> None:
+    """While things are set up: they are taken down again by the exception, and that is a clean stop."""
+    raise SystemExit(0)
+
+
 # --- what must hold before anything is opened --------------------------------------------------------------
 
 
@@ -306,13 +348,36 @@ def check_runnable(path: str, config: Config) -> None:
         raise ConfigError.at(path, "interfaces", "fastlb run needs at least one interface, as in interfaces: [eth0]")
 
 
+def claim(interface: str) -> socket.socket:
+    """Keep a second fastlb off the interface, one with another configuration: it would forward every packet again.
+
+    The name of an abstract socket belongs to a network namespace, as interfaces do, and goes with its process.
+    """
+    holder = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        holder.bind(f"\0fastlb on {interface}")
+    except OSError as error:
+        holder.close()
+        raise KernelError(f"another fastlb is running on interface {interface}") from error
+    return holder
+
+
+def check_memory(config: Config) -> None:
+    """The kernel hands out memory for rings until none is left for anybody else: refuse what there is not."""
+    wanted = config.ring.block_size * config.ring.blocks * len(config.interfaces) >> 20
+    with open("/proc/meminfo") as meminfo:
+        free = next(int(line.split()[1]) for line in meminfo if line.startswith("MemAvailable:")) >> 10
+    if wanted > free:
+        raise KernelError(f"the receive rings take {wanted} MiB, and {free} MiB are free; try fewer ring.blocks")
+
+
 def check_interfaces(config: Config, view: KernelView) -> None:
     """Every interface must exist, and have Ethernet addresses."""
     links = {link.name: link for link in view.links.values()}
     for name in config.interfaces:
         if name not in links:
             raise KernelError(f"interface {name} does not exist; there are: {', '.join(sorted(links))}")
-        if not links[name].mac:
+        if not any(links[name].mac):  # lo has one, of zeros
             raise KernelError(f"interface {name} has no MAC address; fastlb works on Ethernet interfaces")
         if not links[name].up:
             log.warning("interface is down", interface=name)
@@ -332,7 +397,7 @@ def open_ring(interface: str, filter_fd: int, config: Config) -> Ring:
         return Ring(interface, filter_fd, int(ring.block_size), ring.blocks, max(1, round(ring.timeout * 1000)))
     except OSError as error:
         size = ring.block_size * ring.blocks >> 20
-        hint = f"; it takes {size} MiB, try fewer ring.blocks" if error.errno in (12, 105) else ""
+        hint = f"; it takes {size} MiB, try fewer ring.blocks" if error.errno in (errno.ENOMEM, errno.ENOBUFS) else ""
         raise KernelError(f"cannot open a receive ring on {interface}: {error.strerror}{hint}") from error
 
 

@@ -12,7 +12,9 @@ cdef extern from "abi.h" nogil:
         TP_STATUS_VLAN_VALID
         TP_STATUS_VLAN_TPID_VALID
         MSG_DONTWAIT
+        POLLERR
         POLLIN
+        SO_ERROR
         EINTR
         EAGAIN
         ENOBUFS
@@ -100,6 +102,7 @@ cdef extern from "abi.h" nogil:
     int errno
     void *MAP_FAILED
     int sendmmsg(int fd, mmsghdr *messages, unsigned int count, int flags) noexcept
+    int getsockopt(int fd, int level, int option, void *value, unsigned int *length) noexcept
     int poll(pollfd *fds, unsigned long count, int timeout_ms) noexcept
     int clock_gettime(int clock, timespec *now) noexcept
     void *mmap(void *at, size_t length, int protection, int flags, int fd, int64_t offset) noexcept

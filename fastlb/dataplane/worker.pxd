@@ -7,7 +7,8 @@ the current snapshot and sweeps a bounded part of the flow table.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from fastlb.dataplane.abi cimport (
-    CLOCK_MONOTONIC_COARSE, POLLIN, clock_gettime, poll, pollfd, timespec, tpacket3_hdr, tpacket_block_desc)
+    CLOCK_MONOTONIC_COARSE, POLLERR, POLLIN, SO_ERROR, SOL_SOCKET, clock_gettime, getsockopt, poll, pollfd, timespec,
+    tpacket3_hdr, tpacket_block_desc)
 from fastlb.dataplane.conntrack cimport sweep
 from fastlb.dataplane.machine cimport load_acquire_u32
 from fastlb.dataplane.pipeline cimport PipelineState, run_batch
@@ -88,10 +89,23 @@ cdef inline bint read_rings(WorkerState *worker, uint32_t now) noexcept nogil:
     return found
 
 
+cdef inline void wait_for_frames(WorkerState *worker) noexcept nogil:
+    """Sleep until a ring has a block. A link that went down leaves an error on its socket, and poll returns at once
+    until somebody has asked for it."""
+    cdef int error
+    cdef unsigned int length
+    cdef uint32_t i
+    poll(worker.fds, worker.ring_count + 1, IDLE_MS)
+    for i in range(worker.ring_count):
+        if worker.fds[i].revents & POLLERR:
+            length = sizeof(error)
+            getsockopt(worker.fds[i].fd, SOL_SOCKET, SO_ERROR, &error, &length)
+
+
 cdef inline void run_worker(WorkerState *worker) noexcept nogil:
     cdef uint32_t now
     while not load_acquire_u32(&worker.stopping):
         now = clock_ms()
         if not read_rings(worker, now):
-            poll(worker.fds, worker.ring_count + 1, IDLE_MS)
+            wait_for_frames(worker)
         sweep(&worker.pipe.flows, pick_up(worker.publication).services, now)

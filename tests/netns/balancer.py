@@ -43,10 +43,10 @@ def within(namespace: str, function: Callable[..., T], *args: Any, **kwargs: Any
         return thread.submit(function, *args, **kwargs).result()
 
 
-def until(condition: Callable[[], object], patience: float = PATIENCE) -> bool:
+def until(condition: Callable[..., object], *args: Any) -> bool:
     """Whether the condition comes true in time."""
-    end = time.monotonic() + patience
-    while not condition():
+    end = time.monotonic() + PATIENCE
+    while not condition(*args):
         if time.monotonic() > end:
             return False
         time.sleep(0.01)
@@ -114,7 +114,7 @@ class Balancer:
 
     def _answers(self) -> bool:
         with suppress(ControlError, ValueError):
-            return self.status()["pid"] == self.pid
+            return bool(self.status()["pid"] == self.pid)
         return False
 
     @property
