@@ -7,6 +7,7 @@ from fastlb.dataplane.publish cimport Publication
 from fastlb.dataplane.ring cimport RxRing
 from fastlb.dataplane.types cimport BATCH, Hop, Packet, RouteTable, Service, ServiceTable, Snapshot
 from fastlb.dataplane.worker cimport WorkerState
+from fastlb.dataplane.xsk cimport Xsk
 
 
 cdef class MaglevTable:
@@ -55,10 +56,21 @@ cdef class Pipeline:
     cdef int run(self, const Snapshot *snap, int count, uint32_t now_ms, list results) except -1
 
 
+cdef class RingMemory:
+    cdef uint8_t *base
+    cdef size_t size
+    cdef size_t ring_size
+    cdef size_t used
+    cdef readonly uint32_t block_size
+    cdef readonly uint32_t blocks
+
+    cdef int place(self, RxRing *ring) except -1
+
+
 cdef class Ring:
     cdef RxRing ring
+    cdef RingMemory memory
     cdef object socket
-    cdef size_t size
     cdef readonly str interface
     cdef dict totals
 
@@ -67,6 +79,9 @@ cdef class Worker:
     cdef WorkerState state
     cdef Pipeline pipeline
     cdef list rings
+    cdef RingMemory memory
     cdef object socket
     cdef object bell
     cdef readonly bint stopped
+
+    cdef Xsk *slot_of(self, uint32_t ifindex) noexcept

@@ -7,20 +7,24 @@ them; a .pxi is the Python face of the .pxd of the same name.
 from ipaddress import IPv4Address, IPv6Address
 from os import close as close_fd
 from os import urandom
-from socket import SOCK_RAW, if_nametoindex, socket
+from socket import if_nametoindex, socket
 from struct import pack, unpack
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from fastlb.dataplane.abi cimport (
-    AF_PACKET, EFD_CLOEXEC, EFD_NONBLOCK, ETH_P_ALL, MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE,
-    MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, PACKET_IGNORE_OUTGOING, PACKET_RESERVE, PACKET_RX_RING,
-    PACKET_STATISTICS, PACKET_VERSION, PACKET_VNET_HDR, POLLIN, PROT_READ, PROT_WRITE, SO_ATTACH_BPF,
-    SO_SNDBUFFORCE, SOL_PACKET, SOL_SOCKET, TPACKET_V3, errno, eventfd, eventfd_write, madvise, mmap, munmap)
+    AF_PACKET, AF_XDP, EBUSY, EFD_CLOEXEC, EFD_NONBLOCK, ENOBUFS, ETH_P_ALL, MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED,
+    MAP_FIXED, MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, PACKET_IGNORE_OUTGOING, PACKET_RESERVE,
+    PACKET_RX_RING, PACKET_STATISTICS, PACKET_VERSION, PACKET_VNET_HDR, POLLIN, PROT_NONE, PROT_READ, PROT_WRITE,
+    SO_ATTACH_BPF, SO_SNDBUFFORCE, SOCK_RAW, SOL_PACKET, SOL_SOCKET, SOL_XDP, TPACKET_V3, UMEM_TX_METADATA,
+    UMEM_UNALIGNED, XDP_COPY, XDP_MMAP_OFFSETS, XDP_PGOFF_TX_RING, XDP_TX_RING, XDP_UMEM_COMPLETION_RING,
+    XDP_UMEM_FILL_RING, XDP_UMEM_PGOFF_COMPLETION_RING, XDP_UMEM_REG, XDP_USE_NEED_WAKEUP, bind_socket, errno, eventfd,
+    eventfd_write, getsockopt, madvise, mmap, munmap, open_socket, setsockopt, sockaddr_xdp, umem_reg, xdp_desc,
+    xdp_mmap_offsets, xdp_ring_offset)
 from fastlb.dataplane.conntrack cimport (
     ENTRIES, FLOW_CLOSING, FLOW_ESTABLISHED, FLOW_FIN_BACKEND, FLOW_FIN_CLIENT, FLOW_PICKED_UP, FLOW_RESET,
     FLOW_STATES, FLOW_SYN, FLOW_SYN_ACK, FLOW_UDP, FLOW_UDP_NEW, MAX_BACKENDS, Bucket, FlowEntry, FlowTable,
@@ -28,22 +32,24 @@ from fastlb.dataplane.conntrack cimport (
 from fastlb.dataplane.flowhash cimport SHARDS, flow_hash
 from fastlb.dataplane.icmp cimport REJECTS_PER_SECOND
 from fastlb.dataplane.lookup cimport MISSING, find, key_meta, table_free, table_init, table_put
-from fastlb.dataplane.machine cimport bswap16, store_release_u32
+from fastlb.dataplane.machine cimport bswap16, load_acquire_u32, store_release_u32
 from fastlb.dataplane.maglev cimport MAX_MEMBERS, Turn, populate
 from fastlb.dataplane.pipeline cimport MAX_UNRESOLVED, run_batch
 from fastlb.dataplane.publish cimport passed, pick_up, publish
 from fastlb.dataplane.reasons cimport (
     DROP_NO_NEIGHBOUR, DROP_NO_ROUTE, DROP_NOT_ON_LINK, REASONS, VIA_REJECT, reason_name, verdict_of)
-from fastlb.dataplane.ring cimport HEADROOM
+from fastlb.dataplane.ring cimport HEADROOM, RxRing
 from fastlb.dataplane.route cimport neighbour_meta, prefix_meta
 from fastlb.dataplane.schedule cimport hash_of_flow, maglev_backend
 from fastlb.dataplane.service cimport classify
-from fastlb.dataplane.transmit cimport tx_init
+from fastlb.dataplane.sendmmsg cimport init_messages
+from fastlb.dataplane.transmit cimport MAX_XSKS
 from fastlb.dataplane.types cimport (
     BATCH, FAMILY_4, FORWARD_DSR, FORWARD_NAT, LEG_CLIENT, NO_BACKEND_DROP, NO_BACKEND_RESET, NO_HOP, PROTO_TCP,
     PROTO_UDP, Addr, Backend, BackendStats, Hop, LinkRoute, Packet, Service, Snapshot)
 from fastlb.dataplane.wire cimport read_addr4, read_addr6, write_addr6
 from fastlb.dataplane.worker cimport MAX_RINGS, run_worker
+from fastlb.dataplane.xsk cimport XSK_CHUNK, XSK_METADATA, XSK_READY, XSK_RING, Xsk, XskRing
 
 include "dataplane/maglev.pxi"
 include "dataplane/snapshot.pxi"

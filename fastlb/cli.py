@@ -143,7 +143,7 @@ def _describe(status: dict[str, Any]) -> str:
     return "\n".join(
         (
             f"fastlb {status['version']}, pid {status['pid']}, up {status['uptime']:.0f} s, "
-            f"on {', '.join(status['interfaces'])}, transmit {status['transmit']}",
+            f"on {', '.join(status['interfaces'])}, transmit {_pairs(status['transmit'])}",
             f"packets {counters['packets']}, forwarded {counters['forwarded']}, "
             f"transmitted {counters['transmitted']}, lost by the ring {counters['ring_drops']}",
             f"flows {flows['active']} of {flows['entries']} entries, evicted {counters['flows_evicted']}, "
@@ -156,6 +156,10 @@ def _describe(status: dict[str, Any]) -> str:
 
 
 _BACKEND_COLUMNS = ("backend", "weight", "active_flows", "new_flows", "packets", "reply_packets")
+
+
+def _pairs(named: dict[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in named.items())
 
 
 def _nonzero(counts: dict[str, int]) -> str:

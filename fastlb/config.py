@@ -135,6 +135,11 @@ class Config(_Model):
     maglev_size: fields.MaglevSize = Field(
         default=65537, description="slots in a Maglev table; the same on every balancer of a fleet"
     )
+    transmit: fields.Transmit = Field(
+        default="auto",
+        description="how frames leave: xdp (AF_XDP from the ring's own memory), sendmmsg, "
+        "or auto, which is xdp where it can be had",
+    )
     control: fields.SocketPath = Field(
         default="/run/fastlb/fastlb.sock",
         description="the Unix socket on which a running fastlb takes commands",

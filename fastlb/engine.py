@@ -25,12 +25,13 @@ from typing import Any, ParamSpec, TypeVar
 import structlog
 
 from fastlb import __version__, guard, metrics, neighbour, nexthops, reconcile
-from fastlb._core import Pipeline, Ring, Services, Worker
+from fastlb._core import Pipeline, Ring, RingMemory, Services, Worker
 from fastlb.classifier import Classifier
 from fastlb.config import Address, Config, load_config
 from fastlb.control import ControlServer
 from fastlb.errors import ConfigError, FastlbError, KernelError
 from fastlb.neighbour import KernelView, Watcher
+from fastlb.paths import TransmitPaths
 
 TICK = 0.1  # seconds between looks at the worker, at clients without a MAC and at snapshots to free
 ASKED_FOR = 60.0  # seconds that a client without a MAC is asked for
@@ -150,16 +151,22 @@ class Engine:
 
     def _open_rings(self, stack: ExitStack) -> None:
         self._rings = []
-        for interface in self._now.config.interfaces:
-            ring = open_ring(interface, self._classifier.filter_fd, self._now.config)
+        config = self._now.config
+        memory = RingMemory(len(config.interfaces), int(config.ring.block_size), config.ring.blocks)
+        stack.callback(memory.close)
+        for interface in config.interfaces:
+            ring = open_ring(interface, self._classifier.filter_fd, memory, config)
             stack.callback(ring.close)
             self._rings.append(ring)
 
     def _start_worker(self, stack: ExitStack) -> None:
+        config = self._now.config
         self._worker = Worker(self._pipeline, self._rings)
         stack.callback(self._worker.close)
         self._thread = threading.Thread(target=self._worker.run, name="fastlb-worker", daemon=True)
         stack.callback(self._stop_worker)
+        self._transmit = TransmitPaths(self._worker, config.transmit)
+        self._transmit.follow(self._view, self._links_out())
         self._thread.start()
 
     def _stop_worker(self) -> None:
@@ -182,7 +189,7 @@ class Engine:
         loop.add_signal_handler(signal.SIGHUP, self._reload_signal)
         await self._control.serve()
         self._on_kernel_view(self._view)  # what changed while the rest was set up
-        log.info("running", interfaces=list(self._now.config.interfaces), transmit="sendmmsg", **self._now.summary())
+        log.info("running", interfaces=list(self._now.config.interfaces), transmit=self._transmit.describe(self._view), **self._now.summary())
         while not stop.is_set() and self._failure is None:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(stop.wait(), TICK)
@@ -194,6 +201,7 @@ class Engine:
         if self._worker.stopped:
             self._failure = FastlbError("the worker ended by itself; see the log above")
         self._ask_for_clients()
+        self._transmit.follow(self._view, self._links_out())
 
     def _ask_for_clients(self) -> None:
         """Have the kernel resolve clients on our own links; each is forgotten after ASKED_FOR, when it is in use."""
@@ -231,6 +239,9 @@ class Engine:
 
     def _want_next_hops(self) -> None:
         self._watcher.want(nexthops.wanted_next_hops(self._view, self._now.plans) | self._asked.keys())
+
+    def _links_out(self) -> set[int]:
+        return nexthops.outgoing_links(self._view, self._now.plans, self._now.config.interfaces)
 
     def _publish(self) -> None:
         self._pipeline.publish(self._now.services, nexthops.routes_table(self._view, self._now.plans))
@@ -301,7 +312,7 @@ class Engine:
             "pid": os.getpid(),
             "uptime": round(time.time() - self._started, 1),
             "interfaces": list(self._now.config.interfaces),
-            "transmit": "sendmmsg",
+            "transmit": self._transmit.describe(self._view),
             "workers": 1,
             "counters": metrics.split_counters(self._pipeline.counters() | self._worker.counters()),
             "services": metrics.describe_services(self._pipeline, self._now.plans),
@@ -390,11 +401,11 @@ def check_reachable(view: KernelView, plans: list[reconcile.Plan]) -> None:
         raise FastlbError("\n".join(problems))
 
 
-def open_ring(interface: str, filter_fd: int, config: Config) -> Ring:
+def open_ring(interface: str, filter_fd: int, memory: RingMemory, config: Config) -> Ring:
     """A receive ring; raises KernelError with what would help."""
     ring = config.ring
     try:
-        return Ring(interface, filter_fd, int(ring.block_size), ring.blocks, max(1, round(ring.timeout * 1000)))
+        return Ring(interface, filter_fd, memory, max(1, round(ring.timeout * 1000)))
     except OSError as error:
         size = ring.block_size * ring.blocks >> 20
         hint = f"; it takes {size} MiB, try fewer ring.blocks" if error.errno in (errno.ENOMEM, errno.ENOBUFS) else ""

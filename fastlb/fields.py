@@ -276,3 +276,4 @@ Scheduler = Annotated[
 Protocol = Annotated[Literal["tcp", "udp"], _one_of("tcp", "udp")]
 NoBackend = Annotated[Literal["drop", "reset"], _one_of("drop", "reset")]
 VipAddress = Annotated[Literal["none", "interface"], _one_of("none", "interface")]
+Transmit = Annotated[Literal["auto", "xdp", "sendmmsg"], _one_of("auto", "xdp", "sendmmsg")]

@@ -96,6 +96,13 @@ def wanted_next_hops(view: KernelView, plans: Iterable[Plan]) -> set[NextHop]:
     return gateways | {next_hop for next_hop in backends if next_hop is not None}
 
 
+def outgoing_links(view: KernelView, plans: Iterable[Plan], interfaces: Iterable[str]) -> set[int]:
+    """The links that frames may leave by: those of next hops, and those of clients, if they are up."""
+    links = {index for index, _ in wanted_next_hops(view, plans)}
+    links |= {link.index for link in view.links.values() if link.name in set(interfaces)}
+    return {index for index in links if index in view.links and view.links[index].up and any(view.links[index].mac)}
+
+
 def not_on_link(view: KernelView, plans: Iterable[Plan]) -> list[str]:
     """What `dsr` cannot reach: one line for each backend behind a gateway, or without a route."""
     lines = []

@@ -17,6 +17,7 @@ cdef extern from "abi.h" nogil:
         SO_ERROR
         EINTR
         EAGAIN
+        EBUSY
         ENOBUFS
         EMSGSIZE
         ENETDOWN
@@ -45,6 +46,64 @@ cdef extern from "abi.h" nogil:
         PACKET_VERSION
         PACKET_VNET_HDR
         TPACKET_V3
+        AF_XDP
+        SOL_XDP
+        SOCK_RAW
+        XDP_COPY
+        XDP_USE_NEED_WAKEUP
+        XDP_MMAP_OFFSETS
+        XDP_TX_RING
+        XDP_UMEM_REG
+        XDP_UMEM_FILL_RING
+        XDP_UMEM_COMPLETION_RING
+        XDP_PGOFF_TX_RING
+        XDP_UMEM_PGOFF_COMPLETION_RING
+        XDP_STATISTICS
+        MAP_FIXED
+        UMEM_UNALIGNED "FASTLB_UMEM_UNALIGNED"
+        UMEM_TX_METADATA "FASTLB_UMEM_TX_METADATA"
+        DESC_TX_METADATA "FASTLB_TX_METADATA"
+        TXMD_CHECKSUM "FASTLB_TXMD_CHECKSUM"
+
+    struct xdp_desc:
+        uint64_t addr
+        uint32_t len
+        uint32_t options
+
+    struct xdp_ring_offset:
+        uint64_t producer
+        uint64_t consumer
+        uint64_t desc
+        uint64_t flags
+
+    struct xdp_mmap_offsets:
+        xdp_ring_offset rx
+        xdp_ring_offset tx
+        xdp_ring_offset fr
+        xdp_ring_offset cr
+
+    struct xdp_statistics:
+        uint64_t tx_invalid_descs
+
+    struct sockaddr_xdp:
+        uint16_t sxdp_family
+        uint16_t sxdp_flags
+        uint32_t sxdp_ifindex
+        uint32_t sxdp_queue_id
+        uint32_t sxdp_shared_umem_fd
+
+    struct umem_reg "fastlb_umem_reg":
+        uint64_t addr
+        uint64_t len
+        uint32_t chunk_size
+        uint32_t headroom
+        uint32_t flags
+        uint32_t tx_metadata_len
+
+    struct tx_metadata "fastlb_tx_metadata":
+        uint64_t flags
+        uint16_t csum_start
+        uint16_t csum_offset
 
     struct tpacket_hdr_v1:
         uint32_t block_status
@@ -109,4 +168,9 @@ cdef extern from "abi.h" nogil:
     int munmap(void *at, size_t length) noexcept
     int eventfd(unsigned int count, int flags) noexcept
     int eventfd_write(int fd, uint64_t value) noexcept
+    int open_socket "socket"(int family, int kind, int protocol) noexcept
+    int bind_socket "fastlb_bind"(int fd, void *address, uint32_t length) noexcept
+    int setsockopt(int fd, int level, int option, void *value, uint32_t length) noexcept
+    ssize_t sendto(int fd, void *data, size_t length, int flags, void *address, uint32_t size) noexcept
+    int close_descriptor "close"(int fd) noexcept
     int madvise(void *at, size_t length, int advice) noexcept

@@ -2,6 +2,7 @@
 
 Invariant: a block belongs to the user from `user_may_read` until `kernel_may_refill`, and to the kernel otherwise.
 Frames are read, rewritten and transmitted where they lie, so a block goes back only after its last frame has left.
+Blocks that were read and still wait for that are held; they go back in the order in which they came.
 
     frame slot   | tpacket3_hdr 48 | sockaddr_ll 20 | … headroom … | virtio_net_hdr 10 | Ethernet frame …
                                                                                        ^ tp_mac
@@ -29,7 +30,10 @@ cdef struct RxRing:
     uint8_t *memory
     uint32_t block_size
     uint32_t blocks
+    uint32_t first           # of its blocks, in the worker's memory, where rings lie side by side
     uint32_t current         # the next block to read
+    uint32_t oldest          # the held block that was read first
+    uint32_t held
     uint32_t ifindex
     int fd
 
@@ -39,15 +43,23 @@ cdef inline tpacket_block_desc *current_block(RxRing *ring) noexcept nogil:
 
 
 cdef inline bint user_may_read(RxRing *ring) noexcept nogil:
-    return load_acquire_u32(&current_block(ring).hdr.bh1.block_status) & TP_STATUS_USER != 0
+    """Not when every block is held: then the current one is the oldest, and has been read."""
+    return (ring.held < ring.blocks
+            and load_acquire_u32(&current_block(ring).hdr.bh1.block_status) & TP_STATUS_USER != 0)
+
+
+cdef inline void hold_block(RxRing *ring) noexcept nogil:
+    """The current block has been read; go on to the next."""
+    ring.held += 1
+    ring.current = ring.current + 1 if ring.current + 1 < ring.blocks else 0
 
 
 cdef inline void kernel_may_refill(RxRing *ring) noexcept nogil:
-    """Give the current block back and go on to the next."""
-    store_release_u32(&current_block(ring).hdr.bh1.block_status, TP_STATUS_KERNEL)
-    ring.current += 1
-    if ring.current == ring.blocks:
-        ring.current = 0
+    """Give the oldest held block back."""
+    cdef tpacket_block_desc *block = <tpacket_block_desc *>(ring.memory + <uint64_t>ring.oldest * ring.block_size)
+    store_release_u32(&block.hdr.bh1.block_status, TP_STATUS_KERNEL)
+    ring.held -= 1
+    ring.oldest = ring.oldest + 1 if ring.oldest + 1 < ring.blocks else 0
 
 
 cdef inline tpacket3_hdr *first_frame(tpacket_block_desc *block) noexcept nogil:

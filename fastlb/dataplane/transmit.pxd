@@ -1,87 +1,119 @@
-"""The way out: sendmmsg on one packet socket, with iovecs into the receive ring.
+"""Which way a frame leaves: by AF_XDP from the ring's own memory where that can be, else by sendmmsg.
 
-Each message is a virtio_net_hdr and the frame behind it, so frames with an open checksum and super-frames leave as they
-came. The kernel has copied a message when sendmmsg returns; the ring's block may then go back.
+The order of frames is kept across the two ways: before one is used, whatever waits on the other is sent.
+
+`Transmit.xsks` has a slot for each interface that a worker may send on. A slot's state says whose it is (xsk.pxd):
+Python opens sockets and clears up after those that failed, the worker uses them and closes them when they fail.
 """
 
-from libc.stdint cimport uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from fastlb.dataplane.abi cimport (
-    AF_PACKET, EAGAIN, EINTR, EMSGSIZE, ENETDOWN, ENOBUFS, ENODEV, ENXIO, MSG_DONTWAIT, errno, iovec, mmsghdr,
-    sendmmsg, sockaddr_ll)
-from fastlb.dataplane.machine cimport unlikely
-from fastlb.dataplane.reasons cimport DROP_TX_ERROR, DROP_TX_FULL, DROP_TX_LINK_DOWN, DROP_TX_TOO_BIG
-from fastlb.dataplane.types cimport VNET_HDR_LEN, Packet
+from fastlb.dataplane.machine cimport likely, load_acquire_u32, unlikely
+from fastlb.dataplane.reasons cimport DROP_TX_LINK_DOWN
+from fastlb.dataplane.sendmmsg cimport MessageQueue, enqueue, send_messages
+from fastlb.dataplane.types cimport Packet
+from fastlb.dataplane.xsk cimport XSK_READY, Xsk, check_silence, has_room, post, push, reap, takes
 
 
 cdef enum:
-    TX_BATCH = 64            # messages a call: beyond that the system call itself no longer shows
+    MAX_XSKS = 16
 
 
-cdef struct TxQueue:
-    mmsghdr messages[TX_BATCH]
-    iovec frames[TX_BATCH]
-    sockaddr_ll links[TX_BATCH]
+cdef struct Transmit:
+    MessageQueue messages
+    Xsk xsks[MAX_XSKS]
+    const uint8_t *memory    # of the worker's rings, which every socket has registered
     uint64_t *reasons        # the pipeline's counters: a frame that cannot leave is a drop
-    uint64_t sent
-    uint64_t sent_bytes
-    int count
-    int fd
+    uint64_t posted          # frames that left by AF_XDP
+    uint64_t posted_bytes
+    uint32_t block_size
+    uint32_t now             # milliseconds
+    bint waiting             # frames are posted that the kernel has not been told of
 
 
-cdef inline void tx_init(TxQueue *queue, int fd, uint64_t *reasons) noexcept nogil:
+cdef inline Xsk *xsk_of(Transmit *out, uint32_t ifindex) noexcept nogil:
+    """The socket that sends on an interface; NULL when there is none."""
     cdef int i
-    memset(queue, 0, sizeof(TxQueue))
-    queue.fd = fd
-    queue.reasons = reasons
-    for i in range(TX_BATCH):
-        queue.links[i].sll_family = AF_PACKET
-        queue.links[i].sll_halen = 6
-        queue.messages[i].msg_hdr.msg_name = &queue.links[i]
-        queue.messages[i].msg_hdr.msg_namelen = sizeof(sockaddr_ll)
-        queue.messages[i].msg_hdr.msg_iov = &queue.frames[i]
-        queue.messages[i].msg_hdr.msg_iovlen = 1
+    for i in range(MAX_XSKS):
+        if out.xsks[i].ifindex == ifindex and load_acquire_u32(&out.xsks[i].state) == XSK_READY:
+            return &out.xsks[i]
+    return NULL
 
 
-cdef inline int reason_of_errno(int error) noexcept nogil:
-    if error == EAGAIN or error == ENOBUFS:
-        return DROP_TX_FULL
-    if error == EMSGSIZE:
-        return DROP_TX_TOO_BIG
-    if error == ENETDOWN or error == ENXIO or error == ENODEV:
-        return DROP_TX_LINK_DOWN
-    return DROP_TX_ERROR
+cdef inline void push_one(Transmit *out, Xsk *xsk) noexcept nogil:
+    cdef uint32_t lost = push(xsk, out.block_size, out.now)
+    if unlikely(lost):
+        out.reasons[<int>DROP_TX_LINK_DOWN] += lost
+        out.posted -= lost
 
 
-cdef inline void flush(TxQueue *queue) noexcept nogil:
-    """Hand everything queued to the kernel. A message that it refuses is counted and skipped; it is never retried."""
-    cdef int done = 0
-    cdef int sent, i
-    while done < queue.count:
-        sent = sendmmsg(queue.fd, &queue.messages[done], queue.count - done, MSG_DONTWAIT)
-        if unlikely(sent <= 0):
-            if errno == EINTR:
-                continue
-            queue.reasons[reason_of_errno(errno)] += 1
-            done += 1
+cdef inline void push_all(Transmit *out) noexcept nogil:
+    cdef int i
+    if not out.waiting:
+        return
+    out.waiting = False
+    for i in range(MAX_XSKS):
+        if load_acquire_u32(&out.xsks[i].state) == XSK_READY and out.xsks[i].in_flight:
+            push_one(out, &out.xsks[i])
+
+
+cdef inline void flush(Transmit *out) noexcept nogil:
+    """Hand everything that waits to the kernel."""
+    if out.messages.count:
+        send_messages(&out.messages)
+    push_all(out)
+
+
+cdef inline Xsk *xsk_with_room(Transmit *out, const Packet *p) noexcept nogil:
+    """The socket by which a frame can leave now; NULL: by sendmmsg."""
+    cdef Xsk *xsk = xsk_of(out, p.out_ifindex)
+    if xsk == NULL or not takes(xsk, p):
+        return NULL
+    if unlikely(not has_room(xsk)):
+        push_one(out, xsk)
+        if load_acquire_u32(&xsk.state) != XSK_READY or not has_room(xsk):
+            return NULL
+    return xsk
+
+
+cdef inline void transmit(Transmit *out, Packet *p) noexcept nogil:
+    """Queue one frame; its memory stays in use until it is sent: see `block_is_free`."""
+    cdef Xsk *xsk = xsk_with_room(out, p)
+    if unlikely(xsk == NULL):
+        push_all(out)
+        enqueue(&out.messages, p)
+        return
+    if unlikely(out.messages.count):
+        send_messages(&out.messages)
+    post(xsk, out.memory, out.block_size, p, out.now)
+    out.posted += 1
+    out.posted_bytes += p.length
+    out.waiting = True
+
+
+cdef inline bint collect(Transmit *out, uint32_t now) noexcept nogil:
+    """Take completions back and give up sockets that went silent; True while anything is in flight."""
+    cdef bint in_flight = False
+    cdef uint32_t lost
+    cdef Xsk *xsk
+    cdef int i
+    out.now = now
+    for i in range(MAX_XSKS):
+        xsk = &out.xsks[i]
+        if load_acquire_u32(&xsk.state) != XSK_READY or xsk.in_flight == 0:
             continue
-        for i in range(done, done + sent):
-            queue.sent_bytes += queue.frames[i].iov_len - VNET_HDR_LEN
-        queue.sent += sent
-        done += sent
-    queue.count = 0
+        reap(xsk, out.block_size, now)
+        lost = check_silence(xsk, now)
+        out.reasons[<int>DROP_TX_LINK_DOWN] += lost
+        out.posted -= lost
+        in_flight = in_flight or xsk.in_flight != 0
+    return in_flight
 
 
-cdef inline void transmit(TxQueue *queue, Packet *p) noexcept nogil:
-    """Queue one frame; its memory stays in use until the next `flush`."""
-    cdef int at = queue.count
-    if p.vnet.gso_type != 0:
-        p.vnet.hdr_len = p.l4 + p.l4_header              # exact, so that the kernel copies no payload as header
-    memcpy(p.frame - VNET_HDR_LEN, &p.vnet, VNET_HDR_LEN)
-    queue.frames[at].iov_base = p.frame - VNET_HDR_LEN
-    queue.frames[at].iov_len = p.length + VNET_HDR_LEN
-    queue.links[at].sll_ifindex = p.out_ifindex
-    queue.count = at + 1
-    if queue.count == TX_BATCH:
-        flush(queue)
+cdef inline bint block_is_free(Transmit *out, uint32_t block) noexcept nogil:
+    """Has every frame of this block left? sendmmsg copies, so only sockets in flight matter."""
+    cdef int i
+    for i in range(MAX_XSKS):
+        if out.xsks[i].in_flight and out.xsks[i].outstanding[block]:
+            return False
+    return True

@@ -1,6 +1,6 @@
 """The worker: read blocks, run batches, transmit, give blocks back; until told to stop.
 
-It alone owns its rings, its transmit queue and its pipeline's state. Between batches it looks at the clock, picks up
+It alone owns its rings, its ways out and its pipeline's state. Between batches it looks at the clock, picks up
 the current snapshot and sweeps a bounded part of the flow table.
 """
 
@@ -15,20 +15,21 @@ from fastlb.dataplane.pipeline cimport PipelineState, run_batch
 from fastlb.dataplane.publish cimport Publication, pick_up
 from fastlb.dataplane.reasons cimport VIA_REJECT
 from fastlb.dataplane.ring cimport (
-    RxRing, current_block, first_frame, frame_after, kernel_may_refill, take_frame, user_may_read)
-from fastlb.dataplane.transmit cimport TxQueue, flush, transmit
+    RxRing, current_block, first_frame, frame_after, hold_block, kernel_may_refill, take_frame, user_may_read)
+from fastlb.dataplane.transmit cimport Transmit, block_is_free, collect, flush, transmit
 from fastlb.dataplane.types cimport BATCH, Packet, Snapshot
 
 
 cdef enum:
     MAX_RINGS = 16
     IDLE_MS = 100            # the longest sleep: the sweep and new snapshots wait no longer
+    IN_FLIGHT_MS = 1         # while frames are on their way out, and blocks wait for them
 
 
 cdef struct WorkerState:
     RxRing rings[MAX_RINGS]
     pollfd fds[MAX_RINGS + 1]
-    TxQueue tx
+    Transmit out
     Packet packets[BATCH]
     PipelineState *pipe
     Publication *publication
@@ -50,7 +51,13 @@ cdef inline void process(WorkerState *worker, const Snapshot *snap, int count, u
     run_batch(worker.pipe, snap, worker.packets, count, now)
     for i in range(count):
         if worker.packets[i].reason <= VIA_REJECT:
-            transmit(&worker.tx, &worker.packets[i])
+            transmit(&worker.out, &worker.packets[i])
+
+
+cdef inline void give_back(WorkerState *worker, RxRing *ring) noexcept nogil:
+    """The held blocks whose frames have all left, oldest first."""
+    while ring.held and block_is_free(&worker.out, ring.first + ring.oldest):
+        kernel_may_refill(ring)
 
 
 cdef inline void read_block(WorkerState *worker, RxRing *ring, uint32_t now) noexcept nogil:
@@ -73,8 +80,9 @@ cdef inline void read_block(WorkerState *worker, RxRing *ring, uint32_t now) noe
         slot = frame_after(slot)
     if count:
         process(worker, pick_up(worker.publication), count, now)
-    flush(&worker.tx)
-    kernel_may_refill(ring)
+    flush(&worker.out)
+    hold_block(ring)
+    give_back(worker, ring)
     worker.blocks_read += 1
 
 
@@ -89,13 +97,13 @@ cdef inline bint read_rings(WorkerState *worker, uint32_t now) noexcept nogil:
     return found
 
 
-cdef inline void wait_for_frames(WorkerState *worker) noexcept nogil:
+cdef inline void wait_for_frames(WorkerState *worker, int timeout_ms) noexcept nogil:
     """Sleep until a ring has a block. A link that went down leaves an error on its socket, and poll returns at once
     until somebody has asked for it."""
     cdef int error
     cdef unsigned int length
     cdef uint32_t i
-    poll(worker.fds, worker.ring_count + 1, IDLE_MS)
+    poll(worker.fds, worker.ring_count + 1, timeout_ms)
     for i in range(worker.ring_count):
         if worker.fds[i].revents & POLLERR:
             length = sizeof(error)
@@ -103,9 +111,13 @@ cdef inline void wait_for_frames(WorkerState *worker) noexcept nogil:
 
 
 cdef inline void run_worker(WorkerState *worker) noexcept nogil:
-    cdef uint32_t now
+    cdef bint in_flight
+    cdef uint32_t now, i
     while not load_acquire_u32(&worker.stopping):
         now = clock_ms()
+        in_flight = collect(&worker.out, now)
+        for i in range(worker.ring_count):
+            give_back(worker, &worker.rings[i])
         if not read_rings(worker, now):
-            wait_for_frames(worker)
+            wait_for_frames(worker, IN_FLIGHT_MS if in_flight else IDLE_MS)
         sweep(&worker.pipe.flows, pick_up(worker.publication).services, now)

@@ -1,33 +1,68 @@
-# The Python face of worker.pxd, ring.pxd and transmit.pxd.
+# The Python face of worker.pxd, ring.pxd, transmit.pxd and xsk.pxd.
 
-cdef class Ring:
-    """A TPACKET_V3 receive ring on one interface, behind a socket filter, mapped into memory.
+cdef class RingMemory:
+    """Address space for all rings of a worker, side by side, so that a transmit socket can register them as one.
 
-    ``filter_fd``: a loaded eBPF socket filter. ``block_size``: bytes, a power of two of at least 128 KiB, so that the
-    longest super-frame fits. ``timeout_ms``: after which a block that is not full is handed over. Raises OSError.
+    ``rings``: how many there will be. ``block_size``: bytes, a power of two of at least 128 KiB, so that the longest
+    super-frame fits. ``blocks``: of each ring.
     """
 
-    def __init__(self, str interface, int filter_fd, uint32_t block_size, uint32_t blocks, uint32_t timeout_ms):
-        cdef void *memory
+    def __init__(self, uint32_t rings, uint32_t block_size, uint32_t blocks):
+        self.ring_size = <size_t>block_size * blocks
+        self.size = self.ring_size * rings
+        self.block_size, self.blocks = block_size, blocks
+        self.base = <uint8_t *>mmap(
+            NULL, self.size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+        if self.base == MAP_FAILED:
+            self.base = NULL
+            raise OSError(errno, f"no address space for rings of {self.size} bytes")
+
+    cdef int place(self, RxRing *ring) except -1:
+        """Map a ring's blocks behind those of the rings before it."""
+        cdef uint8_t *at = self.base + self.used
+        if self.used + self.ring_size > self.size:
+            raise ValueError("this memory was made for fewer rings")
+        if mmap(at, self.ring_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE | MAP_FIXED, ring.fd, 0) != at:
+            raise OSError(errno, "cannot map the ring")
+        ring.memory = at
+        ring.first = <uint32_t>(self.used // self.block_size)
+        ring.block_size, ring.blocks = self.block_size, self.blocks
+        self.used += self.ring_size
+        return 0
+
+    def close(self):
+        """Unmap everything. The worker that uses it must have ended."""
+        if self.base != NULL:
+            munmap(self.base, self.size)
+            self.base = NULL
+
+    def __dealloc__(self):
+        if self.base != NULL:
+            munmap(self.base, self.size)
+
+
+cdef class Ring:
+    """A TPACKET_V3 receive ring on one interface, behind a socket filter, mapped into ``memory``.
+
+    ``filter_fd``: a loaded eBPF socket filter. ``timeout_ms``: after which a block that is not full is handed over.
+    Raises OSError.
+    """
+
+    def __init__(self, str interface, int filter_fd, RingMemory memory not None, uint32_t timeout_ms):
         self.interface = interface
+        self.memory = memory
         self.totals = {"ring_packets": 0, "ring_drops": 0, "ring_freezes": 0}
         self.socket = packet_socket()
         self.ring.ifindex = if_nametoindex(interface)
+        self.ring.fd = self.socket.fileno()
         self.socket.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
         self.socket.setsockopt(SOL_PACKET, PACKET_VERSION, TPACKET_V3)
         self.socket.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
         self.socket.setsockopt(SOL_PACKET, PACKET_RESERVE, HEADROOM)
         self.socket.setsockopt(SOL_SOCKET, SO_ATTACH_BPF, filter_fd)
-        self.socket.setsockopt(
-            SOL_PACKET, PACKET_RX_RING, pack("7I", block_size, blocks, block_size, blocks, timeout_ms, 0, 0))
-        self.size = <size_t>block_size * blocks
-        self.ring.fd = self.socket.fileno()
-        memory = mmap(NULL, self.size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, self.ring.fd, 0)
-        if memory == MAP_FAILED:
-            raise OSError(errno, f"cannot map the ring of {interface}")
-        self.ring.memory = <uint8_t *>memory
-        self.ring.block_size = block_size
-        self.ring.blocks = blocks
+        self.socket.setsockopt(SOL_PACKET, PACKET_RX_RING, pack(
+            "7I", memory.block_size, memory.blocks, memory.block_size, memory.blocks, timeout_ms, 0, 0))
+        memory.place(&self.ring)
         self.socket.bind((interface, ETH_P_ALL))         # last: no frame enters before the filter is there
 
     def statistics(self):
@@ -38,16 +73,8 @@ cdef class Ring:
         return dict(self.totals)
 
     def close(self):
-        """Unmap the ring and close its socket. The worker that reads it must have ended."""
-        if self.ring.memory != NULL:
-            munmap(self.ring.memory, self.size)
-            self.ring.memory = NULL
-        if self.socket is not None:
-            self.socket.close()
-
-    def __dealloc__(self):
-        if self.ring.memory != NULL:
-            munmap(self.ring.memory, self.size)
+        """Close the socket; the memory stays mapped until it is closed itself."""
+        self.socket.close()
 
 
 cdef class Worker:
@@ -63,7 +90,11 @@ cdef class Worker:
         self.socket.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
         self.socket.setsockopt(SOL_SOCKET, SO_SNDBUFFORCE, 16 << 20)
         self.bell = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
-        tx_init(&self.state.tx, self.socket.fileno(), pipeline.state.reasons)
+        init_messages(&self.state.out.messages, self.socket.fileno(), pipeline.state.reasons)
+        self.memory = (<Ring>self.rings[0]).memory
+        self.state.out.memory = self.memory.base
+        self.state.out.block_size = self.memory.block_size
+        self.state.out.reasons = pipeline.state.reasons
         self.state.pipe = &pipeline.state
         self.state.publication = &pipeline.publication
         self.state.ring_count = len(self.rings)
@@ -92,11 +123,61 @@ cdef class Worker:
         store_release_u32(&self.state.stopping, 1)
         eventfd_write(self.bell, 1)
 
+    # --- AF_XDP ----------------------------------------------------------------------------------------------------
+
+    def open_xsk(self, uint32_t ifindex, uint32_t queue=0):
+        """Send on this interface by AF_XDP from now on. Raises OSError when kernel or device refuse; nothing changes.
+
+        Also after a socket on this interface failed. From the thread that owns the worker, which may be running.
+        """
+        cdef Xsk *xsk = self.slot_of(ifindex)
+        if xsk == NULL:
+            raise OSError(ENOBUFS, f"more than {MAX_XSKS} interfaces to send on")
+        if load_acquire_u32(&xsk.state) == XSK_READY:
+            return
+        release_xsk(xsk)
+        xsk.ifindex = ifindex
+        for with_metadata in (True, False):
+            try:
+                open_xsk(xsk, self.memory, queue, with_metadata)
+            except OSError as error:
+                release_xsk(xsk)
+                if not with_metadata or error.errno == EBUSY:
+                    raise
+            else:
+                store_release_u32(&xsk.state, XSK_READY)
+                return
+
+    cdef Xsk *slot_of(self, uint32_t ifindex) noexcept:
+        cdef int i
+        for i in range(MAX_XSKS):
+            if self.state.out.xsks[i].ifindex == ifindex:
+                return &self.state.out.xsks[i]
+        for i in range(MAX_XSKS):                        # one that was never used, or whose interface may be gone
+            if load_acquire_u32(&self.state.out.xsks[i].state) != XSK_READY:
+                return &self.state.out.xsks[i]
+        return NULL
+
+    def xsks(self):
+        """The interfaces that have, or had, an AF_XDP socket: {interface index: None, or the errno that ended it}.
+
+        0 stands for a link that no longer completed what was sent.
+        """
+        cdef const Xsk *xsk
+        cdef int i
+        found = {}
+        for i in range(MAX_XSKS):
+            xsk = &self.state.out.xsks[i]
+            if xsk.ifindex:
+                found[xsk.ifindex] = None if load_acquire_u32(&xsk.state) == XSK_READY else xsk.error
+        return found
+
     def counters(self):
         """Totals of the transmit queue and of the rings."""
         totals = {
-            "transmitted": self.state.tx.sent,
-            "transmitted_bytes": self.state.tx.sent_bytes,
+            "transmitted": self.state.out.messages.sent + self.state.out.posted,
+            "transmitted_bytes": self.state.out.messages.sent_bytes + self.state.out.posted_bytes,
+            "transmitted_xdp": self.state.out.posted,
             "blocks_read": self.state.blocks_read,
         }
         for ring in self.rings:
@@ -105,7 +186,12 @@ cdef class Worker:
         return totals
 
     def close(self):
-        """Close the transmit socket; ``run`` must have returned."""
+        """Close the transmit sockets; ``run`` must have returned."""
+        cdef int i
+        for i in range(MAX_XSKS):
+            if self.state.out.xsks[i].state == XSK_READY:
+                close_fd(self.state.out.xsks[i].fd)
+            release_xsk(&self.state.out.xsks[i])
         self.socket.close()
         if self.bell is not None:
             close_fd(self.bell)
@@ -115,3 +201,93 @@ cdef class Worker:
 def packet_socket():
     """A raw packet socket that receives nothing until it is bound."""
     return socket(AF_PACKET, SOCK_RAW, 0)
+
+
+cdef int open_xsk(Xsk *xsk, RingMemory memory, uint32_t queue, bint with_metadata) except -1:
+    """Open a transmit-only AF_XDP socket over the rings; on an error the socket is closed again."""
+    cdef int fd = open_socket(AF_XDP, SOCK_RAW, 0)
+    if fd < 0:
+        raise OSError(errno, "this kernel has no AF_XDP")
+    try:
+        register_umem(fd, memory, with_metadata)
+        map_xsk(xsk, fd)
+        bind_xsk(fd, xsk.ifindex, queue)
+        xsk.blocks = <uint32_t>(memory.size // memory.block_size)
+        xsk.outstanding = <uint32_t *>zeroed(xsk.blocks, sizeof(uint32_t))
+    except BaseException:
+        close_fd(fd)
+        raise
+    xsk.fd = fd
+    xsk.with_metadata = with_metadata
+    return 0
+
+
+cdef int option(int fd, int name, void *value, uint32_t length, str what) except -1:
+    if setsockopt(fd, SOL_XDP, name, value, length):
+        raise OSError(errno, f"AF_XDP: {what}")
+    return 0
+
+
+cdef int register_umem(int fd, RingMemory memory, bint with_metadata) except -1:
+    cdef umem_reg umem
+    cdef int size = XSK_RING
+    memset(&umem, 0, sizeof(umem))
+    umem.addr = <uint64_t>memory.base
+    umem.len = memory.used
+    umem.chunk_size = XSK_CHUNK
+    umem.flags = UMEM_UNALIGNED
+    if with_metadata:
+        umem.flags |= UMEM_TX_METADATA
+        umem.tx_metadata_len = XSK_METADATA
+    option(fd, XDP_UMEM_REG, &umem, sizeof(umem), "cannot register the rings")
+    option(fd, XDP_UMEM_FILL_RING, &size, sizeof(size), "no fill ring")
+    option(fd, XDP_UMEM_COMPLETION_RING, &size, sizeof(size), "no completion ring")
+    option(fd, XDP_TX_RING, &size, sizeof(size), "no transmit ring")
+    return 0
+
+
+cdef int map_xsk(Xsk *xsk, int fd) except -1:
+    cdef xdp_mmap_offsets offsets
+    cdef uint32_t length = sizeof(offsets)
+    if getsockopt(fd, SOL_XDP, XDP_MMAP_OFFSETS, &offsets, &length):
+        raise OSError(errno, "AF_XDP: no ring offsets")
+    map_xsk_ring(&xsk.tx, fd, &offsets.tx, sizeof(xdp_desc), XDP_PGOFF_TX_RING)
+    map_xsk_ring(&xsk.completions, fd, &offsets.cr, sizeof(uint64_t), XDP_UMEM_PGOFF_COMPLETION_RING)
+    xsk.producer = 0
+    xsk.in_flight = 0
+    return 0
+
+
+cdef int map_xsk_ring(XskRing *ring, int fd, const xdp_ring_offset *offset, size_t entry, int64_t page) except -1:
+    cdef uint8_t *memory
+    ring.length = offset.desc + XSK_RING * entry
+    memory = <uint8_t *>mmap(NULL, ring.length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, page)
+    if memory == MAP_FAILED:
+        raise OSError(errno, "AF_XDP: cannot map a ring")
+    ring.memory = memory
+    ring.producer = <uint32_t *>(memory + offset.producer)
+    ring.consumer = <uint32_t *>(memory + offset.consumer)
+    ring.entries = memory + offset.desc
+    return 0
+
+
+cdef int bind_xsk(int fd, uint32_t ifindex, uint32_t queue) except -1:
+    cdef sockaddr_xdp address
+    memset(&address, 0, sizeof(address))
+    address.sxdp_family = AF_XDP
+    address.sxdp_flags = XDP_COPY | XDP_USE_NEED_WAKEUP
+    address.sxdp_ifindex = ifindex
+    address.sxdp_queue_id = queue
+    if bind_socket(fd, &address, sizeof(address)):
+        raise OSError(errno, f"AF_XDP: cannot bind to queue {queue}")
+    return 0
+
+
+cdef void release_xsk(Xsk *xsk) noexcept:
+    """Unmap what a closed socket left, and empty its slot."""
+    if xsk.tx.memory != NULL:
+        munmap(xsk.tx.memory, xsk.tx.length)
+    if xsk.completions.memory != NULL:
+        munmap(xsk.completions.memory, xsk.completions.length)
+    free(xsk.outstanding)
+    memset(xsk, 0, sizeof(Xsk))
