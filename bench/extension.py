@@ -1,4 +1,4 @@
-"""Builds the measuring extensions beside this file, as the release build of setup.py would, into build/bench."""
+"""Builds extensions that measure or test the packet path, as the release build of setup.py would, into build/."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from setuptools import Distribution, Extension
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent.parent
-OUTPUT = Path("build/bench")
 
 
 def release_settings() -> tuple[dict[str, Any], list[str]]:
@@ -30,23 +29,24 @@ def release_settings() -> tuple[dict[str, Any], list[str]]:
     return constants["DIRECTIVES"], constants["PROFILES"]["release"][1]
 
 
-def build(name: str) -> ModuleType:
-    """Compile bench/NAME.pyx if it or the packet path changed, and import it."""
+def build(name: str, folder: str = "bench") -> ModuleType:
+    """Compile FOLDER/NAME.pyx if it or the packet path changed, and import it."""
     os.chdir(ROOT)  # Cython and setuptools mirror the paths that they are given
+    output = str(Path("build", Path(folder).name))
     directives, flags = release_settings()
     dataplane = Path("fastlb/dataplane")
     extension = Extension(
         name,
-        [f"bench/{name}.pyx"],
+        [f"{folder}/{name}.pyx"],
         include_dirs=[str(dataplane)],
         depends=["setup.py", "fastlb/_core.pxd", *map(str, dataplane.glob("*.pxd")), *map(str, dataplane.glob("*.h"))],
         extra_compile_args=flags,
     )
     modules = cythonize(  # type: ignore[no-untyped-call]
-        [extension], compiler_directives=directives, build_dir=str(OUTPUT), quiet=True
+        [extension], compiler_directives=directives, build_dir=output, quiet=True
     )
     command = build_ext(Distribution({"ext_modules": modules}))
-    command.build_lib = command.build_temp = str(OUTPUT)
+    command.build_lib = command.build_temp = output
     command.ensure_finalized()
     command.run()
     return load(name, ROOT / command.get_ext_fullpath(name))

@@ -163,14 +163,16 @@ class Engine:
         config = self._now.config
         self._worker = Worker(self._pipeline, self._rings)
         stack.callback(self._worker.close)
+        self._transmit = TransmitPaths(self._worker, config.transmit)
+        self._transmit.open(self._view, self._links_out())
         self._thread = threading.Thread(target=self._worker.run, name="fastlb-worker", daemon=True)
         stack.callback(self._stop_worker)
-        self._transmit = TransmitPaths(self._worker, config.transmit)
-        self._transmit.follow(self._view, self._links_out())
         self._thread.start()
 
     def _stop_worker(self) -> None:
         self._worker.stop()
+        if self._thread.ident is None:  # stopped before it was started
+            return
         self._thread.join(JOIN_TIMEOUT)
         if self._thread.is_alive():
             # Its rings must not be unmapped under it; the process's end closes everything but the guard.
@@ -189,7 +191,12 @@ class Engine:
         loop.add_signal_handler(signal.SIGHUP, self._reload_signal)
         await self._control.serve()
         self._on_kernel_view(self._view)  # what changed while the rest was set up
-        log.info("running", interfaces=list(self._now.config.interfaces), transmit=self._transmit.describe(self._view), **self._now.summary())
+        log.info(
+            "running",
+            interfaces=list(self._now.config.interfaces),
+            transmit=self._paths(),
+            **self._now.summary(),
+        )
         while not stop.is_set() and self._failure is None:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(stop.wait(), TICK)
@@ -242,6 +249,9 @@ class Engine:
 
     def _links_out(self) -> set[int]:
         return nexthops.outgoing_links(self._view, self._now.plans, self._now.config.interfaces)
+
+    def _paths(self) -> dict[str, str]:
+        return self._transmit.describe(self._view, self._links_out())
 
     def _publish(self) -> None:
         self._pipeline.publish(self._now.services, nexthops.routes_table(self._view, self._now.plans))
@@ -312,7 +322,7 @@ class Engine:
             "pid": os.getpid(),
             "uptime": round(time.time() - self._started, 1),
             "interfaces": list(self._now.config.interfaces),
-            "transmit": self._transmit.describe(self._view),
+            "transmit": self._paths(),
             "workers": 1,
             "counters": metrics.split_counters(self._pipeline.counters() | self._worker.counters()),
             "services": metrics.describe_services(self._pipeline, self._now.plans),

@@ -1,13 +1,18 @@
 """Which way frames leave an interface: AF_XDP from the ring's own memory where it can be had, else sendmmsg.
 
 The worker chooses for each frame (dataplane/transmit.pxd). This module opens the sockets, and opens them again after a
-link was down; what a kernel or device refuses for good is asked for once.
+link was down. What is refused for good is asked for once; a queue that is in use, and a socket that keeps failing, are
+asked for ever more rarely.
 """
 
 from __future__ import annotations
 
 import errno
+import math
+import os
+import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import structlog
 
@@ -15,60 +20,120 @@ from fastlb._core import Worker
 from fastlb.errors import KernelError
 from fastlb.neighbour import KernelView
 
+START_PATIENCE = 1.0  # seconds at the start: the kernel frees a queue some time after its last socket was closed
+ASK_SOON, ASK_LATE = 0.1, 30.0  # seconds after a failure until a socket is asked for again: at first, and at most
+LINK_GONE = (errno.ENETDOWN, errno.ENODEV)  # the link has moved on since the kernel's tables were looked at
+
 log = structlog.get_logger()
+
+
+@dataclass
+class _Failures:
+    """Of one interface, since its socket last worked for long."""
+
+    again: float = 0.0  # when to ask again, on the monotonic clock
+    delay: float = ASK_SOON
+    lost: bool = False  # a socket that was open has ended, and is not open again
+    told: bool = False  # that frames leave by sendmmsg meanwhile
+
+    def add(self, now: float) -> None:
+        """Ask again later, each time twice as late."""
+        if now - self.again > ASK_LATE:
+            self.delay = ASK_SOON
+        self.again = now + self.delay
+        self.delay = min(2 * self.delay, ASK_LATE)
 
 
 class TransmitPaths:
     """Keeps an AF_XDP socket on every interface that frames may leave by.
 
-    ``mode``: the configuration's ``transmit``: auto, xdp (refusal is an error at the start), sendmmsg (never AF_XDP).
+    ``mode``: the configuration's ``transmit``: auto, xdp (a refusal at the start is an error), sendmmsg (never AF_XDP).
     """
 
     def __init__(self, worker: Worker, mode: str) -> None:
         self._worker = worker
         self._mode = mode
-        self._refused: dict[int, str] = {}  # interface index: why
-        self._lost: set[int] = set()  # interfaces whose socket ended, until it is open again
+        self._failures: dict[int, _Failures] = {}  # by interface index
+
+    def open(self, view: KernelView, links: Iterable[int]) -> None:
+        """At the start: sockets on ``links``, which are up. Raises KernelError in mode xdp when one is refused."""
+        deadline = time.monotonic() + START_PATIENCE
+        for index in sorted(links) if self._mode != "sendmmsg" else ():
+            error = self._ask(index)
+            while error is not None and error.errno == errno.EBUSY and time.monotonic() < deadline:
+                time.sleep(0.02)
+                error = self._ask(index)
+            if error is None:
+                continue
+            if self._mode == "xdp" and error.errno not in LINK_GONE:
+                raise KernelError(f"transmit: xdp cannot be had on {view.links[index].name}: {_words(error)}")
+            self._refused(view, index, error)
 
     def follow(self, view: KernelView, links: Iterable[int]) -> None:
-        """Open what is missing on ``links``, which are up. Raises KernelError in mode xdp when one is refused."""
+        """From then on, several times a second: open what is missing on ``links``, forget interfaces that are gone."""
         if self._mode == "sendmmsg":
             return
-        known = self._worker.xsks()
+        sockets = self._worker.xsks()
+        self._forget(view, sockets)
+        for index, ended in sockets.items():
+            if ended is not None and index in view.links:
+                self._lost(view, index, ended)
+                self._worker.close_xsk(index)
+        now = time.monotonic()
         for index in sorted(links):
-            ended = known.get(index, -1)
-            if ended is None or index in self._refused:
-                continue
-            if ended >= 0 and index not in self._lost:
-                self._lost.add(index)
-                log.warning("AF_XDP socket lost", interface=view.links[index].name, reason=_reason(ended))
-            self._open(view, index)
+            if sockets.get(index, 0) is not None and self._failures.setdefault(index, _Failures()).again <= now:
+                self._open_again(view, index)
 
-    def _open(self, view: KernelView, index: int) -> None:
-        name = view.links[index].name
+    def describe(self, view: KernelView, links: Iterable[int]) -> dict[str, str]:
+        """The path of each interface that frames may leave by, by name."""
+        sockets = self._worker.xsks()
+        indices = sorted(view.links.keys() & {*links, *sockets})
+        return {view.links[index].name: "xdp" if sockets.get(index, 0) is None else "sendmmsg" for index in indices}
+
+    def _ask(self, index: int) -> OSError | None:
         try:
             self._worker.open_xsk(index)
         except OSError as error:
-            if error.errno in (errno.EBUSY, errno.ENETDOWN, errno.ENODEV):
-                return  # a socket that is still being closed, or a link that moved on: asked again
-            if self._mode == "xdp":
-                raise KernelError(f"transmit: xdp cannot be had on {name}: {error.strerror}") from error
-            self._refused[index] = str(error.strerror)
-            log.info("AF_XDP refused; sending by sendmmsg", interface=name, reason=error.strerror)
-        else:
-            if index in self._lost:
-                self._lost.discard(index)
-                log.info("AF_XDP socket open again", interface=name)
+            return error
+        return None
 
-    def describe(self, view: KernelView) -> dict[str, str]:
-        """The path of each interface that frames may leave by, by name."""
-        found = {
-            view.links[index].name: "xdp" if ended is None else "sendmmsg"
-            for index, ended in self._worker.xsks().items()
-            if index in view.links
-        }
-        return found or {"all": "sendmmsg"}
+    def _open_again(self, view: KernelView, index: int) -> None:
+        error = self._ask(index)
+        if error is not None:
+            self._refused(view, index, error)
+            return
+        failures = self._failures[index]
+        if failures.lost or failures.told:
+            log.info("AF_XDP socket open", interface=view.links[index].name)
+        failures.lost = failures.told = False
+
+    def _refused(self, view: KernelView, index: int, error: OSError) -> None:
+        """Say so once; ask again only where time may help."""
+        failures = self._failures.setdefault(index, _Failures())
+        failures.add(time.monotonic())
+        if error.errno in LINK_GONE:
+            return
+        if error.errno != errno.EBUSY:
+            failures.again = math.inf
+        if not failures.told and not (failures.lost and error.errno == errno.EBUSY):  # by the one just lost
+            log.info("AF_XDP refused; sending by sendmmsg", interface=view.links[index].name, reason=_words(error))
+        failures.told = True
+
+    def _lost(self, view: KernelView, index: int, ended: int) -> None:
+        failures = self._failures.setdefault(index, _Failures())
+        failures.lost = True
+        failures.add(time.monotonic())
+        reason = os.strerror(ended) if ended else "the link stopped sending"
+        log.warning("AF_XDP socket lost; sending by sendmmsg", interface=view.links[index].name, reason=reason)
+
+    def _forget(self, view: KernelView, sockets: Iterable[int]) -> None:
+        """An interface that comes back is another one to the kernel."""
+        for index in {*sockets, *self._failures} - view.links.keys():
+            self._worker.close_xsk(index)
+            self._failures.pop(index, None)
 
 
-def _reason(ended: int) -> str:
-    return errno.errorcode.get(ended, str(ended)) if ended else "the link stopped sending"
+def _words(error: OSError) -> str:
+    if error.errno == errno.EBUSY:
+        return "its queue is in use by another AF_XDP socket"
+    return f"{error.strerror} ({os.strerror(error.errno or 0)})"

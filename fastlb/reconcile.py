@@ -19,7 +19,7 @@ PROTOCOL_NUMBERS = {"tcp": IPPROTO_TCP, "udp": IPPROTO_UDP}
 MAX_BACKEND_ID = (1 << 20) - 1
 ID_QUARANTINE = 60.0  # seconds; the sweep forgets the flows of a backend that left within ten
 
-NEEDS_RESTART = ("interfaces", "workers", "flows", "ring", "control", "vip_address")
+NEEDS_RESTART = ("interfaces", "workers", "flows", "ring", "transmit", "control", "vip_address")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The demonstration: a lab, fastlb in it, real traffic, a report. Exit code 0 only if every check held.
 
-    lab up -> fastlb run -> HTTP and UDP over nat and dsr, IPv4 and IPv6 -> a big file, verified
+    lab up -> fastlb run, and how frames leave -> HTTP and UDP over nat and dsr, IPv4 and IPv6 -> a big file, verified
            -> small packets at full speed -> drops by reason -> SIGTERM -> nothing left behind
 
 Takes well under two minutes, and at DEADLINE gives up: then, too, everything is taken down.
@@ -91,9 +91,9 @@ def drops(status: dict[str, Any]) -> dict[str, int]:
     return {name: count for name, count in sorted(counted.items(), key=lambda item: -item[1]) if count}
 
 
-def start_fastlb(lab: Lab) -> subprocess.Popen[Any]:
+def start_fastlb(lab: Lab, transmit: str) -> subprocess.Popen[Any]:
     """Start ``fastlb run`` in the balancer and wait until it answers; raises LabError when it does not."""
-    command = fastlb("run", "-c", lab.write_config())
+    command = fastlb("run", "-c", lab.write_config(transmit=transmit))
     with log_path(lab).open("wb") as log:
         balancer = lab.run("lb", command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=HERE.parent)
     deadline = time.monotonic() + START_TIMEOUT
@@ -102,6 +102,17 @@ def start_fastlb(lab: Lab) -> subprocess.Popen[Any]:
             raise LabError(f"fastlb did not start (exit code {balancer.returncode})")
         time.sleep(0.1)
     return balancer
+
+
+def show_paths(lab: Lab, report: Report, transmit: str) -> None:
+    """Which way frames leave each interface; a forced way must be the one."""
+    status = read_status(lab)
+    paths = status["transmit"] if status else {}
+    forced = set() if transmit == "auto" else {transmit}
+    ways = {"xdp": "AF_XDP from the ring's memory", "sendmmsg": "sendmmsg"}
+    for interface, path in paths.items():
+        report.check({path} >= forced, f"frames leave {interface} by {ways[path]}", f"not by {transmit}")
+    report.check(bool(paths), "fastlb tells how frames leave")
 
 
 def stop_fastlb(lab: Lab, balancer: subprocess.Popen[Any], report: Report) -> None:
@@ -200,6 +211,11 @@ def show_drops(lab: Lab, report: Report) -> None:
     """fastlb's own account."""
     status = read_status(lab)
     report.check(status is not None, "fastlb status answers")
+    if status:
+        counters = status["counters"]
+        by_xdp = counters["transmitted_xdp"]
+        rows = [("AF_XDP", by_xdp), ("sendmmsg", counters["transmitted"] - by_xdp)]
+        report.table(("sent by fastlb, by path", "packets"), rows)
     found = drops(status) if status else {}
     report.table(("dropped by fastlb, by reason", "packets"), list(found.items()) or [("nothing", 0)])
 
@@ -214,8 +230,9 @@ def demonstrate(report: Report, options: argparse.Namespace) -> None:
     with lab:
         report.check(True, f"lab up, six namespaces and their servers ({time.monotonic() - started:.1f} s)")
         try:
-            balancer = start_fastlb(lab)
+            balancer = start_fastlb(lab, options.transmit)
             report.check(True, "fastlb runs")
+            show_paths(lab, report, options.transmit)
             show_fetches(lab, report, "fetch", options.count)
             show_fetches(lab, report, "echo", options.count)
             show_transfers(lab, report, options.bytes)
@@ -248,6 +265,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200, help="client ports per path (200)")
     parser.add_argument("--bytes", type=int, default=200_000_000, help="size of the big file (200000000)")
     parser.add_argument("--seconds", type=float, default=5.0, help="length of the flood (5)")
+    ways = ("auto", "xdp", "sendmmsg")
+    parser.add_argument("--transmit", choices=ways, default="auto", help="force the way frames leave (auto)")
     options = parser.parse_args()
     become_root()
     for number in ENDING_SIGNALS:

@@ -48,6 +48,7 @@ cdef extern from "abi.h" nogil:
         TPACKET_V3
         AF_XDP
         SOL_XDP
+        SOCK_CLOEXEC
         SOCK_RAW
         XDP_COPY
         XDP_USE_NEED_WAKEUP
@@ -58,7 +59,6 @@ cdef extern from "abi.h" nogil:
         XDP_UMEM_COMPLETION_RING
         XDP_PGOFF_TX_RING
         XDP_UMEM_PGOFF_COMPLETION_RING
-        XDP_STATISTICS
         MAP_FIXED
         UMEM_UNALIGNED "FASTLB_UMEM_UNALIGNED"
         UMEM_TX_METADATA "FASTLB_UMEM_TX_METADATA"
@@ -81,9 +81,6 @@ cdef extern from "abi.h" nogil:
         xdp_ring_offset tx
         xdp_ring_offset fr
         xdp_ring_offset cr
-
-    struct xdp_statistics:
-        uint64_t tx_invalid_descs
 
     struct sockaddr_xdp:
         uint16_t sxdp_family

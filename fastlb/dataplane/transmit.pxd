@@ -8,11 +8,13 @@ Python opens sockets and clears up after those that failed, the worker uses them
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from fastlb.dataplane.machine cimport likely, load_acquire_u32, unlikely
+from fastlb.dataplane.abi cimport ENODEV
+from fastlb.dataplane.machine cimport load_acquire_u32, unlikely
 from fastlb.dataplane.reasons cimport DROP_TX_LINK_DOWN
 from fastlb.dataplane.sendmmsg cimport MessageQueue, enqueue, send_messages
 from fastlb.dataplane.types cimport Packet
-from fastlb.dataplane.xsk cimport XSK_READY, Xsk, check_silence, has_room, post, push, reap, takes
+from fastlb.dataplane.xsk cimport (
+    XSK_READY, Xsk, give_up, has_backlog, has_room, is_silent, post, push, reap, takes)
 
 
 cdef enum:
@@ -25,7 +27,7 @@ cdef struct Transmit:
     const uint8_t *memory    # of the worker's rings, which every socket has registered
     uint64_t *reasons        # the pipeline's counters: a frame that cannot leave is a drop
     uint64_t posted          # frames that left by AF_XDP
-    uint64_t posted_bytes
+    uint64_t posted_bytes    # with those of frames that were lost after all: nobody knows their lengths any more
     uint32_t block_size
     uint32_t now             # milliseconds
     bint waiting             # frames are posted that the kernel has not been told of
@@ -40,11 +42,15 @@ cdef inline Xsk *xsk_of(Transmit *out, uint32_t ifindex) noexcept nogil:
     return NULL
 
 
+cdef inline void count_lost(Transmit *out, uint32_t frames) noexcept nogil:
+    out.reasons[<int>DROP_TX_LINK_DOWN] += frames
+    out.posted -= frames
+
+
 cdef inline void push_one(Transmit *out, Xsk *xsk) noexcept nogil:
     cdef uint32_t lost = push(xsk, out.block_size, out.now)
     if unlikely(lost):
-        out.reasons[<int>DROP_TX_LINK_DOWN] += lost
-        out.posted -= lost
+        count_lost(out, lost)
 
 
 cdef inline void push_all(Transmit *out) noexcept nogil:
@@ -71,7 +77,7 @@ cdef inline Xsk *xsk_with_room(Transmit *out, const Packet *p) noexcept nogil:
         return NULL
     if unlikely(not has_room(xsk)):
         push_one(out, xsk)
-        if load_acquire_u32(&xsk.state) != XSK_READY or not has_room(xsk):
+        if xsk_of(out, p.out_ifindex) != xsk or not has_room(xsk):  # its slot may be another's by now
             return NULL
     return xsk
 
@@ -92,22 +98,28 @@ cdef inline void transmit(Transmit *out, Packet *p) noexcept nogil:
 
 
 cdef inline bint collect(Transmit *out, uint32_t now) noexcept nogil:
-    """Take completions back and give up sockets that went silent; True while anything is in flight."""
+    """Take completions back and close sockets that went silent or are unwanted; True while anything is in flight."""
     cdef bint in_flight = False
-    cdef uint32_t lost
-    cdef Xsk *xsk
     cdef int i
     out.now = now
     for i in range(MAX_XSKS):
-        xsk = &out.xsks[i]
-        if load_acquire_u32(&xsk.state) != XSK_READY or xsk.in_flight == 0:
-            continue
-        reap(xsk, out.block_size, now)
-        lost = check_silence(xsk, now)
-        out.reasons[<int>DROP_TX_LINK_DOWN] += lost
-        out.posted -= lost
-        in_flight = in_flight or xsk.in_flight != 0
+        if load_acquire_u32(&out.xsks[i].state) == XSK_READY:
+            in_flight = attend_to(out, &out.xsks[i]) or in_flight
     return in_flight
+
+
+cdef inline bint attend_to(Transmit *out, Xsk *xsk) noexcept nogil:
+    """One socket's part of `collect`. What the kernel's full queue left behind is pushed again."""
+    cdef uint32_t lost
+    if xsk.in_flight:
+        reap(xsk, out.block_size, out.now)
+        if unlikely(has_backlog(xsk)):
+            push_one(out, xsk)
+    if unlikely(is_silent(xsk, out.now) or load_acquire_u32(&xsk.unwanted)):
+        lost = xsk.in_flight
+        give_up(xsk, ENODEV if xsk.unwanted else 0)
+        count_lost(out, lost)
+    return xsk.in_flight != 0
 
 
 cdef inline bint block_is_free(Transmit *out, uint32_t block) noexcept nogil:

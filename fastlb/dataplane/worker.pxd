@@ -110,14 +110,21 @@ cdef inline void wait_for_frames(WorkerState *worker, int timeout_ms) noexcept n
             getsockopt(worker.fds[i].fd, SOL_SOCKET, SO_ERROR, &error, &length)
 
 
+cdef inline bint take_back(WorkerState *worker, uint32_t now) noexcept nogil:
+    """Completions, and the blocks that they free; True while frames are on their way out."""
+    cdef bint in_flight = collect(&worker.out, now)
+    cdef uint32_t i
+    for i in range(worker.ring_count):
+        give_back(worker, &worker.rings[i])
+    return in_flight
+
+
 cdef inline void run_worker(WorkerState *worker) noexcept nogil:
     cdef bint in_flight
-    cdef uint32_t now, i
+    cdef uint32_t now
     while not load_acquire_u32(&worker.stopping):
         now = clock_ms()
-        in_flight = collect(&worker.out, now)
-        for i in range(worker.ring_count):
-            give_back(worker, &worker.rings[i])
+        in_flight = take_back(worker, now)
         if not read_rings(worker, now):
             wait_for_frames(worker, IN_FLIGHT_MS if in_flight else IDLE_MS)
         sweep(&worker.pipe.flows, pick_up(worker.publication).services, now)

@@ -136,17 +136,26 @@ cdef class Worker:
         if load_acquire_u32(&xsk.state) == XSK_READY:
             return
         release_xsk(xsk)
-        xsk.ifindex = ifindex
-        for with_metadata in (True, False):
-            try:
-                open_xsk(xsk, self.memory, queue, with_metadata)
-            except OSError as error:
-                release_xsk(xsk)
-                if not with_metadata or error.errno == EBUSY:
-                    raise
-            else:
-                store_release_u32(&xsk.state, XSK_READY)
-                return
+        try:
+            open_xsk(xsk, self.memory, ifindex, queue, True)
+        except OSError as error:
+            if error.errno == EBUSY:
+                raise
+            open_xsk(xsk, self.memory, ifindex, queue, False)  # a kernel before 6.8
+        store_release_u32(&xsk.state, XSK_READY)
+
+    def close_xsk(self, uint32_t ifindex):
+        """Clear up after a socket that ended, which frees the interface's queue soon after. One that has not ended is
+        closed by the worker within its next round, and then needs another call."""
+        cdef Xsk *xsk
+        cdef int i
+        for i in range(MAX_XSKS):
+            xsk = &self.state.out.xsks[i]
+            if xsk.ifindex == ifindex:
+                if load_acquire_u32(&xsk.state) == XSK_READY:
+                    store_release_u32(&xsk.unwanted, 1)
+                else:
+                    release_xsk(xsk)
 
     cdef Xsk *slot_of(self, uint32_t ifindex) noexcept:
         cdef int i
@@ -203,21 +212,23 @@ def packet_socket():
     return socket(AF_PACKET, SOCK_RAW, 0)
 
 
-cdef int open_xsk(Xsk *xsk, RingMemory memory, uint32_t queue, bint with_metadata) except -1:
-    """Open a transmit-only AF_XDP socket over the rings; on an error the socket is closed again."""
-    cdef int fd = open_socket(AF_XDP, SOCK_RAW, 0)
+cdef int open_xsk(Xsk *xsk, RingMemory memory, uint32_t ifindex, uint32_t queue, bint with_metadata) except -1:
+    """Open a transmit-only AF_XDP socket over the rings; on an error the slot stays empty."""
+    cdef int fd = open_socket(AF_XDP, SOCK_RAW | SOCK_CLOEXEC, 0)
     if fd < 0:
         raise OSError(errno, "this kernel has no AF_XDP")
     try:
         register_umem(fd, memory, with_metadata)
         map_xsk(xsk, fd)
-        bind_xsk(fd, xsk.ifindex, queue)
         xsk.blocks = <uint32_t>(memory.size // memory.block_size)
         xsk.outstanding = <uint32_t *>zeroed(xsk.blocks, sizeof(uint32_t))
+        bind_xsk(fd, ifindex, queue)
     except BaseException:
         close_fd(fd)
+        release_xsk(xsk)
         raise
     xsk.fd = fd
+    xsk.ifindex = ifindex
     xsk.with_metadata = with_metadata
     return 0
 
@@ -231,6 +242,7 @@ cdef int option(int fd, int name, void *value, uint32_t length, str what) except
 cdef int register_umem(int fd, RingMemory memory, bint with_metadata) except -1:
     cdef umem_reg umem
     cdef int size = XSK_RING
+    cdef int room = XSK_RING * XSK_CHUNK
     memset(&umem, 0, sizeof(umem))
     umem.addr = <uint64_t>memory.base
     umem.len = memory.used
@@ -243,6 +255,7 @@ cdef int register_umem(int fd, RingMemory memory, bint with_metadata) except -1:
     option(fd, XDP_UMEM_FILL_RING, &size, sizeof(size), "no fill ring")
     option(fd, XDP_UMEM_COMPLETION_RING, &size, sizeof(size), "no completion ring")
     option(fd, XDP_TX_RING, &size, sizeof(size), "no transmit ring")
+    setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &room, sizeof(room))  # else the kernel copies a few hundred at most
     return 0
 
 

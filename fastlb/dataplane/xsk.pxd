@@ -52,14 +52,20 @@ cdef struct Xsk:
     uint32_t ifindex
     uint32_t state
     uint32_t error           # errno that ended it, 0 for silence
+    uint32_t unwanted        # set by Python: the worker shall close it
     int fd
     bint with_metadata
 
 
 cdef inline bint takes(const Xsk *xsk, const Packet *p) noexcept nogil:
-    """Super-frames and long frames cannot leave by AF_XDP, open checksums only with metadata."""
-    return (p.vnet.gso_type == 0 and p.length <= XSK_MAX_FRAME
-            and (not p.vnet.flags & VNET_NEEDS_CSUM or xsk.with_metadata))
+    """Super-frames and long frames cannot leave by AF_XDP, open checksums only with metadata.
+
+    The kernel answers a checksum outside its frame with an error for the whole socket, so that goes by sendmmsg too.
+    """
+    if p.vnet.gso_type != 0 or p.length > XSK_MAX_FRAME:
+        return False
+    return not p.vnet.flags & VNET_NEEDS_CSUM or (
+        xsk.with_metadata and <uint32_t>p.vnet.csum_start + p.vnet.csum_offset + 2 <= p.length)
 
 
 cdef inline bint has_room(const Xsk *xsk) noexcept nogil:
@@ -83,7 +89,10 @@ cdef inline void reap(Xsk *xsk, uint32_t block_size, uint32_t now) noexcept nogi
 
 
 cdef inline void give_up(Xsk *xsk, uint32_t error) noexcept nogil:
-    """Close the socket: the kernel then uses none of its memory, and Python may open another."""
+    """Close the descriptor: nothing can be kicked any more, and Python may clear up and open another.
+
+    The mapped rings keep the socket itself, and with it the interface's queue, until Python unmaps them.
+    """
     close_descriptor(xsk.fd)
     memset(xsk.outstanding, 0, xsk.blocks * sizeof(uint32_t))
     xsk.in_flight = 0
@@ -112,30 +121,37 @@ cdef inline void post(Xsk *xsk, const uint8_t *memory, uint32_t block_size, Pack
     xsk.producer += 1
 
 
+cdef inline bint has_backlog(const Xsk *xsk) noexcept nogil:
+    """Is anything posted that the kernel has not taken?"""
+    return load_acquire_u32(xsk.tx.consumer) != xsk.producer
+
+
 cdef inline uint32_t push(Xsk *xsk, uint32_t block_size, uint32_t now) noexcept nogil:
-    """Have the kernel send what was posted; returns how many frames were lost, which is 0 but when the socket ends."""
-    cdef uint32_t lost
+    """Have the kernel send what was posted, until its queue is full; returns how many frames were lost.
+
+    EBUSY is one frame that the device did not take, for want of a carrier: it is complete, and not sent.
+    """
+    cdef uint32_t lost = 0
     cdef int kicks = 0
     store_release_u32(xsk.tx.producer, xsk.producer)
-    while load_acquire_u32(xsk.tx.consumer) != xsk.producer and kicks < XSK_MAX_KICKS:
+    while has_backlog(xsk) and kicks < XSK_MAX_KICKS:
         kicks += 1
-        if sendto(xsk.fd, NULL, 0, MSG_DONTWAIT, NULL, 0) < 0 and not passing(errno):
-            lost = xsk.in_flight
-            give_up(xsk, errno)
-            return lost
+        if sendto(xsk.fd, NULL, 0, MSG_DONTWAIT, NULL, 0) < 0:
+            if errno == EBUSY:
+                lost += 1
+            elif not passing(errno):
+                lost += xsk.in_flight
+                give_up(xsk, errno)
+                return lost
         reap(xsk, block_size, now)
-    return 0
+    return lost
 
 
 cdef inline bint passing(int error) noexcept nogil:
     """More to send than one call takes, or a queue that is full for the moment."""
-    return error == EAGAIN or error == EBUSY or error == ENOBUFS or error == EINTR
+    return error == EAGAIN or error == ENOBUFS or error == EINTR
 
 
-cdef inline uint32_t check_silence(Xsk *xsk, uint32_t now) noexcept nogil:
-    """A link that went down stops completing without an error; returns how many frames were lost."""
-    cdef uint32_t lost = xsk.in_flight
-    if lost == 0 or <int>(now - xsk.progress) <= XSK_SILENCE_MS:
-        return 0
-    give_up(xsk, 0)
-    return lost
+cdef inline bint is_silent(const Xsk *xsk, uint32_t now) noexcept nogil:
+    """A link that went down may stop completing without an error."""
+    return xsk.in_flight != 0 and <int>(now - xsk.progress) > XSK_SILENCE_MS

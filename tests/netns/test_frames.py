@@ -19,9 +19,8 @@ import struct
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from ipaddress import ip_address
 from operator import methodcaller
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
@@ -36,27 +35,20 @@ from tests.frames import (
     SYN,
     TCP,
     UDP,
-    Seen,
     checksum,
     ethernet,
     frame,
     ip4_packet,
     ip6_packet,
     mac_bytes,
-    pseudo_header,
     take_apart,
 )
 from tests.netns.balancer import PATIENCE, Balancer, drops, snmp, until, within
 from tests.netns.namespaces import Namespace, veth
+from tests.netns.wire import GSO_UFO, OFFLOADS, PLAIN, Wire, leave_to_device, payload
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
 
-SOL_PACKET, PACKET_AUXDATA, PACKET_VNET_HDR, PACKET_IGNORE_OUTGOING = 263, 8, 15, 23
-SO_RCVBUFFORCE = 33
-ETH_P_ALL = 3
-VLAN_VALID = 1 << 4  # tp_status
-NEEDS_CSUM = 1  # virtio_net_hdr.flags
-NO_GSO, GSO_TCP4, GSO_UFO, GSO_TCP6, GSO_UDP = 0, 1, 3, 4, 5  # virtio_net_hdr.gso_type
 TUNSETIFF, IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x400454CA, 0x0002, 0x1000, 0x4000
 
 CLIENT = {4: "10.9.0.99", 6: "fd09::99"}
@@ -97,118 +89,6 @@ CONFIG = {
     "ring": {"block_size": "128KiB", "blocks": BLOCKS},
     "services": [service(*at, protocol) for at in VIPS for protocol in ("tcp", "udp")],
 }
-
-
-# ---- virtio_net_hdr
-
-
-class Offload(NamedTuple):
-    """struct virtio_net_hdr: what of a frame is left to the device."""
-
-    flags: int = 0
-    gso_type: int = NO_GSO
-    hdr_len: int = 0
-    gso_size: int = 0
-    csum_start: int = 0
-    csum_offset: int = 0
-
-    def pack(self) -> bytes:
-        return struct.pack("<BBHHHH", *self)
-
-
-PLAIN = Offload()
-OFFLOADS = ("plain", "partial", "gso")
-SEGMENT = 1300  # bytes of payload in each segment of a super-frame
-
-
-def l4_offset(raw: bytes) -> int:
-    """Of frames as ``frame`` builds them: tags, but neither options nor extensions."""
-    at = 12
-    while raw[at : at + 2] in (b"\x81\x00", b"\x88\xa8"):
-        at += 4
-    return at + 2 + (20 if raw[at : at + 2] == b"\x08\x00" else 40)
-
-
-def leave_to_device(raw: bytes, offload: str) -> tuple[Offload, bytes]:
-    """The frame as a host hands it to a device that computes checksums, and cuts segments of SEGMENT bytes."""
-    if offload == "plain":
-        return PLAIN, raw
-    seen, start = take_apart(raw), l4_offset(raw)
-    field = 16 if seen.protocol == TCP else 6
-    pseudo = pseudo_header(
-        ip_address(seen.src).packed, ip_address(seen.dst).packed, seen.protocol, len(seen.segment)
-    )
-    open_sum = (~checksum(pseudo) & 0xFFFF).to_bytes(2, "big")
-    raw = raw[: start + field] + open_sum + raw[start + field + 2 :]
-    if offload == "partial":
-        return Offload(NEEDS_CSUM, NO_GSO, 0, 0, start, field), raw
-    kind = GSO_UDP if seen.protocol == UDP else GSO_TCP4 if seen.version == 4 else GSO_TCP6
-    return Offload(NEEDS_CSUM, kind, start + (20 if field == 16 else 8), SEGMENT, start, field), raw
-
-
-def finish(offload: Offload, raw: bytes) -> bytes:
-    """What a device does with the checksum that is left to it."""
-    if not offload.flags & NEEDS_CSUM:
-        return raw
-    at = offload.csum_start + offload.csum_offset
-    return raw[:at] + checksum(raw[offload.csum_start :]).to_bytes(2, "big") + raw[at + 2 :]
-
-
-class Arrival(NamedTuple):
-    """A frame that was received: as it came, and with its checksum finished and its tag put back."""
-
-    offload: Offload
-    raw: bytes
-    seen: Seen
-
-
-class Wire:
-    """One end of a cable: frames go out here, and what fastlb sends there is seen here."""
-
-    def __init__(self, namespace: Namespace, interface: str, undo: ExitStack) -> None:
-        self._sender = undo.enter_context(namespace.run(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, 0))
-        self._sender.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
-        self._sender.bind((interface, 0))
-        self._receiver = undo.enter_context(namespace.run(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, 0))
-        for option in (PACKET_VNET_HDR, PACKET_AUXDATA, PACKET_IGNORE_OUTGOING):
-            self._receiver.setsockopt(SOL_PACKET, option, 1)
-        self._receiver.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 << 20)
-        self._receiver.bind((interface, ETH_P_ALL))
-        self._receiver.settimeout(PATIENCE)
-
-    def send(self, raw: bytes, offload: Offload = PLAIN) -> None:
-        self._sender.send(offload.pack() + raw)
-
-    def receive(self) -> Arrival:
-        """The next frame from fastlb; what the kernels say to each other is passed over."""
-        while True:
-            data, ancillary, _, _ = self._receiver.recvmsg(1 << 17, socket.CMSG_SPACE(20))
-            offload, raw = Offload(*struct.unpack_from("<BBHHHH", data)), data[10:]
-            whole = finish(offload, raw)
-            status, *_, tci, tpid = struct.unpack("=IIIHHHH", ancillary[0][2])
-            if status & VLAN_VALID:
-                whole = whole[:12] + struct.pack("!HH", tpid, tci) + whole[12:]
-            if whole[6:12] in FASTLB and (seen := _ip_of(whole)) and seen.protocol in (TCP, UDP):
-                return Arrival(offload, raw, seen)
-
-    def discard(self) -> None:
-        """Forget what has arrived."""
-        self._receiver.setblocking(False)
-        try:
-            while True:
-                self._receiver.recv(10)  # no less than the virtio_net_hdr
-        except BlockingIOError:
-            self._receiver.settimeout(PATIENCE)
-
-
-FASTLB = {mac_bytes(BALANCER_MAC)}  # all of the host's interfaces have this MAC
-
-
-def _ip_of(raw: bytes) -> Seen | None:
-    at = 12
-    while raw[at : at + 2] in (b"\x81\x00", b"\x88\xa8"):
-        at += 4
-    return take_apart(raw) if raw[at : at + 2] in (b"\x08\x00", b"\x86\xdd") else None
 
 
 # ---- the host and its links
@@ -299,8 +179,8 @@ def whole_rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 
 @pytest.fixture
 def rig(whole_rig: Rig) -> Iterator[Rig]:
-    whole_rig.client.discard()
-    whole_rig.servers.discard()
+    whole_rig.client.arrived()
+    whole_rig.servers.arrived()
     whole_rig.new_drops()
     yield whole_rig
     whole_rig.balancer.show_log()
@@ -314,10 +194,6 @@ def sent_frame(kind: str, version: int, protocol: str = "tcp", size: int = 100, 
     """From the client to a service, from a port of its own."""
     more = {"flags": SYN if size == 0 else ACK | PSH, "payload": payload(size), **more}
     return frame(CLIENT[version], next(_ports), VIPS[kind, version], PORT, protocol, **more)
-
-
-def payload(size: int) -> bytes:
-    return bytes(at * 7 % 251 for at in range(size))
 
 
 # ---- offloads and rewriting

@@ -405,6 +405,7 @@ REFUSED_CHANGES: list[tuple[dict[str, Any], str]] = [
     ({"interfaces": ["eth0"]}, "interfaces: eth0, eth1 -> eth0"),
     ({"flows": 5000}, "flows: 1000000 -> 5000"),
     ({"vip_address": "interface"}, "vip_address: none -> interface"),
+    ({"transmit": "sendmmsg"}, "transmit: auto -> sendmmsg"),
 ]
 
 
