@@ -11,7 +11,6 @@ import contextlib
 import errno
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -24,7 +23,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import structlog
 
-from fastlb import __version__, guard, metrics, neighbour, nexthops, reconcile
+from fastlb import __version__, guard, leftovers, metrics, neighbour, nexthops, reconcile
 from fastlb._core import Pipeline, Ring, Services, Worker
 from fastlb.classifier import Classifier
 from fastlb.config import Address, Config, load_config
@@ -35,6 +34,7 @@ from fastlb.neighbour import KernelView, Watcher
 TICK = 0.1  # seconds between looks at the worker, at clients without a MAC and at snapshots to free
 ASKED_FOR = 60.0  # seconds that a client without a MAC is asked for
 MAX_ASKED = 1024  # such clients at a time: forged addresses must not fill the kernel's table
+FLOW_BYTES = 75  # of the flow table, hot and cold, for each of config.flows
 JOIN_TIMEOUT = 5.0  # seconds that a worker may take to finish its block
 
 P = ParamSpec("P")
@@ -109,12 +109,12 @@ class Engine:
         self._control = ControlServer(
             self._now.config.control, {"status": self._status, "reload": self._reload_command}
         )
-        self._control.bind()
         stack.callback(self._control.close)
+        self._control.bind()
 
     def _claim_interfaces(self, stack: ExitStack) -> None:
         for interface in self._now.config.interfaces:
-            stack.enter_context(claim(interface))
+            stack.enter_context(leftovers.claim(interface))
 
     def _follow_kernel(self, stack: ExitStack) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -126,8 +126,11 @@ class Engine:
         self._want_next_hops()
 
     def _hold_vips(self, stack: ExitStack) -> None:
+        interface = self._now.config.interfaces[0]
+        self._held_vips = {vip for name, vip in outside_the_loop(neighbour.marked_vips) if name == interface}
         stack.callback(self._drop_vips)
         self._add_vips()
+        self._drop_vips(keep=frozenset(reconcile.held_vips(self._now.config)))  # what a crash left
 
     def _load_classifier(self, stack: ExitStack) -> None:
         self._classifier = stack.enter_context(Classifier())
@@ -227,6 +230,8 @@ class Engine:
         if unreachable != self._reported:
             for line in unreachable:
                 log.warning("backend unreachable", problem=line)
+            if not unreachable:
+                log.info("every dsr backend is on-link again")
             self._reported = unreachable
 
     def _want_next_hops(self) -> None:
@@ -242,8 +247,8 @@ class Engine:
     def _add_vips(self) -> None:
         """With vip_address: interface, put what is missing of the VIPs on the first interface."""
         for address in sorted(reconcile.held_vips(self._now.config) - self._held_vips, key=str):
-            self._held_vips.add(address)
-            outside_the_loop(neighbour.add_vip, self._now.config.interfaces[0], address)
+            if outside_the_loop(neighbour.add_vip, self._now.config.interfaces[0], address):
+                self._held_vips.add(address)  # else it is the administrator's, and stays his
 
     def _drop_vips(self, keep: frozenset[Address] = frozenset()) -> None:
         for address in sorted(self._held_vips - keep, key=str):
@@ -348,27 +353,16 @@ def check_runnable(path: str, config: Config) -> None:
         raise ConfigError.at(path, "interfaces", "fastlb run needs at least one interface, as in interfaces: [eth0]")
 
 
-def claim(interface: str) -> socket.socket:
-    """Keep a second fastlb off the interface, one with another configuration: it would forward every packet again.
-
-    The name of an abstract socket belongs to a network namespace, as interfaces do, and goes with its process.
-    """
-    holder = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        holder.bind(f"\0fastlb on {interface}")
-    except OSError as error:
-        holder.close()
-        raise KernelError(f"another fastlb is running on interface {interface}") from error
-    return holder
-
-
 def check_memory(config: Config) -> None:
     """The kernel hands out memory for rings until none is left for anybody else: refuse what there is not."""
-    wanted = config.ring.block_size * config.ring.blocks * len(config.interfaces) >> 20
+    rings = config.ring.block_size * config.ring.blocks * len(config.interfaces) >> 20
+    table = config.flows * FLOW_BYTES >> 20
     with open("/proc/meminfo") as meminfo:
         free = next(int(line.split()[1]) for line in meminfo if line.startswith("MemAvailable:")) >> 10
-    if wanted > free:
-        raise KernelError(f"the receive rings take {wanted} MiB, and {free} MiB are free; try fewer ring.blocks")
+    if rings > free:
+        raise KernelError(f"the receive rings take {rings} MiB, and {free} MiB are free; try fewer ring.blocks")
+    if rings + table > free:
+        raise KernelError(f"a full flow table takes {table} MiB, and {free} MiB are free; try fewer flows")
 
 
 def check_interfaces(config: Config, view: KernelView) -> None:
