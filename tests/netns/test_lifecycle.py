@@ -386,9 +386,9 @@ def test_an_invalid_file_changes_nothing(lab: Lab, balancer: Balancer) -> None:
     assert (by_file.returncode, by_file.stderr) == (2, done.stderr)
 
     balancer.send_signal(signal.SIGHUP)
-    assert until(lambda: len(refusals(balancer)) == 2)
-    assert refusals(balancer)[0] == refusals(balancer)[1]
-    assert [f"fastlb: {line}" for line in refusals(balancer)[1]] == done.stderr.splitlines()
+    assert until(lambda: len(refusals(balancer)) == 3)
+    assert refusals(balancer)[0] == refusals(balancer)[1] == refusals(balancer)[2]
+    assert [f"fastlb: {line}" for line in refusals(balancer)[2]] == done.stderr.splitlines()
 
     assert (session.ask(), fetched(lab, vip), balancer.running) == (own, list(BACKENDS), True)
     assert [each["name"] for each in balancer.status()["services"]] == [each["name"] for each in good]
