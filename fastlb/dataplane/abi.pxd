@@ -27,7 +27,6 @@ cdef extern from "abi.h" nogil:
         CLOCK_MONOTONIC_COARSE
         PROT_READ
         PROT_WRITE
-        PROT_NONE
         MAP_SHARED
         MAP_PRIVATE
         MAP_ANONYMOUS

@@ -4,7 +4,7 @@ Each message is a virtio_net_hdr and the frame behind it, so frames with an open
 came. The kernel has copied a message when sendmmsg returns; the ring's block may then go back.
 """
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint64_t
 from libc.string cimport memcpy, memset
 
 from fastlb.dataplane.abi cimport (
