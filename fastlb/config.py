@@ -116,7 +116,9 @@ class Ring(_Model):
 class Config(_Model):
     """A whole configuration. Made by `load_config` or `Config.from_dict`, which alone check every rule."""
 
-    interfaces: Annotated[tuple[fields.InterfaceName, ...], AfterValidator(fields.all_different)] = Field(
+    interfaces: Annotated[
+        tuple[fields.InterfaceName, ...], AfterValidator(fields.all_different), AfterValidator(fields.few_enough)
+    ] = Field(
         default=(), description="where client packets and NAT replies arrive; fastlb run needs at least one"
     )
     vip_address: fields.VipAddress = Field(

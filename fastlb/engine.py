@@ -34,6 +34,7 @@ from fastlb.neighbour import KernelView, Watcher
 TICK = 0.1  # seconds between looks at the worker, at clients without a MAC and at snapshots to free
 ASKED_FOR = 60.0  # seconds that a client without a MAC is asked for
 MAX_ASKED = 1024  # such clients at a time: forged addresses must not fill the kernel's table
+FIRST_NEIGHBOURS = 1.0  # seconds that the start waits for next hops to be resolved
 FLOW_BYTES = 75  # of the flow table, hot and cold, for each of config.flows
 JOIN_TIMEOUT = 5.0  # seconds that a worker may take to finish its block
 
@@ -73,6 +74,7 @@ class Engine:
         self._held_vips: set[Address] = set()
         self._asked: dict[neighbour.NextHop, float] = {}  # clients on our links that packets could not reach
         self._reported: list[str] = []
+        self._gone: set[str] = set()  # configured interfaces that do not exist at the moment
         self._started = time.time()
         self._failure: FastlbError | None = None
 
@@ -81,6 +83,7 @@ class Engine:
         check_runnable(self._path, self._now.config)
         check_privileges()
         check_memory(self._now.config)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nothing to reload yet
         on_stop_signals(stop_before_running)
         with ExitStack() as stack:
             try:
@@ -88,6 +91,7 @@ class Engine:
                 asyncio.run(self._serve())
             finally:
                 on_stop_signals(signal.SIG_IGN)  # another one must not cut the taking down short
+                signal.signal(signal.SIGHUP, signal.SIG_IGN)
         if self._failure is not None:
             raise self._failure
         log.info("stopped")
@@ -102,8 +106,27 @@ class Engine:
         self._load_classifier(stack)
         self._open_pipeline()
         self._attach_guard(stack)
-        self._open_rings(stack)
-        self._start_worker(stack)
+        self._packet_path = ExitStack()
+        stack.callback(lambda: self._packet_path.close())
+        self._open_packet_path()
+
+    def _open_packet_path(self) -> None:
+        self._links = self._interface_links(self._view)
+        self._open_rings(self._packet_path)
+        self._start_worker(self._packet_path)
+
+    def _reopen_packet_path(self) -> None:
+        """An interface was deleted and made again: its ring and its guard went with the old one. Flows stay."""
+        log.warning("an interface was replaced; opening the rings again", interfaces=sorted(self._links))
+        self._packet_path.close()
+        for interface in self._interface_links(self._view):
+            outside_the_loop(guard.attach, interface, self._classifier.guard_fd)
+        self._open_packet_path()
+
+    def _interface_links(self, view: KernelView) -> dict[str, int]:
+        """The configured interfaces that exist, with their indices."""
+        links = {link.name: link.index for link in view.links.values()}
+        return {name: links[name] for name in self._now.config.interfaces if name in links}
 
     def _open_control(self, stack: ExitStack) -> None:
         self._control = ControlServer(
@@ -123,7 +146,17 @@ class Engine:
         self._view = self._watcher.start()
         check_interfaces(self._now.config, self._view)
         check_reachable(self._view, self._now.plans)
+        self._warn(self._view)
         self._want_next_hops()
+
+    def _warn(self, view: KernelView) -> None:
+        """Of what may be meant, but seldom is."""
+        for line in nexthops.replies_elsewhere(view, self._now.plans, self._now.config.interfaces):
+            log.warning("replies will not be seen", problem=line)
+        for leftover in outside_the_loop(leftovers.show):
+            if not leftover.in_use:
+                log.warning("a crash left a guard on an interface that this configuration does not use; "
+                            "fastlb guard remove removes it", interface=leftover.interface)
 
     def _hold_vips(self, stack: ExitStack) -> None:
         interface = self._now.config.interfaces[0]
@@ -153,7 +186,7 @@ class Engine:
 
     def _open_rings(self, stack: ExitStack) -> None:
         self._rings = []
-        for interface in self._now.config.interfaces:
+        for interface in self._links:
             ring = open_ring(interface, self._classifier.filter_fd, self._now.config)
             stack.callback(ring.close)
             self._rings.append(ring)
@@ -182,15 +215,23 @@ class Engine:
         loop = self._loop = asyncio.get_running_loop()
         stop = asyncio.Event()
         on_stop_signals(lambda *_: loop.call_soon_threadsafe(stop.set))
-        loop.add_signal_handler(signal.SIGHUP, self._reload_signal)
-        await self._control.serve()
         self._on_kernel_view(self._view)  # what changed while the rest was set up
+        await self._first_neighbours()
+        await self._control.serve()
+        signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(self._reload_signal))
         log.info("running", interfaces=list(self._now.config.interfaces), transmit="sendmmsg", **self._now.summary())
         while not stop.is_set() and self._failure is None:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(stop.wait(), TICK)
             self._tick()
         self._loop = None
+
+    async def _first_neighbours(self) -> None:
+        """Wait a little for the kernel to resolve the next hops, so that the first packets find them."""
+        until = time.monotonic() + FIRST_NEIGHBOURS
+        wanted = nexthops.wanted_next_hops(self._view, self._now.plans)
+        while wanted - self._view.neighbours.keys() and time.monotonic() < until:
+            await asyncio.sleep(0.02)
 
     def _tick(self) -> None:
         self._pipeline.reclaim()
@@ -225,6 +266,7 @@ class Engine:
         self._view = view
         self._classifier.set_locals(view.addresses)
         self._publish()
+        self._follow_links(view)
         self._want_next_hops()
         unreachable = nexthops.not_on_link(view, self._now.plans)
         if unreachable != self._reported:
@@ -233,6 +275,19 @@ class Engine:
             if not unreachable:
                 log.info("every dsr backend is on-link again")
             self._reported = unreachable
+
+    def _follow_links(self, view: KernelView) -> None:
+        links = self._interface_links(view)
+        for name in sorted(self._links.keys() - links.keys()):
+            log.warning("interface is gone; waiting for it", interface=name)
+            del self._links[name]
+            self._gone.add(name)
+        if any(self._links.get(name, index) != index for name, index in links.items()) or self._gone & links.keys():
+            self._gone -= links.keys()
+            try:
+                self._reopen_packet_path()
+            except FastlbError as error:
+                self._failure = error
 
     def _want_next_hops(self) -> None:
         self._watcher.want(nexthops.wanted_next_hops(self._view, self._now.plans) | self._asked.keys())
@@ -291,10 +346,14 @@ class Engine:
             raise
 
     def _install(self, generation: Generation) -> None:
-        """The data path knows a new VIP before the filter lets its packets in, and an old one until they stay out."""
+        """The filter keeps an old VIP's packets out before the data path forgets it, and lets in those of a new one
+        after the data path has learnt it."""
+        old, new = reconcile.classifier_keys(self._now.plans), reconcile.classifier_keys(generation.plans)
         self._now = generation
         self._add_vips()
         self._pipeline.renew(generation.ids.reused)
+        generation.ids.reused.clear()  # once: going back to this generation must not forget what is in use
+        self._classifier.replace(old[0] & new[0], old[1] & new[1], self._view.addresses)
         self._publish()
         self._fill_classifier()
         self._drop_vips(keep=frozenset(reconcile.held_vips(generation.config)))
@@ -378,8 +437,8 @@ def check_interfaces(config: Config, view: KernelView) -> None:
 
 
 def check_reachable(view: KernelView, plans: list[reconcile.Plan]) -> None:
-    """A dsr backend must be on-link, as the host's routes stand now."""
-    problems = nexthops.not_on_link(view, plans)
+    """A dsr backend must be on-link, as the host's routes stand now, and none may be this host."""
+    problems = nexthops.own_addresses(view, plans) + nexthops.not_on_link(view, plans)
     if problems:
         raise FastlbError("\n".join(problems))
 
