@@ -5,7 +5,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from fastlb.dataplane.pipeline cimport PipelineState
 from fastlb.dataplane.publish cimport Publication
 from fastlb.dataplane.ring cimport RxRing
-from fastlb.dataplane.types cimport BATCH, Hop, Packet, RouteTable, Service, ServiceTable, Snapshot
+from fastlb.dataplane.types cimport BATCH, Hop, Packet, RouteTable, ServiceTable, Snapshot
 from fastlb.dataplane.worker cimport WorkerState
 from fastlb.dataplane.xsk cimport Xsk
 
@@ -47,6 +47,7 @@ cdef class Pipeline:
     cdef Publication publication
     cdef list snapshots               # published and not yet passed, oldest first
     cdef uint64_t generation          # of the snapshot published last
+    cdef uint32_t now_ms              # of the last `process`
     cdef uint8_t *scratch             # BATCH frames for `process`
     cdef Packet packets[BATCH]
     cdef readonly bint running        # a worker reads the publication

@@ -28,13 +28,13 @@ from fastlb.dataplane.abi cimport (
 from fastlb.dataplane.conntrack cimport (
     ENTRIES, FLOW_CLOSING, FLOW_ESTABLISHED, FLOW_FIN_BACKEND, FLOW_FIN_CLIENT, FLOW_PICKED_UP, FLOW_RESET,
     FLOW_STATES, FLOW_SYN, FLOW_SYN_ACK, FLOW_UDP, FLOW_UDP_NEW, MAX_BACKENDS, Bucket, FlowEntry, FlowTable,
-    FlowTuple, backend_of, find_flow, forget, state_of, sweep)
+    FlowTuple, backend_of, find_flow, forget, is_over, state_of, sweep)
 from fastlb.dataplane.flowhash cimport SHARDS, flow_hash
 from fastlb.dataplane.icmp cimport REJECTS_PER_SECOND
 from fastlb.dataplane.lookup cimport MISSING, find, key_meta, table_free, table_init, table_put
-from fastlb.dataplane.machine cimport bswap16, load_acquire_u32, store_release_u32
+from fastlb.dataplane.machine cimport assert_equal, bswap16, load_acquire_u32, store_release_u32
 from fastlb.dataplane.maglev cimport MAX_MEMBERS, Turn, populate
-from fastlb.dataplane.pipeline cimport MAX_UNRESOLVED, run_batch
+from fastlb.dataplane.pipeline cimport run_batch, still_holds
 from fastlb.dataplane.publish cimport passed, pick_up, publish
 from fastlb.dataplane.reasons cimport (
     DROP_NO_NEIGHBOUR, DROP_NO_ROUTE, DROP_NOT_ON_LINK, REASONS, VIA_REJECT, reason_name, verdict_of)
@@ -46,7 +46,7 @@ from fastlb.dataplane.sendmmsg cimport init_messages
 from fastlb.dataplane.transmit cimport MAX_XSKS
 from fastlb.dataplane.types cimport (
     BATCH, FAMILY_4, FORWARD_DSR, FORWARD_NAT, LEG_CLIENT, NO_BACKEND_DROP, NO_BACKEND_RESET, NO_HOP, PROTO_TCP,
-    PROTO_UDP, Addr, Backend, BackendStats, Hop, LinkRoute, Packet, Service, Snapshot)
+    PROTO_UDP, VNET_HDR_LEN, Addr, Backend, BackendStats, Hop, LinkRoute, Packet, Service, Snapshot, VnetHdr)
 from fastlb.dataplane.wire cimport read_addr4, read_addr6, write_addr6
 from fastlb.dataplane.worker cimport MAX_RINGS, run_worker
 from fastlb.dataplane.xsk cimport XSK_CHUNK, XSK_METADATA, XSK_READY, XSK_RING, Xsk, XskRing

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from fastlb import __version__, log
-from fastlb.config import Config, json_schema, load_config
+from fastlb.config import Config, control_path, json_schema, load_config
 from fastlb.control import call
 from fastlb.errors import FastlbError
 
@@ -22,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         arguments.run(arguments)
+        sys.stdout.flush()
     except FastlbError as error:
         for line in str(error).splitlines():
             print(f"fastlb: {line}", file=sys.stderr)
@@ -29,6 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as in `fastlb schema | head`
         sys.stderr.close()
         return 1
+    except OSError as error:  # everything else that can go wrong has become a FastlbError
+        print(f"fastlb: cannot write the output: {error.strerror}", file=sys.stderr)
+        os._exit(1)  # without a last attempt to write it
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     return 0
 
 
@@ -40,18 +48,18 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     run = commands.add_parser("run", help="balance, until SIGTERM; SIGHUP reads the configuration again")
-    run.add_argument("-c", "--config", required=True, metavar="FILE")
-    run.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    run.add_argument("-c", "--config", required=True, metavar="FILE", help="the configuration")
+    run.add_argument("--log-level", choices=("info", "warning", "error"), default="info", help="(default: info)")
     run.set_defaults(run=_run)
 
     check = commands.add_parser("check", help="say everything that is wrong with a configuration")
-    check.add_argument("-c", "--config", required=True, metavar="FILE")
+    check.add_argument("-c", "--config", required=True, metavar="FILE", help="the configuration")
     check.add_argument("--json", action="store_true", help="print the configuration with its defaults")
     check.set_defaults(run=_check)
 
     status = commands.add_parser("status", help="counters, services and backends of a running fastlb")
     _add_socket(status)
-    status.add_argument("--json", action="store_true")
+    status.add_argument("--json", action="store_true", help="all of it, as JSON: see docs/counters.md")
     status.set_defaults(run=_status)
 
     reload = commands.add_parser("reload", help="make a running fastlb read its configuration again")
@@ -61,9 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     schema = commands.add_parser("schema", help="print the JSON Schema of the configuration")
     schema.set_defaults(run=_schema)
 
-    guard = commands.add_parser("guard", help="show or remove the ingress guard that a crash leaves behind")
-    guard.add_argument("action", choices=("show", "remove"))
-    guard.add_argument("--json", action="store_true")
+    guard = commands.add_parser("guard", help="show or remove what a crash leaves behind: guards, and VIPs it held")
+    guard.add_argument("action", choices=("show", "remove"), help="remove refuses while a running fastlb uses them")
+    guard.add_argument("--json", action="store_true", help="print what was found as JSON")
     guard.set_defaults(run=_guard)
     return parser
 
@@ -76,7 +84,7 @@ def _add_socket(parser: argparse.ArgumentParser) -> None:
 
 def _socket_of(arguments: argparse.Namespace) -> str:
     if arguments.config:
-        return load_config(arguments.config).control
+        return control_path(arguments.config)
     return arguments.socket or DEFAULT_SOCKET
 
 
@@ -93,7 +101,13 @@ def _check(arguments: argparse.Namespace) -> None:
         print(config.model_dump_json(indent=2))
         return
     backends = sum(len(service.backends) for service in config.services)
-    print(f"{arguments.config}: valid, {len(config.services)} services, {backends} backends")
+    print(f"{arguments.config}: valid, {_count(len(config.services), 'service')}, {_count(backends, 'backend')}")
+    if not config.interfaces:
+        print("note: interfaces is empty, which will do for embedding; fastlb run needs at least one")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _schema(arguments: argparse.Namespace) -> None:
@@ -105,16 +119,25 @@ def _reload(arguments: argparse.Namespace) -> None:
 
 
 def _guard(arguments: argparse.Namespace) -> None:
-    from fastlb import guard
+    from fastlb import leftovers
 
-    found = guard.show()
-    if arguments.action == "remove":
-        removed = [info.interface for info in found if guard.detach(info.interface)]
-        print(f"removed from: {', '.join(removed)}" if removed else "no guard was in place")
-    elif arguments.json:
-        print(json.dumps([asdict(info) for info in found], indent=2))
+    found = leftovers.remove() if arguments.action == "remove" else leftovers.show()
+    if arguments.json:
+        print(json.dumps([asdict(leftover) for leftover in found], indent=2))
+    elif not found:
+        print("there is no guard")
+    elif arguments.action == "remove":
+        print(f"removed from: {', '.join(leftover.interface for leftover in found)}")
     else:
-        print(_table(("INTERFACE", "PROGRAM"), ((info.interface, info.program_id) for info in found)))
+        rows = (
+            (leftover.interface, leftover.program_id or "-", ", ".join(leftover.vips) or "-", _state(leftover.in_use))
+            for leftover in found
+        )
+        print(_table(("INTERFACE", "PROGRAM", "VIPS", "STATE"), rows))
+
+
+def _state(in_use: bool) -> str:
+    return "in use" if in_use else "left over"
 
 
 def _status(arguments: argparse.Namespace) -> None:
@@ -134,7 +157,7 @@ def _describe(status: dict[str, Any]) -> str:
             backend["active_flows"],
             backend["new_flows"],
             backend["packets"],
-            backend["reply_packets"],
+            backend["reply_packets"] if service["forward"] == "nat" else "-",
         )
         for service in status["services"]
         for backend in service["backends"] or [dict.fromkeys(_BACKEND_COLUMNS, "-")]

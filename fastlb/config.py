@@ -116,7 +116,9 @@ class Ring(_Model):
 class Config(_Model):
     """A whole configuration. Made by `load_config` or `Config.from_dict`, which alone check every rule."""
 
-    interfaces: Annotated[tuple[fields.InterfaceName, ...], AfterValidator(fields.all_different)] = Field(
+    interfaces: Annotated[
+        tuple[fields.InterfaceName, ...], AfterValidator(fields.all_different), AfterValidator(fields.few_enough)
+    ] = Field(
         default=(), description="where client packets and NAT replies arrive; fastlb run needs at least one"
     )
     vip_address: fields.VipAddress = Field(
@@ -160,6 +162,16 @@ def load_config(path: str | os.PathLike[str]) -> Config:
     return _validate(document.data, document)
 
 
+def control_path(path: str | os.PathLike[str]) -> str:
+    """The control socket that a file names, whatever else is wrong with it; raises ConfigError without a file.
+
+    A running fastlb can thus be asked while its file is being edited.
+    """
+    data = Document.read(os.fspath(path)).data
+    named = data.get("control") if isinstance(data, Mapping) else None
+    return named if isinstance(named, str) else str(Config.model_fields["control"].default)
+
+
 def json_schema() -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of the configuration, for editors and other tools.
 
@@ -175,7 +187,11 @@ def _rules(services: tuple[Service, ...]) -> Found:
     """Whatever breaks a rule that involves more than one field. None is an unknown field."""
     yield from _named_twice(services)
     yield from _listening_twice(services)
-    vips = {service.vip: service.name for service in reversed(services) if service.vip}
+    vips = {
+        service.vip: f'service "{service.name}"' if service.name else f"services[{number}]"
+        for number, service in reversed(list(enumerate(services)))
+        if service.vip
+    }
     for number, service in enumerate(services):
         loc: Loc = ("services", number)
         for path, message in (*_any_port(service), *_too_many(service), *_backends(service, vips)):
@@ -233,7 +249,8 @@ def _backends(service: Service, vips: Mapping[Address, str]) -> Found:
         if backend.address and service.port:
             key = service.key(backend)
             if first.setdefault(key, number) != number:
-                yield loc, f"{key} is already backends[{first[key]}]; keep one, with the sum of the weights"
+                shown = key.removesuffix(":0")
+                yield loc, f"{shown} is already backends[{first[key]}]; keep one, with the sum of the weights"
 
 
 def _backend_port(service: Service, backend: Backend) -> Found:
@@ -262,7 +279,7 @@ def _backend_address_fits(service: Service, backend: Backend, vips: Mapping[Addr
         owner = vips[backend.address]
         yield (
             ("address",),
-            f'{backend.address} is the VIP of service "{owner}"; it must be the server\'s own address',
+            f'{backend.address} is the VIP of {owner}; it must be the server\'s own address',
         )
 
 

@@ -40,7 +40,7 @@ class ControlServer:
         self._commands = commands
         self._socket: socket.socket | None = None
         self._server: asyncio.Server | None = None
-        self._made: Path | None = None  # the directory, when it was not there before
+        self._made: list[Path] = []  # the directories that were not there before, innermost first
 
     def bind(self) -> None:
         """Take the path, which also keeps a second fastlb with the same configuration out; raises ControlError.
@@ -50,9 +50,8 @@ class ControlServer:
         if _answers(self._path):
             raise ControlError(f"another fastlb is running: it answers on {self._path}")
         try:
-            if not self._path.parent.exists():
-                self._path.parent.mkdir(parents=True)
-                self._made = self._path.parent
+            self._made = [folder for folder in self._path.parents if not folder.exists()]
+            self._path.parent.mkdir(parents=True, exist_ok=True)
             if self._path.is_socket():
                 self._path.unlink()
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -80,9 +79,9 @@ class ControlServer:
             with contextlib.suppress(FileNotFoundError):
                 self._path.unlink()
             self._socket = None
-        if self._made is not None:
+        for folder in self._made:
             with contextlib.suppress(OSError):  # somebody else put a file there
-                self._made.rmdir()
+                folder.rmdir()
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, ValueError):

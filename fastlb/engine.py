@@ -11,7 +11,6 @@ import contextlib
 import errno
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -24,7 +23,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import structlog
 
-from fastlb import __version__, guard, metrics, neighbour, nexthops, reconcile
+from fastlb import __version__, guard, leftovers, metrics, neighbour, nexthops, reconcile
 from fastlb._core import Pipeline, Ring, RingMemory, Services, Worker
 from fastlb.classifier import Classifier
 from fastlb.config import Address, Config, load_config
@@ -36,6 +35,8 @@ from fastlb.paths import TransmitPaths
 TICK = 0.1  # seconds between looks at the worker, at clients without a MAC and at snapshots to free
 ASKED_FOR = 60.0  # seconds that a client without a MAC is asked for
 MAX_ASKED = 1024  # such clients at a time: forged addresses must not fill the kernel's table
+FIRST_NEIGHBOURS = 1.0  # seconds that the start waits for next hops to be resolved
+FLOW_BYTES = 75  # of the flow table, hot and cold, for each of config.flows
 JOIN_TIMEOUT = 5.0  # seconds that a worker may take to finish its block
 
 P = ParamSpec("P")
@@ -74,6 +75,7 @@ class Engine:
         self._held_vips: set[Address] = set()
         self._asked: dict[neighbour.NextHop, float] = {}  # clients on our links that packets could not reach
         self._reported: list[str] = []
+        self._gone: set[str] = set()  # configured interfaces that do not exist at the moment
         self._started = time.time()
         self._failure: FastlbError | None = None
 
@@ -82,6 +84,7 @@ class Engine:
         check_runnable(self._path, self._now.config)
         check_privileges()
         check_memory(self._now.config)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nothing to reload yet
         on_stop_signals(stop_before_running)
         with ExitStack() as stack:
             try:
@@ -89,6 +92,7 @@ class Engine:
                 asyncio.run(self._serve())
             finally:
                 on_stop_signals(signal.SIG_IGN)  # another one must not cut the taking down short
+                signal.signal(signal.SIGHUP, signal.SIG_IGN)
         if self._failure is not None:
             raise self._failure
         log.info("stopped")
@@ -103,19 +107,38 @@ class Engine:
         self._load_classifier(stack)
         self._open_pipeline()
         self._attach_guard(stack)
-        self._open_rings(stack)
-        self._start_worker(stack)
+        self._packet_path = ExitStack()
+        stack.callback(lambda: self._packet_path.close())
+        self._open_packet_path()
+
+    def _open_packet_path(self) -> None:
+        self._links = self._interface_links(self._view)
+        self._open_rings(self._packet_path)
+        self._start_worker(self._packet_path)
+
+    def _reopen_packet_path(self) -> None:
+        """An interface was deleted and made again: its ring and its guard went with the old one. Flows stay."""
+        log.warning("an interface was replaced; opening the rings again", interfaces=sorted(self._links))
+        self._packet_path.close()
+        for interface in self._interface_links(self._view):
+            outside_the_loop(guard.attach, interface, self._classifier.guard_fd)
+        self._open_packet_path()
+
+    def _interface_links(self, view: KernelView) -> dict[str, int]:
+        """The configured interfaces that exist, with their indices."""
+        links = {link.name: link.index for link in view.links.values()}
+        return {name: links[name] for name in self._now.config.interfaces if name in links}
 
     def _open_control(self, stack: ExitStack) -> None:
         self._control = ControlServer(
             self._now.config.control, {"status": self._status, "reload": self._reload_command}
         )
-        self._control.bind()
         stack.callback(self._control.close)
+        self._control.bind()
 
     def _claim_interfaces(self, stack: ExitStack) -> None:
         for interface in self._now.config.interfaces:
-            stack.enter_context(claim(interface))
+            stack.enter_context(leftovers.claim(interface))
 
     def _follow_kernel(self, stack: ExitStack) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -124,11 +147,24 @@ class Engine:
         self._view = self._watcher.start()
         check_interfaces(self._now.config, self._view)
         check_reachable(self._view, self._now.plans)
+        self._warn(self._view)
         self._want_next_hops()
 
+    def _warn(self, view: KernelView) -> None:
+        """Of what may be meant, but seldom is."""
+        for line in nexthops.replies_elsewhere(view, self._now.plans, self._now.config.interfaces):
+            log.warning("replies will not be seen", problem=line)
+        for leftover in outside_the_loop(leftovers.show):
+            if not leftover.in_use:
+                log.warning("a crash left a guard on an interface that this configuration does not use; "
+                            "fastlb guard remove removes it", interface=leftover.interface)
+
     def _hold_vips(self, stack: ExitStack) -> None:
+        interface = self._now.config.interfaces[0]
+        self._held_vips = {vip for name, vip in outside_the_loop(neighbour.marked_vips) if name == interface}
         stack.callback(self._drop_vips)
         self._add_vips()
+        self._drop_vips(keep=frozenset(reconcile.held_vips(self._now.config)))  # what a crash left
 
     def _load_classifier(self, stack: ExitStack) -> None:
         self._classifier = stack.enter_context(Classifier())
@@ -152,9 +188,9 @@ class Engine:
     def _open_rings(self, stack: ExitStack) -> None:
         self._rings = []
         config = self._now.config
-        memory = RingMemory(len(config.interfaces), int(config.ring.block_size), config.ring.blocks)
+        memory = RingMemory(len(self._links), int(config.ring.block_size), config.ring.blocks)
         stack.callback(memory.close)
-        for interface in config.interfaces:
+        for interface in self._links:
             ring = open_ring(interface, self._classifier.filter_fd, memory, config)
             stack.callback(ring.close)
             self._rings.append(ring)
@@ -188,9 +224,10 @@ class Engine:
         loop = self._loop = asyncio.get_running_loop()
         stop = asyncio.Event()
         on_stop_signals(lambda *_: loop.call_soon_threadsafe(stop.set))
-        loop.add_signal_handler(signal.SIGHUP, self._reload_signal)
-        await self._control.serve()
         self._on_kernel_view(self._view)  # what changed while the rest was set up
+        await self._first_neighbours()
+        await self._control.serve()
+        signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(self._reload_signal))
         log.info(
             "running",
             interfaces=list(self._now.config.interfaces),
@@ -202,6 +239,13 @@ class Engine:
                 await asyncio.wait_for(stop.wait(), TICK)
             self._tick()
         self._loop = None
+
+    async def _first_neighbours(self) -> None:
+        """Wait a little for the kernel to resolve the next hops, so that the first packets find them."""
+        until = time.monotonic() + FIRST_NEIGHBOURS
+        wanted = nexthops.wanted_next_hops(self._view, self._now.plans)
+        while wanted - self._view.neighbours.keys() and time.monotonic() < until:
+            await asyncio.sleep(0.02)
 
     def _tick(self) -> None:
         self._pipeline.reclaim()
@@ -237,12 +281,28 @@ class Engine:
         self._view = view
         self._classifier.set_locals(view.addresses)
         self._publish()
+        self._follow_links(view)
         self._want_next_hops()
         unreachable = nexthops.not_on_link(view, self._now.plans)
         if unreachable != self._reported:
             for line in unreachable:
                 log.warning("backend unreachable", problem=line)
+            if not unreachable:
+                log.info("every dsr backend is on-link again")
             self._reported = unreachable
+
+    def _follow_links(self, view: KernelView) -> None:
+        links = self._interface_links(view)
+        for name in sorted(self._links.keys() - links.keys()):
+            log.warning("interface is gone; waiting for it", interface=name)
+            del self._links[name]
+            self._gone.add(name)
+        if any(self._links.get(name, index) != index for name, index in links.items()) or self._gone & links.keys():
+            self._gone -= links.keys()
+            try:
+                self._reopen_packet_path()
+            except FastlbError as error:
+                self._failure = error
 
     def _want_next_hops(self) -> None:
         self._watcher.want(nexthops.wanted_next_hops(self._view, self._now.plans) | self._asked.keys())
@@ -263,8 +323,8 @@ class Engine:
     def _add_vips(self) -> None:
         """With vip_address: interface, put what is missing of the VIPs on the first interface."""
         for address in sorted(reconcile.held_vips(self._now.config) - self._held_vips, key=str):
-            self._held_vips.add(address)
-            outside_the_loop(neighbour.add_vip, self._now.config.interfaces[0], address)
+            if outside_the_loop(neighbour.add_vip, self._now.config.interfaces[0], address):
+                self._held_vips.add(address)  # else it is the administrator's, and stays his
 
     def _drop_vips(self, keep: frozenset[Address] = frozenset()) -> None:
         for address in sorted(self._held_vips - keep, key=str):
@@ -307,10 +367,14 @@ class Engine:
             raise
 
     def _install(self, generation: Generation) -> None:
-        """The data path knows a new VIP before the filter lets its packets in, and an old one until they stay out."""
+        """The filter keeps an old VIP's packets out before the data path forgets it, and lets in those of a new one
+        after the data path has learnt it."""
+        old, new = reconcile.classifier_keys(self._now.plans), reconcile.classifier_keys(generation.plans)
         self._now = generation
         self._add_vips()
         self._pipeline.renew(generation.ids.reused)
+        generation.ids.reused.clear()  # once: going back to this generation must not forget what is in use
+        self._classifier.replace(old[0] & new[0], old[1] & new[1], self._view.addresses)
         self._publish()
         self._fill_classifier()
         self._drop_vips(keep=frozenset(reconcile.held_vips(generation.config)))
@@ -369,27 +433,16 @@ def check_runnable(path: str, config: Config) -> None:
         raise ConfigError.at(path, "interfaces", "fastlb run needs at least one interface, as in interfaces: [eth0]")
 
 
-def claim(interface: str) -> socket.socket:
-    """Keep a second fastlb off the interface, one with another configuration: it would forward every packet again.
-
-    The name of an abstract socket belongs to a network namespace, as interfaces do, and goes with its process.
-    """
-    holder = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        holder.bind(f"\0fastlb on {interface}")
-    except OSError as error:
-        holder.close()
-        raise KernelError(f"another fastlb is running on interface {interface}") from error
-    return holder
-
-
 def check_memory(config: Config) -> None:
     """The kernel hands out memory for rings until none is left for anybody else: refuse what there is not."""
-    wanted = config.ring.block_size * config.ring.blocks * len(config.interfaces) >> 20
+    rings = config.ring.block_size * config.ring.blocks * len(config.interfaces) >> 20
+    table = config.flows * FLOW_BYTES >> 20
     with open("/proc/meminfo") as meminfo:
         free = next(int(line.split()[1]) for line in meminfo if line.startswith("MemAvailable:")) >> 10
-    if wanted > free:
-        raise KernelError(f"the receive rings take {wanted} MiB, and {free} MiB are free; try fewer ring.blocks")
+    if rings > free:
+        raise KernelError(f"the receive rings take {rings} MiB, and {free} MiB are free; try fewer ring.blocks")
+    if rings + table > free:
+        raise KernelError(f"a full flow table takes {table} MiB, and {free} MiB are free; try fewer flows")
 
 
 def check_interfaces(config: Config, view: KernelView) -> None:
@@ -405,8 +458,8 @@ def check_interfaces(config: Config, view: KernelView) -> None:
 
 
 def check_reachable(view: KernelView, plans: list[reconcile.Plan]) -> None:
-    """A dsr backend must be on-link, as the host's routes stand now."""
-    problems = nexthops.not_on_link(view, plans)
+    """A dsr backend must be on-link, as the host's routes stand now, and none may be this host."""
+    problems = nexthops.own_addresses(view, plans) + nexthops.not_on_link(view, plans)
     if problems:
         raise FastlbError("\n".join(problems))
 

@@ -30,6 +30,7 @@ from pydantic_core import PydanticCustomError
 
 Address = IPv4Address | IPv6Address
 
+MAX_INTERFACES = 16  # rings of a worker
 MAGLEV_SIZES = (  # primes
     *(251, 509, 1021, 2039, 4093, 8191, 16381, 32749),
     *(65537, 131071, 262139, 524287, 1048573),
@@ -187,6 +188,13 @@ def all_different(names: tuple[str, ...]) -> tuple[str, ...]:
     twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
     if twice is not None:
         raise _refusal(f'"{twice}" is listed twice; keep one')
+    return names
+
+
+def few_enough(names: tuple[str, ...]) -> tuple[str, ...]:
+    """At most as many interfaces as a worker has rings."""
+    if len(names) > MAX_INTERFACES:
+        raise _refusal(f"{len(names)} interfaces; a worker reads at most {MAX_INTERFACES}")
     return names
 
 

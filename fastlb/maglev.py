@@ -52,6 +52,8 @@ def maglev_table(
     one a name; 1 each when not given. ``size``: a prime above the number of names. ``seed``: 0..2**64-1.
     Raises ValueError when any of this does not hold.
     """
+    if isinstance(names, str):
+        raise TypeError("names must be a list of names, not one text")
     names = list(names)
     weights = [1] * len(names) if weights is None else list(weights)
     if len(weights) != len(names):

@@ -103,6 +103,32 @@ def outgoing_links(view: KernelView, plans: Iterable[Plan], interfaces: Iterable
     return {index for index in links if index in view.links and view.links[index].up and any(view.links[index].mac)}
 
 
+def own_addresses(view: KernelView, plans: Iterable[Plan]) -> list[str]:
+    """Backends that are this host: its frames do not leave it, so fastlb cannot send them any."""
+    return [
+        f"service {plan.name}: backend {member.address} is an address of this host; it must be another host's"
+        for plan in plans
+        for member in plan.members
+        if member.address in view.addresses
+    ]
+
+
+def replies_elsewhere(view: KernelView, plans: Iterable[Plan], interfaces: Iterable[str]) -> list[str]:
+    """`nat` backends that are reached by an interface without a ring, so that their replies are missed by fastlb."""
+    rings = set(interfaces)
+    lines = []
+    for plan in plans:
+        for member in plan.members if plan.forward == "nat" else ():
+            next_hop = view.next_hop(member.address)
+            link = view.links.get(next_hop[0]) if next_hop else None
+            if link is not None and link.name not in rings:
+                lines.append(
+                    f"service {plan.name}: backend {member.address} is reached by {link.name}, "
+                    "which is not among the interfaces"
+                )
+    return lines
+
+
 def not_on_link(view: KernelView, plans: Iterable[Plan]) -> list[str]:
     """What `dsr` cannot reach: one line for each backend behind a gateway, or without a route."""
     lines = []

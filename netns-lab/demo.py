@@ -87,7 +87,7 @@ def read_status(lab: Lab) -> dict[str, Any] | None:
 def drops(status: dict[str, Any]) -> dict[str, int]:
     """Packets dropped by fastlb or lost by its rings, by reason, the commonest first."""
     counters = status["counters"]
-    counted = counters["drops"] | {"ring_full": counters["ring_drops"]}
+    counted = counters["drops"] | {"ring_drops": counters["ring_drops"]}
     return {name: count for name, count in sorted(counted.items(), key=lambda item: -item[1]) if count}
 
 
@@ -233,6 +233,8 @@ def demonstrate(report: Report, options: argparse.Namespace) -> None:
             balancer = start_fastlb(lab, options.transmit)
             report.check(True, "fastlb runs")
             show_paths(lab, report, options.transmit)
+            for vip in VIPS.values():  # neighbours are resolved and programs warm before anything is measured
+                lab.client("fetch", vip, "--count", 20)
             show_fetches(lab, report, "fetch", options.count)
             show_fetches(lab, report, "echo", options.count)
             show_transfers(lab, report, options.bytes)

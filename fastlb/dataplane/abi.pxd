@@ -27,8 +27,8 @@ cdef extern from "abi.h" nogil:
         EFD_CLOEXEC
         CLOCK_MONOTONIC_COARSE
         PROT_READ
-        PROT_WRITE
         PROT_NONE
+        PROT_WRITE
         MAP_SHARED
         MAP_PRIVATE
         MAP_ANONYMOUS

@@ -19,10 +19,6 @@ cdef inline uint16_t fold(uint64_t total) noexcept nogil:
     return <uint16_t>((total & 0xFFFF) + (total >> 16))
 
 
-cdef inline uint64_t sum32(uint32_t value) noexcept nogil:
-    return <uint64_t>(value & 0xFFFF) + (value >> 16)
-
-
 cdef inline uint64_t sum_addr(Addr addr) noexcept nogil:
     return (
         (addr.hi & 0xFFFFFFFFU) + (addr.hi >> 32) + (addr.lo & 0xFFFFFFFFU) + (addr.lo >> 32)

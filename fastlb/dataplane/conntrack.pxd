@@ -14,7 +14,7 @@ A full pair of buckets makes room in this order: an expired entry, moving one en
 half-open entry. An established flow is never given up for a new one.
 """
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastlb.dataplane.flowhash cimport SHARDS
 from fastlb.dataplane.flowhash cimport fingerprint as flow_fingerprint
@@ -102,11 +102,15 @@ cdef inline uint32_t next_tcp_state(uint32_t state, uint8_t flags, bint from_cli
     """The step function of a TCP flow, from what this balancer can see of it."""
     if flags & TCP_RST:
         return FLOW_RESET
+    if state == FLOW_RESET and from_client and not flags & (TCP_SYN | TCP_FIN):
+        return FLOW_PICKED_UP          # a client that was really reset sends no such thing: the RST was not its own
     if is_over(state):
         return state
     if flags & TCP_FIN:
         if not two_way:
             return FLOW_CLOSING
+        if from_client and (state == FLOW_SYN or state == FLOW_PICKED_UP):
+            return FLOW_CLOSING        # no backend has answered: two forged packets must not look established
         if state == (FLOW_FIN_BACKEND if from_client else FLOW_FIN_CLIENT):
             return FLOW_CLOSING
         return FLOW_FIN_CLIENT if from_client else FLOW_FIN_BACKEND

@@ -14,7 +14,7 @@ of a flow know; in the one-way modes from the whole tuple:
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from fastlb.dataplane.machine cimport bswap64, load64, mul_fold, store16, store32, store64
+from fastlb.dataplane.machine cimport bswap64, load64, mul_fold, store16, store32
 from fastlb.dataplane.types cimport FAMILY_4, Addr
 from fastlb.dataplane.wire cimport be_addr4, write_addr6
 

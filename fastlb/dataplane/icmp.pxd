@@ -8,11 +8,11 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from fastlb.dataplane.checksum cimport fold, sum_addr, sum_bytes
-from fastlb.dataplane.machine cimport bswap16, bswap32, load32, store16, store32
+from fastlb.dataplane.machine cimport bswap16, store16, store32
 from fastlb.dataplane.rewrite cimport move_frame, restore_tag
-from fastlb.dataplane.types cimport FAMILY_4, PROTO_TCP, Addr, Packet
+from fastlb.dataplane.types cimport FAMILY_4, PROTO_TCP, Packet
 from fastlb.dataplane.wire cimport (
-    ETH_DST, ETH_SRC, ETH_TYPE, ETHERTYPE_IP6, IP4_CSUM, IP4_DST, IP4_LEN, IP4_PROTO, IP4_SRC, IP4_TOTAL, IP4_TTL,
+    ETH_DST, ETH_SRC, IP4_CSUM, IP4_DST, IP4_LEN, IP4_PROTO, IP4_SRC, IP4_TOTAL, IP4_TTL,
     IP6_DST, IP6_HOPS, IP6_LEN, IP6_NEXT, IP6_PAYLOAD, IP6_SRC, TCP_ACK, TCP_ACK_NO, TCP_CSUM, TCP_FIN, TCP_FLAGS,
     TCP_LEN, TCP_OFFSET, TCP_RST, TCP_SEQ, TCP_SYN, be_addr4, read_be32, write_addr6, write_be16, write_be32)
 

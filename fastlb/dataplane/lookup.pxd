@@ -4,7 +4,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from fastlb.dataplane.machine cimport mul_fold
-from fastlb.dataplane.types cimport Addr, Key, Slot, Table
+from fastlb.dataplane.types cimport Addr, Slot, Table
 
 
 cdef enum:

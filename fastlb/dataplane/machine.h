@@ -13,6 +13,8 @@
 #define fastlb_likely(x) __builtin_expect(!!(x), 1)
 #define fastlb_unlikely(x) __builtin_expect(!!(x), 0)
 
+#define FASTLB_ASSERT_EQUAL(a, b) _Static_assert((a) == (b), #a " must be " #b)
+
 static inline uint16_t fastlb_load16(const void *p) { uint16_t v; memcpy(&v, p, 2); return v; }
 static inline uint32_t fastlb_load32(const void *p) { uint32_t v; memcpy(&v, p, 4); return v; }
 static inline uint64_t fastlb_load64(const void *p) { uint64_t v; memcpy(&v, p, 8); return v; }

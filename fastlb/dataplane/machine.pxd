@@ -16,6 +16,9 @@ cdef extern from "machine.h" nogil:
     bint likely "fastlb_likely"(bint condition) noexcept
     bint unlikely "fastlb_unlikely"(bint condition) noexcept
 
+    # At compile time; both sides must be constants to the C compiler.
+    void assert_equal "FASTLB_ASSERT_EQUAL"(size_t a, size_t b) noexcept
+
     # Packets are not aligned; these may read and write anywhere. Values are as in memory (no byte swap).
     uint16_t load16 "fastlb_load16"(const void *p) noexcept
     uint32_t load32 "fastlb_load32"(const void *p) noexcept

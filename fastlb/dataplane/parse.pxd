@@ -1,14 +1,15 @@
 """From a frame to the five-tuple, or to the reason why there is none.
 
-Invariant: no byte beyond `end` is read, and the tuple is found by exactly the rules of the receive filter
-(classifier.py), so that what the filter took is never handed back. Anything else that is wrong with a packet is kept
+Invariant: no byte beyond `end` is read, and the tuple is found by the rules of the receive filter (classifier.py), so
+that what the filter took is never handed back. (An embedded frame may carry two tags; the kernel takes the outer one
+out before the filter.) Anything else that is wrong with a packet is kept
 as its `fault`: it becomes a drop when, and only when, the packet turns out to be ours.
 
 Every parser has one shape: cursor, end, packet; it checks the bounds first, advances the cursor and returns the type
 of what follows, or a negative value: minus the reason.
 """
 
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t
 
 from fastlb.dataplane.machine cimport load16, unlikely
 from fastlb.dataplane.reasons cimport (

@@ -13,7 +13,7 @@ from fastlb.dataplane.conntrack cimport (
 from fastlb.dataplane.flowhash cimport fingerprint as flow_fingerprint
 from fastlb.dataplane.flowhash cimport flow_hash
 from fastlb.dataplane.icmp cimport RejectLimit, answerable, may_reject, reject
-from fastlb.dataplane.machine cimport likely, unlikely
+from fastlb.dataplane.machine cimport likely, load_acquire_u32, store_release_u32, unlikely
 from fastlb.dataplane.parse cimport parse
 from fastlb.dataplane.reasons cimport (
     DROP_NAT_CONFLICT, DROP_NO_BACKEND, DROP_NO_NEIGHBOUR, DROP_OVER_MTU, DROP_REJECT_LIMIT, DROP_REPLY_UNKNOWN,
@@ -24,9 +24,9 @@ from fastlb.dataplane.route cimport find_route, hop_to_address, hop_to_backend
 from fastlb.dataplane.schedule cimport hash_of_flow, maglev_backend
 from fastlb.dataplane.service cimport classify
 from fastlb.dataplane.types cimport (
-    BATCH, FORWARD_DSR, FORWARD_NAT, LEG_CLIENT, LEG_NONE, LEG_REPLY, NO_BACKEND_RESET, NO_HOP, PROTO_TCP, Addr,
+    FORWARD_NAT, LEG_CLIENT, LEG_NONE, NO_BACKEND_RESET, NO_HOP, PROTO_TCP, Addr,
     Backend, BackendStats, Hop, LinkRoute, Packet, Service, Snapshot)
-from fastlb.dataplane.wire cimport TCP_ACK, TCP_RST, TCP_SYN
+from fastlb.dataplane.wire cimport TCP_ACK, TCP_RST, TCP_SYN, same_addr
 
 
 cdef enum:
@@ -106,12 +106,12 @@ cdef inline int start_flow(PipelineState *pipe, const Snapshot *snap, Packet *p,
 
 cdef inline bint still_holds(
         const Snapshot *snap, const FlowEntry *entry, const Packet *p, uint32_t now) noexcept nogil:
-    """An entry decides unless it is stale, its VIP went to another service, or a SYN starts anew after its end."""
+    """An entry decides unless it is stale, its VIP went to another service, or a SYN starts anew."""
     if unlikely(is_stale(entry, snap.services, now)):
         return False
     if unlikely(snap.services.backends[backend_of(entry)].service != p.service):
         return False
-    return not (is_over(state_of(entry)) and is_syn(p))
+    return not (is_syn(p) and (is_over(state_of(entry)) or state_of(entry) == FLOW_PICKED_UP))
 
 
 cdef inline int track_client(PipelineState *pipe, const Snapshot *snap, Packet *p, uint32_t now) noexcept nogil:
@@ -238,13 +238,15 @@ cdef inline int forward_to_backend(PipelineState *pipe, const Snapshot *snap, Pa
 cdef inline void note_unresolved(PipelineState *pipe, const Snapshot *snap, const Packet *p) noexcept nogil:
     """A client on one of our links whose MAC the kernel must be asked for: fastlb's packets do not make it ask."""
     cdef const LinkRoute *route = find_route(snap.routes, p.dst, p.family)
-    cdef uint32_t at = pipe.unresolved_count
+    cdef uint32_t at = load_acquire_u32(&pipe.unresolved_count)
     if at >= MAX_UNRESOLVED or route == NULL or route.hop != NO_HOP:
+        return
+    if at != 0 and same_addr(pipe.unresolved[at - 1].addr, p.dst):
         return
     pipe.unresolved[at].addr = p.dst
     pipe.unresolved[at].ifindex = route.ifindex
     pipe.unresolved[at].family = p.family
-    pipe.unresolved_count = at + 1
+    store_release_u32(&pipe.unresolved_count, at + 1)
 
 
 cdef inline int forward_to_client(

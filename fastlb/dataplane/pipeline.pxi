@@ -93,6 +93,7 @@ cdef class Pipeline:
         frames = list(frames)
         check_frames(frames)
         snap = pick_up(&self.publication)
+        self.now_ms = now_ms
         results = []
         for frame in frames:
             self.load(count, frame, ifindex)
@@ -160,11 +161,11 @@ cdef class Pipeline:
         """Clients on our own links whose MAC was missing since the last call: a set of (interface index, address)."""
         cdef uint32_t i
         found = set()
-        for i in range(min(self.state.unresolved_count, <uint32_t>MAX_UNRESOLVED)):
+        for i in range(load_acquire_u32(&self.state.unresolved_count)):
             found.add((
                 self.state.unresolved[i].ifindex,
                 address_from(self.state.unresolved[i].addr, self.state.unresolved[i].family)))
-        self.state.unresolved_count = 0
+        store_release_u32(&self.state.unresolved_count, 0)
         return found
 
     def flow_count(self):
@@ -202,8 +203,9 @@ cdef class Pipeline:
     def find(self, src, sport, dst, dport, protocol):
         """What the table and the scheduler know of one client-leg tuple, without touching either.
 
-        None when no service matches; else (service position, flow hash, backend id of an entry or 0, state or None,
-        backend id by Maglev or 0, Maglev slot or None).
+        An entry counts unless the flow is over, or it has expired by the time of the last `process`. None when no
+        service matches; else (service position, flow hash, backend id of an entry or 0, state or None, backend id by
+        Maglev or 0, Maglev slot or None).
         """
         cdef Packet p
         cdef const Snapshot *snap
@@ -225,6 +227,8 @@ cdef class Pipeline:
         service = &snap.services.services[p.service]
         hashed = hash_of_flow(snap.services, &p)
         entry = find_flow(&self.state.flows, p.shard, p.fingerprint)
+        if entry != NULL and (is_over(state_of(entry)) or not still_holds(snap, entry, &p, self.now_ms)):
+            entry = NULL
         slot = hashed % service.maglev_size if service.maglev != NULL else None
         return (
             p.service, hashed, backend_of(entry) if entry != NULL else 0,
@@ -235,6 +239,9 @@ cdef tuple STATE_NAMES = (
     "none", "syn", "syn-ack", "picked-up", "udp-new", "established", "fin-client", "fin-backend", "udp", "closing",
     "reset")
 assert len(STATE_NAMES) == FLOW_STATES
+assert_equal(sizeof(FlowEntry), 16)
+assert_equal(sizeof(Bucket), 64)                         # a cache line
+assert_equal(sizeof(VnetHdr), VNET_HDR_LEN)
 
 
 cdef int check_frames(list frames) except -1:

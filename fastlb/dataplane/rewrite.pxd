@@ -4,9 +4,9 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from fastlb.dataplane.checksum cimport (
-    difference, sum32, sum_addr, update_checksum, update_partial_checksum, update_udp_checksum)
+    difference, sum_addr, update_checksum, update_partial_checksum, update_udp_checksum)
 from fastlb.dataplane.machine cimport likely, load16, store16, store32, unlikely
-from fastlb.dataplane.reasons cimport DROP_OVER_MTU, DROP_TTL_EXPIRED
+from fastlb.dataplane.reasons cimport DROP_TTL_EXPIRED
 from fastlb.dataplane.types cimport FAMILY_4, PROTO_TCP, VNET_NEEDS_CSUM, Addr, Hop, Packet
 from fastlb.dataplane.wire cimport (
     ETH_DST, ETH_LEN, ETH_SRC, ETH_TYPE, ETHERTYPE_IP4, ETHERTYPE_IP6, IP4_CSUM, IP4_DST, IP4_SRC, IP4_TTL, IP6_DST,

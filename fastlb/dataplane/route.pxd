@@ -1,9 +1,9 @@
 """Next hops: fixed for backends, by longest prefix match for clients."""
 
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastlb.dataplane.lookup cimport MISSING, find
-from fastlb.dataplane.machine cimport bswap32, bswap64
+from fastlb.dataplane.machine cimport bswap64
 from fastlb.dataplane.reasons cimport DROP_NO_NEIGHBOUR, DROP_NO_ROUTE
 from fastlb.dataplane.types cimport FAMILY_4, NO_HOP, Addr, Hop, LinkRoute, RouteTable
 

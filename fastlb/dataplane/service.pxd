@@ -9,7 +9,7 @@ from fastlb.dataplane.flowhash cimport client_mix, fingerprint, shard_of
 from fastlb.dataplane.lookup cimport MISSING, find, key_meta
 from fastlb.dataplane.machine cimport likely
 from fastlb.dataplane.types cimport (
-    FORWARD_NAT, LEG_CLIENT, LEG_NONE, LEG_REPLY, Backend, Packet, Service, ServiceTable)
+    FORWARD_NAT, LEG_CLIENT, LEG_NONE, LEG_REPLY, Packet, ServiceTable)
 
 
 cdef inline uint32_t find_service(const ServiceTable *services, const Packet *p) noexcept nogil:

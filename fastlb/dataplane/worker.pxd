@@ -4,10 +4,10 @@ It alone owns its rings, its ways out and its pipeline's state. Between batches 
 the current snapshot and sweeps a bounded part of the flow table.
 """
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from fastlb.dataplane.abi cimport (
-    CLOCK_MONOTONIC_COARSE, POLLERR, POLLIN, SO_ERROR, SOL_SOCKET, clock_gettime, getsockopt, poll, pollfd, timespec,
+    CLOCK_MONOTONIC_COARSE, POLLERR, SO_ERROR, SOL_SOCKET, clock_gettime, getsockopt, poll, pollfd, timespec,
     tpacket3_hdr, tpacket_block_desc)
 from fastlb.dataplane.conntrack cimport sweep
 from fastlb.dataplane.machine cimport load_acquire_u32

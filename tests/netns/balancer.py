@@ -97,7 +97,9 @@ class Balancer:
     def configure(self, config: Mapping[str, Any]) -> None:
         """Write the configuration, which takes effect at the next start or reload."""
         self.config = {**config, "control": str(self.socket_path)}
-        self.config_path.write_text(yaml.safe_dump(self.config, sort_keys=False))
+        written = self.config_path.with_suffix(".new")
+        written.write_text(yaml.safe_dump(self.config, sort_keys=False))
+        written.replace(self.config_path)  # in one step: a reload may be reading it
 
     def start(self, **popen: Any) -> None:
         """Start it and wait until it answers; AssertionError, with its log, when it ends instead."""

@@ -215,7 +215,7 @@ def test_a_crash_leaves_the_guard_and_nothing_else(
     assert guard("remove") == "removed from: eth0, eth1\n"
     assert until(lambda: remains(lab) <= before), remains(lab) - before
     assert json.loads(guard("show", "--json")) == []
-    assert guard("remove") == "no guard was in place\n"
+    assert guard("remove") == "there is no guard\n"
     assert outcome(lab, vip_on_the_host) == "refused", "and now the host answers"
 
 
@@ -386,9 +386,9 @@ def test_an_invalid_file_changes_nothing(lab: Lab, balancer: Balancer) -> None:
     assert (by_file.returncode, by_file.stderr) == (2, done.stderr)
 
     balancer.send_signal(signal.SIGHUP)
-    assert until(lambda: len(refusals(balancer)) == 2)
-    assert refusals(balancer)[0] == refusals(balancer)[1]
-    assert [f"fastlb: {line}" for line in refusals(balancer)[1]] == done.stderr.splitlines()
+    assert until(lambda: len(refusals(balancer)) == 3)
+    assert refusals(balancer)[0] == refusals(balancer)[1] == refusals(balancer)[2]
+    assert [f"fastlb: {line}" for line in refusals(balancer)[2]] == done.stderr.splitlines()
 
     assert (session.ask(), fetched(lab, vip), balancer.running) == (own, list(BACKENDS), True)
     assert [each["name"] for each in balancer.status()["services"]] == [each["name"] for each in good]
@@ -668,3 +668,48 @@ def test_wrong_usage(words: list[str]) -> None:
     done = fastlb(*words)
     assert (done.returncode, done.stdout) == (2, "")
     assert "usage: fastlb" in done.stderr
+
+
+def test_a_guard_in_use_is_not_removed(lab: Lab, balancer: Balancer) -> None:
+    shown = json.loads(fastlb("guard", "show", "--json", namespace=lab.namespace("lb")).stdout)
+    assert [(each["interface"], each["in_use"]) for each in shown] == [("eth0", True), ("eth1", True)]
+    done = fastlb("guard", "remove", namespace=lab.namespace("lb"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "fastlb: a running fastlb uses eth0, eth1; stop it, which removes everything by itself\n"
+    assert json.loads(fastlb("guard", "show", "--json", namespace=lab.namespace("lb")).stdout) == shown
+
+
+def test_vips_that_a_crash_left_are_removed(lab: Lab, balancer: Balancer) -> None:
+    def held() -> set[str]:
+        with lab.rtnl("lb") as route:
+            return {message.get_attr("IFA_ADDRESS") for message in route.get_addr()} & set(VIPS.values())
+
+    balancer.terminate()
+    balancer.configure({**balancer.config, "vip_address": "interface"})
+    balancer.start()
+    assert held() == set(VIPS.values())
+    balancer.kill()
+    assert held() == set(VIPS.values())
+    done = fastlb("guard", "remove", namespace=lab.namespace("lb"))
+    assert (done.returncode, done.stdout, held()) == (0, "removed from: eth0, eth1\n", set())
+
+    balancer.start()
+    balancer.kill()
+    balancer.configure({**balancer.config, "vip_address": "none"})
+    balancer.start()  # which takes over, and removes what its configuration does not hold
+    assert held() == set()
+
+
+def test_an_address_of_the_administrator_stays(lab: Lab, balancer: Balancer) -> None:
+    vip = VIPS["nat", 4]
+    balancer.terminate()
+    with lab.rtnl("lb") as route:
+        index = route.link_lookup(ifname="eth0")[0]
+        route.addr("add", index=index, address=vip, prefixlen=32)
+        try:
+            balancer.configure({**balancer.config, "vip_address": "interface"})
+            balancer.start()
+            balancer.terminate()
+            assert vip in {message.get_attr("IFA_ADDRESS") for message in route.get_addr(index=index)}
+        finally:
+            route.addr("del", index=index, address=vip, prefixlen=32)

@@ -139,7 +139,8 @@ class Model:
             return Outcome(("no_service",))
         syn = protocol == "tcp" and "S" in letters and "A" not in letters
         entry = self.flows.get(flow)
-        if entry and self.alive(entry, now) and self.service_of(entry) is service and not (syn and entry.state in OVER):
+        lives = entry is not None and self.alive(entry, now) and self.service_of(entry) is service
+        if entry and lives and not (syn and entry.state in (*OVER, "picked-up")):
             entry.state = step(entry.state, protocol, letters, True, service["forward"] == "nat")
             entry.seen = now
             return self.forwarded("conntrack", entry.number, service, vip, vport)
@@ -203,13 +204,17 @@ def keys_of(service: dict[str, Any]) -> list[str]:
 
 
 def step(state: str, protocol: str, letters: str, from_client: bool, two_way: bool) -> str:
-    """A flow's next state; "closing" and "reset" are left by a RST only."""
+    """A flow's next state; "closing" is left by a RST only, "reset" by a client that does not keep to it."""
     if protocol == "udp":
         return "udp" if not two_way or not from_client else state
     if "R" in letters:
         return "reset"
+    if state == "reset" and from_client and letters.strip("A") == "":
+        return "picked-up"
     if state in OVER:
         return state
+    if "F" in letters and two_way and from_client and state in ("syn", "picked-up"):
+        return "closing"
     mine, theirs = ("fin-client", "fin-backend") if from_client else ("fin-backend", "fin-client")
     if "F" in letters:
         return "closing" if not two_way or state == theirs else mine

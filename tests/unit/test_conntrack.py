@@ -62,7 +62,10 @@ TWO_WAY = [
     (">A", "picked-up"),
     (">A >A", "picked-up"),
     (">A <A", "established"),
-    (">A >FA", "fin-client"),
+    (">A >FA", "closing"),  # no backend has answered: it may be forged
+    (">S >FA", "closing"),
+    (">S <SA >A >R >A", "picked-up"),  # the RST was not the client's own
+    (">S <SA >A >R >A <A", "established"),
     (">A >R", "reset"),
     ("<A", "picked-up"),
     ("<A >A", "picked-up"),
@@ -81,7 +84,7 @@ ONE_WAY = [
     (">S >A >FA >A", "closing"),
     (">S >FA", "closing"),
     (">S >A >R", "reset"),
-    (">S >A >R >A", "reset"),
+    (">S >A >R >A", "picked-up"),
     (">S >R", "reset"),
     (">S >A >FA >S", "syn"),
     (">S >A >R >S", "syn"),
