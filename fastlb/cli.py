@@ -89,6 +89,7 @@ def _socket_of(arguments: argparse.Namespace) -> str:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # there is nothing to reload yet
     from fastlb.engine import Engine  # only this command needs netlink and eBPF
 
     log.configure(arguments.log_level)

@@ -93,7 +93,9 @@ class Timeouts(_Model):
     """How long an idle flow is remembered."""
 
     tcp_syn: fields.Timeout = Field(
-        default=15.0, description="after the first SYN, until the client's next packet"
+        default=15.0,
+        description="until a connection is established: in nat both sides have answered, "
+        "in dsr the client has sent again",
     )
     tcp_established: fields.Timeout = Field(default=900.0, description="in an established connection")
     tcp_closing: fields.Timeout = Field(default=30.0, description="after a FIN or RST")

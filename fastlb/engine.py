@@ -84,7 +84,6 @@ class Engine:
         check_runnable(self._path, self._now.config)
         check_privileges()
         check_memory(self._now.config)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nothing to reload yet
         on_stop_signals(stop_before_running)
         with ExitStack() as stack:
             try:
@@ -147,17 +146,7 @@ class Engine:
         self._view = self._watcher.start()
         check_interfaces(self._now.config, self._view)
         check_reachable(self._view, self._now.plans)
-        self._warn(self._view)
         self._want_next_hops()
-
-    def _warn(self, view: KernelView) -> None:
-        """Of what may be meant, but seldom is."""
-        for line in nexthops.replies_elsewhere(view, self._now.plans, self._now.config.interfaces):
-            log.warning("replies will not be seen", problem=line)
-        for leftover in outside_the_loop(leftovers.show):
-            if not leftover.in_use:
-                log.warning("a crash left a guard on an interface that this configuration does not use; "
-                            "fastlb guard remove removes it", interface=leftover.interface)
 
     def _hold_vips(self, stack: ExitStack) -> None:
         interface = self._now.config.interfaces[0]
@@ -226,6 +215,7 @@ class Engine:
         on_stop_signals(lambda *_: loop.call_soon_threadsafe(stop.set))
         self._on_kernel_view(self._view)  # what changed while the rest was set up
         await self._first_neighbours()
+        self._warn(self._view)
         await self._control.serve()
         signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(self._reload_signal))
         log.info(
@@ -239,6 +229,15 @@ class Engine:
                 await asyncio.wait_for(stop.wait(), TICK)
             self._tick()
         self._loop = None
+
+    def _warn(self, view: KernelView) -> None:
+        """Of what may be meant, but seldom is."""
+        for line in nexthops.replies_elsewhere(view, self._now.plans, self._now.config.interfaces):
+            log.warning("replies will not be seen", problem=line)
+        for leftover in outside_the_loop(leftovers.show):
+            if not leftover.in_use:
+                log.warning("a crash left a guard on an interface that this configuration does not use; "
+                            "fastlb guard remove removes it", interface=leftover.interface)
 
     async def _first_neighbours(self) -> None:
         """Wait a little for the kernel to resolve the next hops, so that the first packets find them."""

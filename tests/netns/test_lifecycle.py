@@ -29,7 +29,7 @@ from tests.netns.balancer import PATIENCE, Balancer, backends, fastlb, snmp, unt
 LAB_DIR = Path(__file__).resolve().parents[2] / "netns-lab"
 sys.path.insert(0, str(LAB_DIR))
 
-from topology import APPLICATIONS, BACKENDS, VIPS, Lab, index_of, service  # noqa: E402
+from topology import ADDRESSES, APPLICATIONS, BACKENDS, VIPS, Lab, add_address, index_of, service  # noqa: E402
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
 
@@ -713,3 +713,43 @@ def test_an_address_of_the_administrator_stays(lab: Lab, balancer: Balancer) -> 
             assert vip in {message.get_attr("IFA_ADDRESS") for message in route.get_addr(index=index)}
         finally:
             route.addr("del", index=index, address=vip, prefixlen=32)
+
+
+def test_sighup_does_not_cut_a_stop_short(lab: Lab, balancer: Balancer) -> None:
+    balancer.send_signal(signal.SIGTERM)
+    for _ in range(20):
+        if balancer.running:
+            balancer.send_signal(signal.SIGHUP)
+        time.sleep(0.01)
+    assert until(lambda: not balancer.running)
+    assert "stopped" in [each["event"] for each in balancer.logs()]
+    assert not {each for each in remains(lab) if each.startswith("clsact")}
+
+
+def test_an_interface_that_is_made_again_is_served_again(lab: Lab, balancer: Balancer) -> None:
+    vip = VIPS["nat", 4]
+    assert fetched(lab, vip) == list(BACKENDS)
+    mac = lab.mac("lb", "eth1")
+    with lab.rtnl("lb") as rtnl, lab.rtnl("router") as router:
+        rtnl.link("del", index=index_of(rtnl, "eth1"))
+        assert until(lambda: "interface is gone; waiting for it" in [each["event"] for each in balancer.logs()])
+        peer = {"ifname": "p0", "net_ns_fd": lab.namespace("router")}
+        rtnl.link("add", ifname="eth1", kind="veth", address=mac, peer=peer)
+        router.link("set", index=index_of(router, "p0"), master=index_of(router, "br0"), state="up")
+        rtnl.link("set", index=index_of(rtnl, "eth1"), state="up")
+        for prefix in ADDRESSES["lb", "eth1"].values():
+            add_address(rtnl, "eth1", prefix)
+    assert until(lambda: lab.client("fetch", vip, "--count", 20)["answered"] == 20)
+    assert fetched(lab, vip) == list(BACKENDS)
+    shown = json.loads(fastlb("guard", "show", "--json", namespace=lab.namespace("lb")).stdout)
+    assert [each["interface"] for each in shown] == ["eth0", "eth1"]
+
+
+def test_a_backend_that_is_this_host_is_refused(lab: Lab, balancer: Balancer, tmp_path: Path) -> None:
+    first = balancer.config["services"][0]
+    own = {**balancer.config, "services": [{**first, "backends": [{"address": "10.3.0.2", "port": 8080}]}]}
+    done = balancer.reload(own)
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"fastlb: service {first['name']}: backend 10.3.0.2 is an address of this host; it must be another host's\n",
+    )

@@ -511,7 +511,7 @@ def test_a_restart_has_its_queues_at_once(rig: Rig, tmp_path: Path) -> None:
             end()
             balancer.start()
             assert balancer.status()["transmit"] == {"l0": "xdp", "l1": "xdp"}
-        assert {each["event"] for each in balancer.logs()} == {"running", "stopped"}
+        assert {each["event"] for each in balancer.logs()} - {"replies will not be seen"} == {"running", "stopped"}
 
 
 def test_a_queue_in_use_is_waited_for(rig: Rig, tmp_path: Path) -> None:
@@ -572,6 +572,7 @@ def test_a_refusal_for_good(
         assert balancer.status()["transmit"] == {"l0": "sendmmsg", "l1": "sendmmsg"}
         time.sleep(1.0)
         said = [(each["event"], each.get("reason")) for each in balancer.logs()]
+        said = [each for each in said if each[0] != "replies will not be seen"]  # l1 has no ring here
         assert said == [("AF_XDP refused; sending by sendmmsg", REFUSALS[part])] * 2 + [("running", None)]
         assert settled(balancer)["transmitted_xdp"] == 0
 

@@ -775,3 +775,11 @@ def test_more_backends_than_a_table_can_tell_apart() -> None:
     assert [(problem.path, problem.message) for problem in caught.value.problems] == [
         ("services[0].backends", "65535 backends; a Maglev table takes at most 65534")
     ]
+
+
+def test_more_interfaces_than_a_worker_reads() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Config.from_dict({"interfaces": [f"eth{number}" for number in range(17)]})
+    assert [(problem.path, problem.message) for problem in caught.value.problems] == [
+        ("interfaces", "17 interfaces; a worker reads at most 16")
+    ]
