@@ -48,7 +48,7 @@ cdef class Pipeline:
     cdef list snapshots               # published and not yet passed, oldest first
     cdef uint64_t generation          # of the snapshot published last
     cdef uint32_t now_ms              # of the last `process`
-    cdef uint8_t *scratch             # BATCH frames for `process`
+    cdef uint8_t *scratch[BATCH]      # a frame each, for `process`
     cdef Packet packets[BATCH]
     cdef readonly bint running        # a worker reads the publication
     cdef readonly uint64_t flow_capacity

@@ -79,28 +79,30 @@ cdef inline uint32_t choose_backend(
     return 0
 
 
-cdef inline void remember(
-        PipelineState *pipe, const Snapshot *snap, const Packet *p, uint32_t state, uint32_t now) noexcept nogil:
-    """A new entry for a client-leg packet. Without room the flow goes on by the Maglev table, and is counted."""
+cdef inline FlowTuple tuple_of_packet(
+        const Packet *p, Addr client, uint16_t be_cport, Addr vip, uint16_t be_vport) noexcept nogil:
+    """The flow of a packet of either leg, from the client's point of view."""
     cdef FlowTuple cold
-    cold.client = p.src
-    cold.vip = p.dst
-    cold.be_cport = p.be_sport
-    cold.be_vport = p.be_dport
+    cold.client = client
+    cold.vip = vip
+    cold.be_cport = be_cport
+    cold.be_vport = be_vport
     cold.protocol = p.protocol
     cold.family = p.family
     cold.spare = 0
-    insert_flow(&pipe.flows, snap.services, p.shard, p.fingerprint, p.backend, state, &cold, now)
+    return cold
 
 
 cdef inline int start_flow(PipelineState *pipe, const Snapshot *snap, Packet *p, uint32_t now) noexcept nogil:
     """A packet without an entry: schedule a new flow, or pick one up in mid-flow."""
     cdef bint fresh = p.protocol != PROTO_TCP or is_syn(p)
+    cdef FlowTuple cold
     p.backend = choose_backend(pipe, snap, p, now)
     if unlikely(p.backend == 0):
         return DROP_NO_BACKEND if snap.services.services[p.service].maglev == NULL else DROP_NAT_CONFLICT
     if not p.tcp_flags & TCP_RST:                        # a RST ends what is not even there
-        remember(pipe, snap, p, first_state(p), now)
+        cold = tuple_of_packet(p, p.src, p.be_sport, p.dst, p.be_dport)
+        insert_flow(&pipe.flows, snap.services, p.shard, p.fingerprint, p.backend, first_state(p), &cold, now)
     return VIA_SCHEDULER if fresh else VIA_MAGLEV
 
 
@@ -149,22 +151,6 @@ cdef inline bint lives_elsewhere(
     return False
 
 
-cdef inline void remember_reply(
-        PipelineState *pipe, const Snapshot *snap, const Packet *p, Addr vip, uint16_t be_vport, uint32_t now,
-        ) noexcept nogil:
-    cdef FlowTuple cold
-    cold.client = p.dst
-    cold.vip = vip
-    cold.be_cport = p.be_dport
-    cold.be_vport = be_vport
-    cold.protocol = p.protocol
-    cold.family = p.family
-    cold.spare = 0
-    insert_flow(
-        &pipe.flows, snap.services, p.shard, flow_fingerprint(pipe.flows.key, p.fingerprint, vip, be_vport, True),
-        p.backend, FLOW_PICKED_UP, &cold, now)
-
-
 cdef inline int pick_up_reply(
         PipelineState *pipe, const Snapshot *snap, Packet *p, Addr *vip, uint16_t *be_vport, uint32_t now,
         ) noexcept nogil:
@@ -174,6 +160,8 @@ cdef inline int pick_up_reply(
     """
     cdef uint32_t backend = p.backend
     cdef const Service *service
+    cdef uint64_t fingerprint
+    cdef FlowTuple cold
     cdef int _looked
     for _looked in range(MAX_ALTERNATIVES):
         if backend == 0:
@@ -183,11 +171,12 @@ cdef inline int pick_up_reply(
         if explains(snap, backend, p, be_vport[0]):
             vip[0] = service.vip
             p.backend = backend
-            if lives_elsewhere(
-                    pipe, snap, p, flow_fingerprint(pipe.flows.key, p.fingerprint, vip[0], be_vport[0], True), now):
+            fingerprint = flow_fingerprint(pipe.flows.key, p.fingerprint, vip[0], be_vport[0], True)
+            if lives_elsewhere(pipe, snap, p, fingerprint, now):
                 break
             if p.protocol == PROTO_TCP and not p.tcp_flags & TCP_RST:
-                remember_reply(pipe, snap, p, service.vip, be_vport[0], now)
+                cold = tuple_of_packet(p, p.dst, p.be_dport, vip[0], be_vport[0])
+                insert_flow(&pipe.flows, snap.services, p.shard, fingerprint, backend, FLOW_PICKED_UP, &cold, now)
             return VIA_MAGLEV
         backend = snap.services.backends[backend].next_reply
     p.backend = 0
