@@ -16,7 +16,7 @@ The rules, in order:
 
 ``locals`` stands between so that the answers to the host's own connections to a backend (health checks)
 stay with the host; the program asks it last, after a hit in ``replies``, which comes to the same and is
-cheaper. Lookups are most of what the program costs (some 20 ns each), so those for "any port" are made
+cheaper. Lookups are most of what the program costs, so those for "any port" are made
 only while there are such entries: a word shared by both programs says so. Thus a frame of a VIP costs one
 lookup, one that is not ours two, a backend's reply three.
 

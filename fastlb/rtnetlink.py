@@ -33,7 +33,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from fastlb.errors import KernelError
 
-RECEIVE_BUFFER = 8 << 20  # bytes: 10,000 events fit; more at once is an overrun and a fresh dump
+RECEIVE_BUFFER = 8 << 20  # bytes: thousands of events fit; more at once is an overrun and a fresh dump
 DUMP_ATTEMPTS = 5  # a table that changes while it is dumped is read again; the rest arrives as events
 
 NEWLINK, DELLINK, GETLINK = 16, 17, 18  # RTM_*
@@ -86,7 +86,7 @@ def error_number(data: bytes, offset: int) -> int:
 
 
 def use_request(link: int, address: IPv4Address | IPv6Address) -> bytes:
-    """RTM_NEWNEIGH with NTF_USE: behave as if a packet went there. pyroute2 needs 44 µs to pack one."""
+    """RTM_NEWNEIGH with NTF_USE: behave as if a packet went there. Packed by hand: thousands may be due at once."""
     layout, raw = _USE[address.version], address.packed
     header = (layout.size, NEWNEIGH, _REQUEST | _CREATE, 0, 0)
     return layout.pack(*header, _FAMILY[address.version], link, 0, _NTF_USE, 0, 4 + len(raw), 1, raw)

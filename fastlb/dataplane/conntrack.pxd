@@ -178,7 +178,7 @@ cdef inline Bucket *second_bucket(FlowTable *table, uint32_t shard, uint64_t fin
 
 
 cdef inline void prefetch_flow(FlowTable *table, uint32_t shard, uint64_t fingerprint) noexcept nogil:
-    """Both buckets: at the intended load one flow in eleven lives in its second, and would wait for memory."""
+    """Both buckets: at the intended load some flows live in their second, and would wait for memory."""
     prefetch(first_bucket(table, shard, fingerprint))
     prefetch(second_bucket(table, shard, fingerprint))
 
@@ -288,7 +288,7 @@ cdef inline FlowEntry *entry_by_two_moves(
         FlowTable *table, Bucket *bucket, uint32_t shard, const ServiceTable *services, uint32_t now) noexcept nogil:
     """The same, one step further: first make room in the other bucket by a move. Bounded: sixteen looks, two moves.
 
-    With one move, two flows in ten thousand find no room at three quarters full; with two moves, none in ten million.
+    With one move a few flows in a full table find no room; with two, none of ten million did (bench/core.py).
     """
     cdef Bucket *other
     cdef FlowEntry *room
