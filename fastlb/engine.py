@@ -231,7 +231,7 @@ class Engine:
         self._loop = None
 
     def _warn(self, view: KernelView) -> None:
-        """Of what may be meant, but seldom is."""
+        """Log what is allowed, because it may be meant, but mostly is a mistake."""
         for line in nexthops.replies_elsewhere(view, self._now.plans, self._now.config.interfaces):
             log.warning("replies will not be seen", problem=line)
         for leftover in outside_the_loop(leftovers.show):

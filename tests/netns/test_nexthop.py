@@ -48,13 +48,6 @@ def running(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bala
         yield balancer
 
 
-@pytest.fixture
-def balancer(running: Balancer) -> Iterator[Balancer]:
-    yield running
-    running.show_log()
-    assert running.running
-
-
 def fetched(lab: Lab, vip: str, count: int = 30, **options: Any) -> tuple[int, list[str]]:
     """How many of ``count`` connections were answered, and the backends that answered."""
     got = lab.client("fetch", vip, "--count", count, **options)

@@ -62,13 +62,6 @@ def running(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bala
         yield balancer
 
 
-@pytest.fixture
-def balancer(running: Balancer) -> Iterator[Balancer]:
-    yield running
-    running.show_log()
-    assert running.running
-
-
 # ---- what is balanced arrives
 
 
