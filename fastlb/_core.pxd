@@ -2,6 +2,7 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
+from fastlb.dataplane.conntrack cimport FlowTable
 from fastlb.dataplane.pipeline cimport PipelineState
 from fastlb.dataplane.publish cimport Publication
 from fastlb.dataplane.ring cimport RxRing
@@ -42,8 +43,13 @@ cdef class PublishedSnapshot:
     cdef Routes routes
 
 
+cdef class FlowMemory:
+    cdef FlowTable table              # without an owner
+
+
 cdef class Pipeline:
     cdef PipelineState state
+    cdef FlowMemory memory_of_flows
     cdef Publication publication
     cdef list snapshots               # published and not yet passed, oldest first
     cdef uint64_t generation          # of the snapshot published last
@@ -53,6 +59,7 @@ cdef class Pipeline:
     cdef readonly bint running        # a worker reads the publication
     cdef readonly uint64_t flow_capacity
 
+    cdef int own(self, shards) except -1
     cdef int load(self, int at, frame, uint32_t ifindex) except -1
     cdef int run(self, const Snapshot *snap, int count, uint32_t now_ms, list results) except -1
 
@@ -65,7 +72,7 @@ cdef class RingMemory:
     cdef readonly uint32_t block_size
     cdef readonly uint32_t blocks
 
-    cdef int place(self, RxRing *ring) except -1
+    cdef int place(self, RxRing *ring, bint open_blocks) except -1
 
 
 cdef class Ring:
@@ -82,7 +89,11 @@ cdef class Worker:
     cdef list rings
     cdef RingMemory memory
     cdef object socket
-    cdef object bell
+    cdef object bell                  # an eventfd that ends a sleep
+    cdef Py_buffer asleep
     cdef readonly bint stopped
 
+    cdef int listen_to(self, list rings, list bells, asleep) except -1
+    cdef int open_in(self, Xsk *xsk, uint32_t ifindex, uint32_t queue) except -1
+    cdef const Xsk *any_xsk(self) noexcept
     cdef Xsk *slot_of(self, uint32_t ifindex) noexcept

@@ -10,7 +10,7 @@ from os import urandom
 from socket import if_nametoindex, socket
 from struct import pack, unpack
 
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
@@ -18,27 +18,30 @@ from libc.string cimport memcpy, memset
 
 from fastlb.dataplane.abi cimport (
     AF_PACKET, AF_XDP, EBUSY, EFD_CLOEXEC, EFD_NONBLOCK, ENOBUFS, ETH_P_ALL, MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED,
-    MAP_FIXED, MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, PACKET_IGNORE_OUTGOING, PACKET_RESERVE,
-    PACKET_RX_RING, PACKET_STATISTICS, PACKET_VERSION, PACKET_VNET_HDR, POLLIN, PROT_NONE, PROT_READ, PROT_WRITE,
-    SO_ATTACH_BPF, SO_SNDBUFFORCE, SOCK_CLOEXEC, SOCK_RAW, SOL_PACKET, SOL_SOCKET, SOL_XDP, TPACKET_V3,
-    UMEM_TX_METADATA, UMEM_UNALIGNED, XDP_COPY, XDP_MMAP_OFFSETS, XDP_PGOFF_TX_RING, XDP_TX_RING,
-    XDP_UMEM_COMPLETION_RING, XDP_UMEM_FILL_RING, XDP_UMEM_PGOFF_COMPLETION_RING, XDP_UMEM_REG, XDP_USE_NEED_WAKEUP,
-    bind_socket, errno, eventfd, eventfd_write, getsockopt, madvise, mmap, munmap, open_socket, setsockopt,
-    sockaddr_xdp, umem_reg, xdp_desc, xdp_mmap_offsets, xdp_ring_offset)
+    MAP_FIXED, MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, PACKET_FANOUT, PACKET_IGNORE_OUTGOING,
+    PACKET_RESERVE, PACKET_RX_RING, PACKET_STATISTICS, PACKET_VERSION, PACKET_VNET_HDR, POLLIN, PROT_NONE, PROT_READ,
+    PROT_WRITE, SO_ATTACH_BPF, SO_DETACH_FILTER, SO_SNDBUFFORCE, SOCK_CLOEXEC, SOCK_RAW, SOL_PACKET, SOL_SOCKET,
+    SOL_XDP, TPACKET_V3, UMEM_TX_METADATA, UMEM_UNALIGNED, XDP_COPY, XDP_MMAP_OFFSETS, XDP_PGOFF_TX_RING, XDP_TX_RING,
+    XDP_SHARED_UMEM, XDP_UMEM_COMPLETION_RING, XDP_UMEM_FILL_RING, XDP_UMEM_PGOFF_COMPLETION_RING, XDP_UMEM_REG,
+    XDP_USE_NEED_WAKEUP, bind_socket, errno, eventfd, eventfd_write, getsockopt, madvise, mmap, munmap, open_socket,
+    setsockopt, sockaddr_ll, sockaddr_xdp, tpacket3_hdr, tpacket_block_desc, umem_reg, xdp_desc, xdp_mmap_offsets,
+    xdp_ring_offset)
 from fastlb.dataplane.conntrack cimport (
-    ENTRIES, FLOW_CLOSING, FLOW_ESTABLISHED, FLOW_FIN_BACKEND, FLOW_FIN_CLIENT, FLOW_PICKED_UP, FLOW_RESET,
-    FLOW_STATES, FLOW_SYN, FLOW_SYN_ACK, FLOW_UDP, FLOW_UDP_NEW, MAX_BACKENDS, Bucket, FlowEntry, FlowTable,
-    FlowTuple, backend_of, find_flow, forget, is_over, state_of, sweep)
+    ENTRIES, FLOW_CLOSING, FLOW_ESTABLISHED, FLOW_FIN_BACKEND, FLOW_FIN_CLIENT, FLOW_PICKED_UP, FLOW_RESET, FLOW_STATES,
+    FLOW_SYN, FLOW_SYN_ACK, FLOW_UDP, FLOW_UDP_NEW, MAX_BACKENDS, Bucket, FlowEntry, FlowTable, FlowTuple, backend_of,
+    find_flow, forget, is_over, owned_after, owns, state_of, sweep)
 from fastlb.dataplane.flowhash cimport SHARDS, flow_hash
 from fastlb.dataplane.icmp cimport REJECTS_PER_SECOND
 from fastlb.dataplane.lookup cimport MISSING, find, key_meta, table_free, table_init, table_put
-from fastlb.dataplane.machine cimport assert_equal, bswap16, load_acquire_u32, store_release_u32
+from fastlb.dataplane.machine cimport assert_equal, bswap16, load_acquire_u32, load_acquire_u64, spin_pause, store_release_u32
 from fastlb.dataplane.maglev cimport MAX_MEMBERS, Turn, populate
 from fastlb.dataplane.pipeline cimport run_batch, still_holds
 from fastlb.dataplane.publish cimport passed, pick_up, publish
 from fastlb.dataplane.reasons cimport (
     DROP_NO_NEIGHBOUR, DROP_NO_ROUTE, DROP_NOT_ON_LINK, REASONS, VIA_REJECT, reason_name, verdict_of)
-from fastlb.dataplane.ring cimport HEADROOM, RxRing
+from fastlb.dataplane.ring cimport (
+    BLOCK_HEADER, HEADROOM, SLOT_HEADER, RxRing, advance, has_frames, hold_block, init_ring, is_closed,
+    kernel_may_refill, next_slot, take_frame)
 from fastlb.dataplane.route cimport neighbour_meta, prefix_meta
 from fastlb.dataplane.schedule cimport hash_of_flow, maglev_backend
 from fastlb.dataplane.service cimport classify
@@ -48,7 +51,7 @@ from fastlb.dataplane.types cimport (
     BATCH, FAMILY_4, FORWARD_DSR, FORWARD_NAT, LEG_CLIENT, NO_BACKEND_DROP, NO_BACKEND_RESET, NO_HOP, PROTO_TCP,
     PROTO_UDP, VNET_HDR_LEN, Addr, Backend, BackendStats, Hop, LinkRoute, Packet, Service, Snapshot, VnetHdr)
 from fastlb.dataplane.wire cimport read_addr4, read_addr6, write_addr6
-from fastlb.dataplane.worker cimport MAX_RINGS, run_worker
+from fastlb.dataplane.worker cimport MAX_RINGS, clock_ns, run_worker
 from fastlb.dataplane.xsk cimport XSK_CHUNK, XSK_METADATA, XSK_READY, XSK_RING, Xsk, XskRing
 
 include "dataplane/maglev.pxi"

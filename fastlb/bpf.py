@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import mmap
 import os
 import platform
 import resource
@@ -91,10 +92,10 @@ class Assembler:
         self._emit(0x18, dst, _PSEUDO_MAP_FD, 0, fd)
         self._emit(0x00, 0, 0, 0, 0)
 
-    def map_value(self, dst: Reg, fd: int) -> None:
-        """dst = address of the first value of an array map (likewise two instructions; Linux 5.2)."""
+    def map_value(self, dst: Reg, fd: int, offset: int = 0) -> None:
+        """dst = address of a byte of an array map's only value (likewise two instructions; Linux 5.2)."""
         self._emit(0x18, dst, _PSEUDO_MAP_VALUE, 0, fd)
-        self._emit(0x00, 0, 0, 0, 0)
+        self._emit(0x00, 0, 0, 0, offset)
 
     def exit(self) -> None:
         """Return R0."""
@@ -131,7 +132,7 @@ _PROG_FD_BY_ID, _MAP_FD_BY_ID, _INFO_BY_FD = 13, 14, 15
 _SYSCALL = {"x86_64": 321, "aarch64": 280}
 
 _MAP_TYPE_HASH, _MAP_TYPE_ARRAY = 1, 2
-_F_NO_PREALLOC = 1
+_F_NO_PREALLOC, _F_MMAPABLE = 1, 1 << 10
 _NAME_AT = {_PROG_FD_BY_ID: 64, _MAP_FD_BY_ID: 24}  # in struct bpf_prog_info and struct bpf_map_info
 _NAME_SIZE = 16  # with the terminating zero
 _LOG_SIZE = 1 << 20
@@ -220,16 +221,53 @@ class HashMap(Map):
         super().__init__(name, _MAP_TYPE_HASH, key_size, value_size, max_entries, _F_NO_PREALLOC)
 
 
-class Word(Map):
-    """One 32-bit number, which a program reads at the price of a memory access (``Assembler.map_value``)."""
+class Value(Map):
+    """One value, zeros at first, which a program reads at the price of a memory access (``Assembler.map_value``)."""
+
+    def __init__(self, name: str, size: int, flags: int = 0):
+        """``size`` in bytes. Raises KernelError."""
+        super().__init__(name, _MAP_TYPE_ARRAY, 4, size, 1, flags)
+
+    def write(self, value: bytes) -> None:
+        """Overwrite all of it; a program sees every aligned 64-bit word of it old or new. Raises KernelError."""
+        self.put(bytes(4), value)
+
+
+class Word(Value):
+    """One 32-bit number."""
 
     def __init__(self, name: str):
         """The number is 0 at first. Raises KernelError."""
-        super().__init__(name, _MAP_TYPE_ARRAY, 4, 4, 1, 0)
+        super().__init__(name, 4)
 
     def set(self, number: int) -> None:
         """Store it; a program sees the old number or the new one. Raises KernelError."""
-        self.put(struct.pack("=I", 0), struct.pack("=I", number))
+        self.write(struct.pack("=I", number))
+
+
+class SharedValue(Value):
+    """One value that also lies in this process's memory: both sides read and write it without a system call.
+
+    It begins at a page. Linux 5.5 and later have it; earlier ones refuse the map.
+    """
+
+    def __init__(self, name: str, size: int):
+        """``size`` in bytes. Raises KernelError."""
+        super().__init__(name, size, _F_MMAPABLE)
+        try:
+            self._memory = memoryview(mmap.mmap(self.fd, size))
+        except OSError as error:
+            os.close(self.fd)
+            raise _failed(f"cannot map the memory of {name}", error) from error
+
+    def view(self, offset: int, size: int) -> memoryview:
+        """These bytes of the value, writable. The memory stays for as long as a view of it is in use."""
+        return self._memory[offset : offset + size]
+
+    def close(self) -> None:
+        """Give up the file descriptor; the memory, and the map with it, go with the last view."""
+        self._memory.release()
+        super().close()
 
 
 def load_program(kind: int, code: bytes, name: str, licence: str) -> int:

@@ -1,8 +1,15 @@
-"""What is ours: one classification, in two eBPF programs over the same maps.
+"""What is ours: one classification, in four eBPF programs over the same maps.
 
-Invariant: a frame is taken by the ring or by the host, never by both and never by neither. The socket
-filter lets into the ring exactly what the guard (cls_bpf at clsact ingress) takes from the host: both are
-the code that ``_classification`` emits, with other return values, and both read the same maps.
+Invariant: a frame is taken by a ring or by the host, never by both and never by neither. All are the code that
+``_classification`` emits, and read the same maps; what they do with a frame that is ours:
+
+    filter     one worker: the socket filter of its ring       keeps it
+    steering   several: the program of a fanout group          names the worker that owns the client's shard
+    guard      cls_bpf at clsact ingress                       takes it from the host
+    bell       the socket filter of a sleeping worker's bell   keeps a byte of it, once
+
+A shard comes from the client's address and port by ``shard_of`` of flowhash.pxd; the client is the source of a frame
+to a VIP, the destination of a backend's reply.
 
 The rules, in order:
 
@@ -17,11 +24,12 @@ The rules, in order:
 ``locals`` stands between so that the answers to the host's own connections to a backend (health checks)
 stay with the host; the program asks it last, after a hit in ``replies``, which comes to the same and is
 cheaper. Lookups are most of what the program costs, so those for "any port" are made
-only while there are such entries: a word shared by both programs says so. Thus a frame of a VIP costs one
+only while there are such entries: a word shared by all programs says so. Thus a frame of a VIP costs one
 lookup, one that is not ours two, a backend's reply three.
 
-Both hooks run after the kernel has taken the outer VLAN tag out of the frame, and both see the frame from
-its Ethernet header on: the socket must be SOCK_RAW, the device an Ethernet one.
+All run after the kernel has taken the outer VLAN tag out of the frame. All but the steering see the frame from its
+Ethernet header on: the socket must be SOCK_RAW, the device an Ethernet one. A fanout group is asked before the header
+is put back: it sees the frame from the network header, or the inline tag, on.
 
 The ports of a header with a lying length field may be read from padding: such a frame is "ours", and the
 pipeline, which parses with care, drops and counts it.
@@ -42,7 +50,7 @@ from __future__ import annotations
 import os
 import struct
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from ipaddress import IPv4Address, IPv6Address
 from socket import htons
@@ -54,10 +62,15 @@ from fastlb.bpf import Assembler, Reg, Size
 from fastlb.errors import KernelError
 
 Address: TypeAlias = "IPv4Address | IPv6Address"
+Emit: TypeAlias = Callable[[Assembler], None]  # adds instructions to a program
 
 MAX_ENTRIES = 262_144  # of each map: 10,000 services, or their backends, many times over
 FILTER_NAME = "fastlb_filter"
 GUARD_NAME = "fastlb_guard"
+STEER_NAME = "fastlb_steer"
+BELL_NAME = "fastlb_bell"
+NOTHING_NAME = "fastlb_nothing"
+SHARDS = 64  # of the flow table, by the client's address and port
 
 
 class Key(NamedTuple):
@@ -78,6 +91,7 @@ _WHOLE_FRAME, _NOTHING = 0x7FFFFFFF, 0  # a socket filter returns how many bytes
 _ACT_SHOT, _ACT_UNSPEC = 2, -1  # UNSPEC, unlike OK, lets the filters after ours have their say
 
 _ETH_HEADER, _VLAN_TAG = 14, 4
+_FROM_ETHERNET, _FROM_NETWORK = _ETH_HEADER, 0  # where a program finds the network header
 _ETH_IPV4, _ETH_IPV6, _ETH_8021Q, _ETH_8021AD = map(htons, (0x0800, 0x86DD, 0x8100, 0x88A8))
 _IPV4_PLAIN = 0x45  # version 4, no options
 _IPV4_FRAGMENT = htons(0x3FFF)  # more fragments, or an offset
@@ -89,21 +103,33 @@ _SOURCE, _DESTINATION, _PORTS = -40, -24, -8  # on the stack, see above
 _KEY_SIZE, _KEY_PORT, _KEY_PROTOCOL, _KEY_FAMILY = 20, 16, 18, 19
 _VALUE = struct.pack("=I", 1)
 _ANY_VIP, _ANY_REPLY = 1, 2  # bits of the shared word: there are entries with port 0 in that map
+_SHARD_FACTOR = 0x9E3779B1 - (1 << 32)  # an immediate is signed; the lower 32 bits of a product do not care
+_SHARD_BITS = 6
+_CACHE_LINE = 64
 
 
 class Classifier:
-    """The maps and both programs. A context manager; what is attached outlives it.
+    """The maps and the programs. A context manager; what is attached outlives it.
 
-    ``filter_fd`` is for SO_ATTACH_BPF on an AF_PACKET socket, ``guard_fd`` for ``fastlb.guard.attach``.
+    ``filter_fd`` is for SO_ATTACH_BPF on an AF_PACKET socket, ``guard_fd`` for ``fastlb.guard.attach``. With several
+    workers ``steer_fd`` is for ``fastlb.fanout.Group.start``: its result is 1 + the worker, 0 for what is not ours; and
+    ``nothing_fd`` for SO_ATTACH_BPF where no frame is wanted. One worker needs neither, and has -1.
+    ``no_bells`` says why this kernel (before Linux 5.5) has no doorbells; None: it has.
     Its methods may be called from several threads.
     """
 
     filter_fd: int
     guard_fd: int
+    steer_fd: int = -1
+    nothing_fd: int = -1
+    no_bells: str | None = None
 
-    def __init__(self) -> None:
+    def __init__(self, workers: int = 1) -> None:
         """Create and load everything; KernelError says what the kernel refused and what would help."""
+        if not 1 <= workers <= SHARDS:
+            raise ValueError(f"1 to {SHARDS} workers, not {workers}")
         bpf.raise_memlock_limit()
+        self.workers = workers
         self._lock = threading.Lock()
         with ExitStack() as undo:
             self._vips, self._replies, self._locals = (
@@ -111,8 +137,11 @@ class Classifier:
             )
             self._any_port = bpf.Word("fastlb_any_port")
             undo.callback(self._any_port.close)
-            self.filter_fd = self._load(_SOCKET_FILTER, FILTER_NAME, _WHOLE_FRAME, _NOTHING, undo)
-            self.guard_fd = self._load(_SCHED_CLS, GUARD_NAME, _ACT_SHOT, _ACT_UNSPEC, undo)
+            self.filter_fd = self._load_filter(FILTER_NAME, _return(_WHOLE_FRAME), undo)
+            self.guard_fd = self._load_guard(undo)
+            if workers > 1:
+                self._load_steering(undo)
+            self._load_bells(undo)
             self._resources = undo.pop_all()
 
     def replace(self, vips: Iterable[Key], replies: Iterable[Key], locals_: Iterable[Address]) -> None:
@@ -145,6 +174,33 @@ class Classifier:
             self._locals.add(keys)
             self._locals.keep_only(keys)
 
+    def set_workers(self, owners: Sequence[int]) -> None:
+        """Which worker owns each of the 64 shards; until then worker 0 owns all of them. Raises KernelError.
+
+        Steering and bells see the old owner of a shard or the new one.
+        """
+        if len(owners) != SHARDS or not all(0 <= worker < self.workers for worker in owners):
+            raise ValueError(f"{SHARDS} numbers below {self.workers} are wanted, not {list(owners)}")
+        if self.workers > 1:
+            with self._lock:
+                self._owners.write(struct.pack(f"={SHARDS}I", *owners))
+
+    def bell_fd(self, worker: int) -> int | None:
+        """For SO_ATTACH_BPF on the worker's doorbell sockets (SOCK_RAW); None: see ``no_bells``.
+
+        The program keeps one byte of the first frame that is the worker's after its word became 1, and then stores 0.
+        It may ring twice when two cores receive at once. Taps are asked latest first: a bell that was bound before the
+        ring rings when the frame is in it already.
+        """
+        return None if self.no_bells else self._bells[worker]
+
+    def asleep(self, worker: int) -> memoryview | None:
+        """The worker's word, 4 writable bytes: 1 makes its bells ring. On a cache line of its own.
+
+        It stays in place for as long as it is in use, even when the classifier is closed before.
+        """
+        return None if self.no_bells else self._asleep.view(worker * _CACHE_LINE, 4)
+
     def test(self, frame: bytes) -> bool:
         """Whether the guard would take this Ethernet frame.
 
@@ -156,7 +212,7 @@ class Classifier:
         return result == _ACT_SHOT
 
     def close(self) -> None:
-        """Give up maps and programs; attached programs stay, and keep the maps as they are now."""
+        """Give up maps and programs; those that are attached stay, and keep the maps as they are now."""
         self._resources.close()
 
     def __enter__(self) -> Classifier:
@@ -170,12 +226,42 @@ class Classifier:
     def _any_ports(self) -> int:
         return _ANY_VIP * self._vips.has_any_port() | _ANY_REPLY * self._replies.has_any_port()
 
-    def _load(self, kind: int, name: str, ours: int, not_ours: int, undo: ExitStack) -> int:
-        maps = _Maps(self._vips.fd, self._replies.fd, self._locals.fd, self._any_port.fd)
-        code = _classification(maps, ours, not_ours)
-        fd = bpf.load_program(kind, code, name, "Apache-2.0")
-        undo.callback(os.close, fd)
-        return fd
+    def _maps(self) -> _Maps:
+        return _Maps(self._vips.fd, self._replies.fd, self._locals.fd, self._any_port.fd)
+
+    def _load_filter(self, name: str, ours: Emit, undo: ExitStack, *, first: Emit | None = None) -> int:
+        """A program for AF_PACKET sockets, which returns 0 for what is not ours."""
+        code = _classification(self._maps(), _FROM_ETHERNET, ours, _NOTHING, first)
+        return _load(_SOCKET_FILTER, code, name, undo)
+
+    def _load_guard(self, undo: ExitStack) -> int:
+        code = _classification(self._maps(), _FROM_ETHERNET, _return(_ACT_SHOT), _ACT_UNSPEC)
+        return _load(_SCHED_CLS, code, GUARD_NAME, undo)
+
+    def _load_steering(self, undo: ExitStack) -> None:
+        self._owners = bpf.Value("fastlb_owners", SHARDS * 4)
+        undo.callback(self._owners.close)
+        code = _classification(self._maps(), _FROM_NETWORK, _steer(self._owners.fd), _NOTHING)
+        self.steer_fd = _load(_SOCKET_FILTER, code, STEER_NAME, undo)
+        self.nothing_fd = _load(_SOCKET_FILTER, _nothing(), NOTHING_NAME, undo)
+
+    def _load_bells(self, undo: ExitStack) -> None:
+        try:
+            self._asleep = bpf.SharedValue("fastlb_asleep", self.workers * _CACHE_LINE)
+        except KernelError as error:
+            self.no_bells = str(error)
+            return
+        undo.callback(self._asleep.close)
+        owners = self._owners.fd if self.workers > 1 else None
+        self._bells = [
+            self._load_filter(
+                BELL_NAME,
+                _bell(worker, self._asleep.fd, owners),
+                undo,
+                first=_unless_asleep(worker, self._asleep.fd),
+            )
+            for worker in range(self.workers)
+        ]
 
 
 class _MirroredMap:
@@ -222,31 +308,41 @@ def _pack(address: Address, port: int, protocol: int) -> bytes:
     return address.packed.rjust(16, b"\0") + struct.pack("!HBB", port, protocol, address.version)
 
 
-def _classification(maps: _Maps, ours: int, not_ours: int) -> bytes:
-    """The program, given the two values to return; whatever is wrong with a frame jumps to ``not_ours``.
+def _load(kind: int, code: bytes, name: str, undo: ExitStack) -> int:
+    fd = bpf.load_program(kind, code, name, "Apache-2.0")
+    undo.callback(os.close, fd)
+    return fd
 
-    R6 the frame's context, R7 offset of the next header (later: source port), R8 protocol, R9 family.
+
+def _classification(maps: _Maps, network: int, ours: Emit, not_ours: int, first: Emit | None = None) -> bytes:
+    """The program: ``first``, then the question what is ours; what is not, or is broken, returns ``not_ours``.
+
+    ``network``: offset of the network header. ``ours`` emits the end: a backend's reply falls into its first
+    instruction, a frame to a VIP jumps to the label "to_vip", which it has to place. It finds the source address at
+    fp-40 (to a VIP) or the destination at fp-24 (a reply), 16 bytes as in a key, and both ports in R7.
+
+    R6 the frame's context, R7 offset of the next header (later: the ports), R8 protocol, R9 family.
     """
     a = Assembler()
-    _link_layer(a)
+    if first is not None:
+        first(a)
+    _link_layer(a, network)
     _ipv6(a)
     _ipv4(a)
     _lookups(a, maps)
-    a.label("ours")
-    a.alu(R0, "=", ours)
-    a.exit()
+    ours(a)
     a.label("not_ours")
     a.alu(R0, "=", not_ours)
     a.exit()
     return a.assemble()
 
 
-def _link_layer(a: Assembler) -> None:
+def _link_layer(a: Assembler, network: int) -> None:
     """Falls through to IPv6; other traffic (ARP, frames for other hosts) leaves after a few instructions."""
     a.alu(R6, "=", R1)
     a.load(R0, R6, _SKB_PKT_TYPE, Size.U32)
     a.jump_if(R0, "!=", _PACKET_HOST, "not_ours")
-    a.alu(R7, "=", _ETH_HEADER)
+    a.alu(R7, "=", network)
     a.load(R8, R6, _SKB_PROTOCOL, Size.U32)
     a.jump_if(R8, "==", _ETH_IPV4, "ipv4")
     a.jump_if(R8, "==", _ETH_IPV6, "ipv6")
@@ -333,17 +429,17 @@ def _widen_addresses(a: Assembler, source: Reg) -> None:
 
 
 def _lookups(a: Assembler, maps: _Maps) -> None:
-    """Falls through to ``ours``. Ports and addresses stay in network order, as in the keys."""
+    """Falls through for a reply. Ports and addresses stay in network order, as in the keys."""
     a.label("load_ports")
     _load_bytes(a, _PORTS, 4)
     a.label("ports")
-    a.load(R7, FP, _PORTS, Size.U16)
+    a.load(R7, FP, _PORTS, Size.U32)  # the source port in its lower half, the destination port in its upper
     a.load(R1, FP, _PORTS + 2, Size.U16)
     _complete_key(a, _DESTINATION, R1)
-    _if_found(a, maps.vips, _DESTINATION, "ours")
+    _if_found(a, maps.vips, _DESTINATION, "to_vip")
     _unless_any_port(a, maps, _ANY_VIP, "replies")
     a.store(FP, _DESTINATION + _KEY_PORT, 0, Size.U16)
-    _if_found(a, maps.vips, _DESTINATION, "ours")
+    _if_found(a, maps.vips, _DESTINATION, "to_vip")
 
     a.label("replies")
     a.load(R6, FP, _DESTINATION, Size.U32)  # what the end of the other key is going to overwrite
@@ -391,3 +487,88 @@ def _load_bytes(a: Assembler, stack: int, length: int) -> None:
     a.alu(R4, "=", length)
     a.call(_SKB_LOAD_BYTES)
     a.jump_if(R0, "!=", 0, "not_ours")
+
+
+def _return(result: int) -> Emit:
+    def emit(a: Assembler) -> None:
+        a.label("to_vip")
+        a.alu(R0, "=", result)
+        a.exit()
+
+    return emit
+
+
+def _steer(owners_fd: int) -> Emit:
+    """A fanout group's program: member 0 gets what is not ours, member 1 + n is worker n."""
+
+    def emit(a: Assembler) -> None:
+        _worker_of_client(a, owners_fd)
+        a.alu(R0, "+", 1)
+        a.exit()
+
+    return emit
+
+
+def _bell(worker: int, asleep_fd: int, owners_fd: int | None) -> Emit:
+    """A doorbell; ``owners_fd``: None with a single worker, whose everything is."""
+
+    def emit(a: Assembler) -> None:
+        if owners_fd is None:
+            a.label("to_vip")
+        else:
+            _worker_of_client(a, owners_fd)
+            a.jump_if(R0, "!=", worker, "not_ours")
+        a.map_value(R1, asleep_fd, worker * _CACHE_LINE)
+        a.store(R1, 0, 0, Size.U32)
+        a.alu(R0, "=", 1)
+        a.exit()
+
+    return emit
+
+
+def _unless_asleep(worker: int, asleep_fd: int) -> Emit:
+    """Before everything else, so that the bell of a busy worker costs next to nothing."""
+
+    def emit(a: Assembler) -> None:
+        a.map_value(R2, asleep_fd, worker * _CACHE_LINE)
+        a.load(R0, R2, 0, Size.U32)
+        a.jump_if(R0, "!=", 0, "asleep")
+        a.exit()
+        a.label("asleep")
+
+    return emit
+
+
+def _worker_of_client(a: Assembler, owners_fd: int) -> None:
+    """R0 = the worker that owns the client's shard: ``shard_of`` of flowhash.pxd, on either leg."""
+    _load_address(a, _DESTINATION)
+    a.alu(R7, ">>", 16)
+    a.jump("shard")
+    a.label("to_vip")
+    _load_address(a, _SOURCE)
+    a.alu(R7, "&", 0xFFFF)
+    a.label("shard")
+    a.alu(R1, "^", R2)
+    a.alu(R2, "=", R1)
+    a.alu(R2, ">>", 32)
+    a.alu(R1, "^", R2)
+    a.alu(R1, "^", R7)
+    a.alu(R1, "*", _SHARD_FACTOR)
+    a.alu(R1, "<<", 32)  # what is above 32 bits goes
+    a.alu(R1, ">>", 64 - _SHARD_BITS)
+    a.alu(R1, "<<", 2)
+    a.map_value(R2, owners_fd)
+    a.alu(R2, "+", R1)
+    a.load(R0, R2, 0, Size.U32)
+
+
+def _load_address(a: Assembler, key: int) -> None:
+    a.load(R1, FP, key, Size.U64)
+    a.load(R2, FP, key + 8, Size.U64)
+
+
+def _nothing() -> bytes:
+    a = Assembler()
+    a.alu(R0, "=", 0)
+    a.exit()
+    return a.assemble()

@@ -113,6 +113,15 @@ class Ring(_Model):
     timeout: fields.RingTimeout = Field(
         default=0.001, description="after this time the kernel hands a block over though it is not full"
     )
+    open_blocks: fields.OpenBlocks = Field(
+        default="auto",
+        description="read frames before the kernel hands their block over: auto, where a test at the start shows "
+        "that it works; true, which does not start without; or false",
+    )
+    spin: fields.Spin = Field(
+        default=50e-6,
+        description="how long a worker that has nothing to do looks for further frames before it sleeps",
+    )
 
 
 class Config(_Model):
@@ -130,7 +139,8 @@ class Config(_Model):
     )
     workers: fields.Workers = Field(
         default="auto",
-        description="number of packet-path threads: auto, which is 1 in this version, or 1",
+        description="number of packet-path threads, each on a core of its own: auto, which is one fewer than there "
+        "are cores and at least 1, or a number",
     )
     hash_seed: fields.Seed = Field(
         default=0, description="seed of the flow hash; the same on every balancer of a fleet"

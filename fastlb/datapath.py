@@ -118,7 +118,7 @@ class Datapath:
         """Counters by name, services with their backends, and the flow table; as `fastlb status --json` shows them."""
         return {
             "counters": metrics.split_counters(self._pipeline.counters()),
-            "services": metrics.describe_services(self._pipeline, self._plans),
+            "services": metrics.describe_services([self._pipeline], self._plans),
             "flows": metrics.describe_flows(self._pipeline),
         }
 

@@ -1,6 +1,6 @@
 """A running balancer: set up in order, watched by one event loop, torn down in reverse.
 
-Threads: the worker (packets, without the GIL), the watcher of the kernel's tables, and this one, which does whatever
+Threads: the workers (packets, without the GIL), the watcher of the kernel's tables, and this one, which does whatever
 happens once a second or slower. Everything that changes the data path happens here, so nothing here needs a lock.
 """
 
@@ -8,36 +8,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import structlog
 
-from fastlb import __version__, guard, leftovers, metrics, neighbour, nexthops, reconcile
-from fastlb._core import Pipeline, Ring, RingMemory, Services, Worker
+from fastlb import __version__, cores, guard, leftovers, metrics, neighbour, nexthops, reconcile, selftest
+from fastlb._core import Services
 from fastlb.classifier import Classifier
 from fastlb.config import Address, Config, load_config
 from fastlb.control import ControlServer
 from fastlb.errors import ConfigError, FastlbError, KernelError
 from fastlb.neighbour import KernelView, Watcher
-from fastlb.paths import TransmitPaths
+from fastlb.workers import Workers, open_pipelines
 
-TICK = 0.1  # seconds between looks at the worker, at clients without a MAC and at snapshots to free
+TICK = 0.1  # seconds between looks at the workers, at clients without a MAC and at snapshots to free
 ASKED_FOR = 60.0  # seconds that a client without a MAC is asked for
 MAX_ASKED = 1024  # such clients at a time: forged addresses must not fill the kernel's table
 FIRST_NEIGHBOURS = 1.0  # seconds that the start waits for next hops to be resolved
 FLOW_BYTES = 75  # of the flow table, hot and cold, for each of config.flows
-JOIN_TIMEOUT = 5.0  # seconds that a worker may take to finish its block
+REPLACEMENTS, REPLACED_WITHIN = 3, 60.0  # so many workers may be replaced in so many seconds; then fastlb stops
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -75,7 +73,9 @@ class Engine:
         self._held_vips: set[Address] = set()
         self._asked: dict[neighbour.NextHop, float] = {}  # clients on our links that packets could not reach
         self._reported: list[str] = []
-        self._gone: set[str] = set()  # configured interfaces that do not exist at the moment
+        self._links: dict[str, int] = {}  # the interfaces whose rings are open
+        self._gone: set[str] = set()  # those that do not exist, or were never up
+        self._replaced: list[float] = []  # when workers were replaced, lately
         self._started = time.time()
         self._failure: FastlbError | None = None
 
@@ -83,7 +83,8 @@ class Engine:
         """Raises FastlbError when the balancer cannot start, or fails; nothing is left behind then."""
         check_runnable(self._path, self._now.config)
         check_privileges()
-        check_memory(self._now.config)
+        self._plan_cores()
+        check_memory(self._now.config, self._count)
         on_stop_signals(stop_before_running)
         with ExitStack() as stack:
             try:
@@ -96,6 +97,13 @@ class Engine:
             raise self._failure
         log.info("stopped")
 
+    def _plan_cores(self) -> None:
+        allowed = os.sched_getaffinity(0)
+        self._count = cores.count_workers(self._now.config.workers, len(allowed))
+        self._cores = cores.plan(allowed, self._count)
+        if self._count > len(allowed):
+            log.warning("workers share cores", workers=self._count, cores=len(allowed))
+
     # --- set-up, unwound in reverse ------------------------------------------------------------------------
 
     def _open(self, stack: ExitStack) -> None:
@@ -104,29 +112,47 @@ class Engine:
         self._follow_kernel(stack)
         self._hold_vips(stack)
         self._load_classifier(stack)
-        self._open_pipeline()
+        self._open_pipelines()
         self._attach_guard(stack)
-        self._packet_path = ExitStack()
-        stack.callback(lambda: self._packet_path.close())
+        self._open_blocks = open_blocks(self._now.config, self._classifier)
+        stack.callback(lambda: self._workers.close())
         self._open_packet_path()
 
     def _open_packet_path(self) -> None:
         self._links = self._interface_links(self._view)
-        self._open_rings(self._packet_path)
-        self._start_worker(self._packet_path)
+        self._gone = set(self._now.config.interfaces) - self._links.keys()
+        self._workers = Workers(
+            self._now.config, self._pipelines, self._classifier, self._cores, self._links, self._open_blocks,
+            self._leave_without,
+        )  # fmt: skip
+        self._workers.start(self._view, self._links_out())
 
     def _reopen_packet_path(self) -> None:
-        """An interface was deleted and made again: its ring and its guard went with the old one. Flows stay."""
-        log.warning("an interface was replaced; opening the rings again", interfaces=sorted(self._links))
-        self._packet_path.close()
+        """Rings of an interface that was deleted and made again are gone, and so is its guard. Flows stay."""
+        self._workers.close()
         for interface in self._interface_links(self._view):
             outside_the_loop(guard.attach, interface, self._classifier.guard_fd)
-        self._open_packet_path()
+        try:
+            self._open_packet_path()
+        except FastlbError as error:
+            self._failure = error
 
     def _interface_links(self, view: KernelView) -> dict[str, int]:
-        """The configured interfaces that exist, with their indices."""
-        links = {link.name: link.index for link in view.links.values()}
-        return {name: links[name] for name in self._now.config.interfaces if name in links}
+        """The configured interfaces that exist, with their indices; for several workers, those that were up once."""
+        links = {link.name: link for link in view.links.values()}
+        return {
+            name: links[name].index
+            for name in self._now.config.interfaces
+            if name in links and (self._count == 1 or links[name].up or name in self._links)
+        }
+
+    def _leave_without(self, numbers: Sequence[int]) -> NoReturn:
+        """The process's end closes everything but the guard."""
+        for interface in self._now.config.interfaces:
+            self._detach_guard(interface)
+        log.error("workers do not stop; leaving without them", workers=list(numbers))
+        sys.stderr.flush()
+        os._exit(1)
 
     def _open_control(self, stack: ExitStack) -> None:
         self._control = ControlServer(
@@ -156,11 +182,11 @@ class Engine:
         self._drop_vips(keep=frozenset(reconcile.held_vips(self._now.config)))  # what a crash left
 
     def _load_classifier(self, stack: ExitStack) -> None:
-        self._classifier = stack.enter_context(Classifier())
+        self._classifier = stack.enter_context(Classifier(self._count))
         self._fill_classifier()
 
-    def _open_pipeline(self) -> None:
-        self._pipeline = Pipeline(self._now.config.flows)
+    def _open_pipelines(self) -> None:
+        self._pipelines = open_pipelines(self._now.config.flows, self._count)
         self._publish()
 
     def _attach_guard(self, stack: ExitStack) -> None:
@@ -173,39 +199,6 @@ class Engine:
             guard.detach(interface)
         except KernelError as error:  # an interface that is gone took its guard with it
             log.warning("guard not detached", interface=interface, error=str(error))
-
-    def _open_rings(self, stack: ExitStack) -> None:
-        self._rings = []
-        config = self._now.config
-        memory = RingMemory(len(self._links), int(config.ring.block_size), config.ring.blocks)
-        stack.callback(memory.close)
-        for interface in self._links:
-            ring = open_ring(interface, self._classifier.filter_fd, memory, config)
-            stack.callback(ring.close)
-            self._rings.append(ring)
-
-    def _start_worker(self, stack: ExitStack) -> None:
-        config = self._now.config
-        self._worker = Worker(self._pipeline, self._rings)
-        stack.callback(self._worker.close)
-        self._transmit = TransmitPaths(self._worker, config.transmit)
-        self._transmit.open(self._view, self._links_out())
-        self._thread = threading.Thread(target=self._worker.run, name="fastlb-worker", daemon=True)
-        stack.callback(self._stop_worker)
-        self._thread.start()
-
-    def _stop_worker(self) -> None:
-        self._worker.stop()
-        if self._thread.ident is None:  # stopped before it was started
-            return
-        self._thread.join(JOIN_TIMEOUT)
-        if self._thread.is_alive():
-            # Its rings must not be unmapped under it; the process's end closes everything but the guard.
-            for interface in self._now.config.interfaces:
-                self._detach_guard(interface)
-            log.error("the worker does not stop; leaving without it")
-            sys.stderr.flush()
-            os._exit(1)
 
     # --- the event loop ------------------------------------------------------------------------------------
 
@@ -221,6 +214,8 @@ class Engine:
         log.info(
             "running",
             interfaces=list(self._now.config.interfaces),
+            workers=self._count,
+            open_blocks=self._open_blocks,
             transmit=self._paths(),
             **self._now.summary(),
         )
@@ -247,16 +242,32 @@ class Engine:
             await asyncio.sleep(0.02)
 
     def _tick(self) -> None:
-        self._pipeline.reclaim()
-        if self._worker.stopped:
-            self._failure = FastlbError("the worker ended by itself; see the log above")
+        for pipeline in self._pipelines:
+            pipeline.reclaim()
+        self._look_after_workers()
         self._ask_for_clients()
-        self._transmit.follow(self._view, self._links_out())
+        self._workers.follow(self._view, self._links_out())
+
+    def _look_after_workers(self) -> None:
+        """Replace workers that died, all of them together; stop when that happens again and again, or one is stuck."""
+        if stuck := self._workers.stuck():
+            self._failure = FastlbError(f"worker {', '.join(map(str, stuck))} is stuck; stopping")
+        dead = self._workers.dead()
+        if not dead:
+            return
+        now = time.monotonic()
+        self._replaced = [*(when for when in self._replaced if now - when < REPLACED_WITHIN), now]
+        if len(self._replaced) > REPLACEMENTS:
+            self._failure = FastlbError(
+                f"a worker has died {len(self._replaced)} times within {REPLACED_WITHIN:.0f} s; stopping")
+            return
+        log.error("a worker has died; starting the workers again", workers=dead)
+        self._reopen_packet_path()
 
     def _ask_for_clients(self) -> None:
         """Have the kernel resolve clients on our own links; each is forgotten after ASKED_FOR, when it is in use."""
         now = time.monotonic()
-        unresolved = self._pipeline.take_unresolved() - self._asked.keys()
+        unresolved = set().union(*(each.take_unresolved() for each in self._pipelines)) - self._asked.keys()
         expired = [next_hop for next_hop, since in self._asked.items() if now - since > ASKED_FOR]
         for next_hop in expired:
             del self._asked[next_hop]
@@ -297,11 +308,8 @@ class Engine:
             del self._links[name]
             self._gone.add(name)
         if any(self._links.get(name, index) != index for name, index in links.items()) or self._gone & links.keys():
-            self._gone -= links.keys()
-            try:
-                self._reopen_packet_path()
-            except FastlbError as error:
-                self._failure = error
+            log.warning("an interface is new; opening the rings again", interfaces=sorted(links))
+            self._reopen_packet_path()
 
     def _want_next_hops(self) -> None:
         self._watcher.want(nexthops.wanted_next_hops(self._view, self._now.plans) | self._asked.keys())
@@ -310,10 +318,12 @@ class Engine:
         return nexthops.outgoing_links(self._view, self._now.plans, self._now.config.interfaces)
 
     def _paths(self) -> dict[str, str]:
-        return self._transmit.describe(self._view, self._links_out())
+        return self._workers.transmit_paths(self._view, self._links_out())
 
     def _publish(self) -> None:
-        self._pipeline.publish(self._now.services, nexthops.routes_table(self._view, self._now.plans))
+        routes = nexthops.routes_table(self._view, self._now.plans)
+        for pipeline in self._pipelines:
+            pipeline.publish(self._now.services, routes)
 
     def _fill_classifier(self) -> None:
         vips, replies = reconcile.classifier_keys(self._now.plans)
@@ -371,7 +381,8 @@ class Engine:
         old, new = reconcile.classifier_keys(self._now.plans), reconcile.classifier_keys(generation.plans)
         self._now = generation
         self._add_vips()
-        self._pipeline.renew(generation.ids.reused)
+        for pipeline in self._pipelines:
+            pipeline.renew(generation.ids.reused)
         generation.ids.reused.clear()  # once: going back to this generation must not forget what is in use
         self._classifier.replace(old[0] & new[0], old[1] & new[1], self._view.addresses)
         self._publish()
@@ -380,16 +391,18 @@ class Engine:
         self._want_next_hops()
 
     def _status(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        counters = metrics.add_up(pipeline.counters() for pipeline in self._pipelines) | self._workers.counters()
         return {
             "version": __version__,
             "pid": os.getpid(),
             "uptime": round(time.time() - self._started, 1),
             "interfaces": list(self._now.config.interfaces),
             "transmit": self._paths(),
-            "workers": 1,
-            "counters": metrics.split_counters(self._pipeline.counters() | self._worker.counters()),
-            "services": metrics.describe_services(self._pipeline, self._now.plans),
-            "flows": metrics.describe_flows(self._pipeline),
+            "open_blocks": self._open_blocks,
+            "workers": self._workers.describe(self._pipelines, self._view, self._links_out()),
+            "counters": metrics.split_counters(counters),
+            "services": metrics.describe_services(self._pipelines, self._now.plans),
+            "flows": metrics.describe_flows(self._pipelines[0]),
         }
 
 
@@ -432,9 +445,9 @@ def check_runnable(path: str, config: Config) -> None:
         raise ConfigError.at(path, "interfaces", "fastlb run needs at least one interface, as in interfaces: [eth0]")
 
 
-def check_memory(config: Config) -> None:
+def check_memory(config: Config, workers: int) -> None:
     """The kernel hands out memory for rings until none is left for anybody else: refuse what there is not."""
-    rings = config.ring.block_size * config.ring.blocks * len(config.interfaces) >> 20
+    rings = config.ring.block_size * config.ring.blocks * len(config.interfaces) * workers >> 20
     table = config.flows * FLOW_BYTES >> 20
     with open("/proc/meminfo") as meminfo:
         free = next(int(line.split()[1]) for line in meminfo if line.startswith("MemAvailable:")) >> 10
@@ -463,14 +476,13 @@ def check_reachable(view: KernelView, plans: list[reconcile.Plan]) -> None:
         raise FastlbError("\n".join(problems))
 
 
-def open_ring(interface: str, filter_fd: int, memory: RingMemory, config: Config) -> Ring:
-    """A receive ring; raises KernelError with what would help."""
-    ring = config.ring
-    try:
-        return Ring(interface, filter_fd, memory, max(1, round(ring.timeout * 1000)))
-    except OSError as error:
-        size = ring.block_size * ring.blocks >> 20
-        hint = f"; it takes {size} MiB, try fewer ring.blocks" if error.errno in (errno.ENOMEM, errno.ENOBUFS) else ""
-        raise KernelError(f"cannot open a receive ring on {interface}: {error.strerror}{hint}") from error
-
-
+def open_blocks(config: Config, classifier: Classifier) -> bool:
+    """Whether to read open blocks. Raises KernelError when the configuration insists and it does not work."""
+    if config.ring.open_blocks is False:
+        return False
+    fault = classifier.no_bells or selftest.open_blocks_fault()
+    if fault is not None and config.ring.open_blocks is True:
+        raise KernelError(f"ring.open_blocks: true, but {fault}")
+    if fault is not None:
+        log.warning("open blocks are not read; a lone packet waits for its block", reason=fault)
+    return fault is None

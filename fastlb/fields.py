@@ -31,11 +31,13 @@ from pydantic_core import PydanticCustomError
 Address = IPv4Address | IPv6Address
 
 MAX_INTERFACES = 16  # rings of a worker
+MAX_WORKERS = 64  # shards of the flow table
 MAGLEV_SIZES = (  # primes
     *(251, 509, 1021, 2039, 4093, 8191, 16381, 32749),
     *(65537, 131071, 262139, 524287, 1048573),
 )
 SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
+FINE_SECONDS = {"us": 0.000001, "ms": 0.001}
 BYTES = {"KiB": 1 << 10, "MiB": 1 << 20}
 LONGEST = 7 * 24 * 3600  # seconds
 
@@ -231,8 +233,8 @@ PortOrAny = Annotated[
 Port = Annotated[StrictInt, Field(ge=1, le=65535), _expects("a whole number from 1 to 65535")]
 Weight = Annotated[StrictInt, Field(ge=0, le=65535), _expects("a whole number from 0 to 65535")]
 Workers = Annotated[
-    Literal["auto"] | Annotated[StrictInt, Field(ge=1, le=1)],
-    _expects('"auto" or 1; more workers are not available in this version'),
+    Literal["auto"] | Annotated[StrictInt, Field(ge=1, le=MAX_WORKERS)],
+    _expects(f'"auto" or a whole number from 1 to {MAX_WORKERS}'),
 ]
 Seed = Annotated[
     StrictInt, Field(ge=0, le=2**64 - 1), _expects("a whole number from 0 to 18446744073709551615 (64 bits)")
@@ -260,6 +262,14 @@ RingTimeout = Annotated[
     _expects('a time from 1ms to 1s: "1ms", or a number of seconds'),
     _quantity_schema(SECONDS, {"type": "number", "minimum": 0.001, "maximum": 1}),
 ]
+Spin = Annotated[
+    float,
+    _quantity(FINE_SECONDS),
+    Field(ge=0, le=0.01),
+    _expects('a time from 0us to 10ms: "50us", or a number of seconds'),
+    _quantity_schema(FINE_SECONDS, {"type": "number", "minimum": 0, "maximum": 0.01}),
+]
+OpenBlocks = Annotated[Literal["auto"] | StrictBool, _expects("auto, true or false")]
 BlockSize = Annotated[
     int,
     _quantity(BYTES),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fastlb._core import Pipeline, reason_names, verdict_number
@@ -21,8 +21,17 @@ def split_counters(counters: Mapping[str, int]) -> dict[str, Any]:
     return totals | {"paths": by_verdict[0], "passed": by_verdict[_PASS], "drops": by_verdict[_DROP]}
 
 
-def describe_services(pipeline: Pipeline, plans: Iterable[Plan]) -> list[dict[str, Any]]:
-    """Each service with its backends and what went to them: packets, bytes, flows."""
+def add_up(counters: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """The sum of each counter, over all workers."""
+    totals: dict[str, int] = {}
+    for each in counters:
+        for name, value in each.items():
+            totals[name] = totals.get(name, 0) + value
+    return totals
+
+
+def describe_services(pipelines: Sequence[Pipeline], plans: Iterable[Plan]) -> list[dict[str, Any]]:
+    """Each service with its backends and what all workers sent to them: packets, bytes, flows."""
     return [
         {
             "name": plan.name,
@@ -32,7 +41,8 @@ def describe_services(pipeline: Pipeline, plans: Iterable[Plan]) -> list[dict[st
             "forward": plan.forward,
             "scheduler": "maglev",
             "backends": [
-                {"backend": member.key, "weight": member.weight} | dict(pipeline.backend_stats(member.id))
+                {"backend": member.key, "weight": member.weight}
+                | add_up(pipeline.backend_stats(member.id) for pipeline in pipelines)
                 for member in plan.members
             ],
         }
@@ -41,7 +51,7 @@ def describe_services(pipeline: Pipeline, plans: Iterable[Plan]) -> list[dict[st
 
 
 def describe_flows(pipeline: Pipeline) -> dict[str, int]:
-    """How full the flow table is, and what it costs."""
+    """How full the flow table is, and what it costs; any of the workers' pipelines knows."""
     hot, cold = pipeline.memory()
     return {
         "active": pipeline.flow_count(),

@@ -45,14 +45,17 @@ class _Failures:
 
 
 class TransmitPaths:
-    """Keeps an AF_XDP socket on every interface that frames may leave by.
+    """Keeps an AF_XDP socket of one worker on every interface that frames may leave by.
 
     ``mode``: the configuration's ``transmit``: auto, xdp (a refusal at the start is an error), sendmmsg (never AF_XDP).
+    ``number``: of the worker among ``workers``, and of the queue that it sends by.
     """
 
-    def __init__(self, worker: Worker, mode: str) -> None:
+    def __init__(self, worker: Worker, mode: str, number: int = 0, workers: int = 1) -> None:
         self._worker = worker
         self._mode = mode
+        self._queue = number
+        self._log = log.bind(worker=number) if workers > 1 else log
         self._failures: dict[int, _Failures] = {}  # by interface index
 
     def open(self, view: KernelView, links: Iterable[int]) -> None:
@@ -66,7 +69,7 @@ class TransmitPaths:
             if error is None:
                 continue
             if self._mode == "xdp" and error.errno not in LINK_GONE:
-                raise KernelError(f"transmit: xdp cannot be had on {view.links[index].name}: {_words(error)}")
+                raise KernelError(f"transmit: xdp cannot be had on {view.links[index].name}: {self._words(error)}")
             self._refused(view, index, error)
 
     def follow(self, view: KernelView, links: Iterable[int]) -> None:
@@ -92,7 +95,7 @@ class TransmitPaths:
 
     def _ask(self, index: int) -> OSError | None:
         try:
-            self._worker.open_xsk(index)
+            self._worker.open_xsk(index, self._queue)
         except OSError as error:
             return error
         return None
@@ -104,7 +107,7 @@ class TransmitPaths:
             return
         failures = self._failures[index]
         if failures.lost or failures.told:
-            log.info("AF_XDP socket open", interface=view.links[index].name)
+            self._log.info("AF_XDP socket open", interface=view.links[index].name)
         failures.lost = failures.told = False
 
     def _refused(self, view: KernelView, index: int, error: OSError) -> None:
@@ -116,7 +119,8 @@ class TransmitPaths:
         if error.errno != errno.EBUSY:
             failures.again = math.inf
         if not failures.told and not (failures.lost and error.errno == errno.EBUSY):  # by the one just lost
-            log.info("AF_XDP refused; sending by sendmmsg", interface=view.links[index].name, reason=_words(error))
+            reason = self._words(error)
+            self._log.info("AF_XDP refused; sending by sendmmsg", interface=view.links[index].name, reason=reason)
         failures.told = True
 
     def _lost(self, view: KernelView, index: int, ended: int) -> None:
@@ -124,7 +128,7 @@ class TransmitPaths:
         failures.lost = True
         failures.add(time.monotonic())
         reason = os.strerror(ended) if ended else "the link stopped sending"
-        log.warning("AF_XDP socket lost; sending by sendmmsg", interface=view.links[index].name, reason=reason)
+        self._log.warning("AF_XDP socket lost; sending by sendmmsg", interface=view.links[index].name, reason=reason)
 
     def _forget(self, view: KernelView, sockets: Iterable[int]) -> None:
         """An interface that comes back is another one to the kernel."""
@@ -132,8 +136,9 @@ class TransmitPaths:
             self._worker.close_xsk(index)
             self._failures.pop(index, None)
 
-
-def _words(error: OSError) -> str:
-    if error.errno == errno.EBUSY:
-        return "its queue is in use by another AF_XDP socket"
-    return f"{error.strerror} ({os.strerror(error.errno or 0)})"
+    def _words(self, error: OSError) -> str:
+        if error.errno == errno.EBUSY:
+            return "its queue is in use by another AF_XDP socket"
+        if error.errno == errno.EINVAL and self._queue > 0:
+            return f"it has no queue {self._queue}: each worker sends by a queue of its own"
+        return f"{error.strerror} ({os.strerror(error.errno or 0)})"

@@ -25,6 +25,7 @@ cdef extern from "abi.h" nogil:
         ENODEV
         EFD_NONBLOCK
         EFD_CLOEXEC
+        CLOCK_MONOTONIC
         CLOCK_MONOTONIC_COARSE
         PROT_READ
         PROT_NONE
@@ -38,7 +39,9 @@ cdef extern from "abi.h" nogil:
         SOL_PACKET
         SOL_SOCKET
         SO_ATTACH_BPF
+        SO_DETACH_FILTER
         SO_SNDBUFFORCE
+        PACKET_FANOUT
         PACKET_IGNORE_OUTGOING
         PACKET_RESERVE
         PACKET_RX_RING
@@ -51,6 +54,7 @@ cdef extern from "abi.h" nogil:
         SOCK_CLOEXEC
         SOCK_RAW
         XDP_COPY
+        XDP_SHARED_UMEM
         XDP_USE_NEED_WAKEUP
         XDP_MMAP_OFFSETS
         XDP_TX_RING
@@ -170,4 +174,5 @@ cdef extern from "abi.h" nogil:
     int setsockopt(int fd, int level, int option, void *value, uint32_t length) noexcept
     ssize_t sendto(int fd, void *data, size_t length, int flags, void *address, uint32_t size) noexcept
     int close_descriptor "close"(int fd) noexcept
+    ssize_t recv(int fd, void *data, size_t length, int flags) noexcept
     int madvise(void *at, size_t length, int advice) noexcept

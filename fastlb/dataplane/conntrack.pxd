@@ -1,5 +1,7 @@
 """The flow table.
 
+Its memory is shared by all workers; a shard is read and written only by the worker that owns it, so nothing is locked.
+
 Invariant: a flow has at most one entry, in one of the two buckets that the upper half of its fingerprint names within
 its shard. The counts of flows per shard and per backend change only where an entry is written or forgotten.
 
@@ -67,12 +69,15 @@ cdef struct FlowTuple:
 
 
 cdef struct FlowTable:
+    # One worker's view of it. Down to `per_shard`, all workers have the same.
     Bucket *buckets
     FlowTuple *tuples
-    BackendStats *stats      # by backend id
+    uint64_t *flows          # entries by shard
     uint64_t key[4]
-    uint64_t flows[SHARDS]
     uint32_t per_shard       # buckets
+    uint32_t owned_shards    # how many bits of `owned` are set
+    uint64_t owned           # the shards of this worker, a bit each
+    BackendStats *stats      # by backend id
     uint32_t sweep_shard
     uint32_t sweep_bucket
     uint32_t sweep_time
@@ -161,6 +166,10 @@ cdef inline void forget(FlowTable *table, uint32_t shard, FlowEntry *entry) noex
     table.stats[backend_of(entry)].active_flows -= 1
     table.flows[shard] -= 1
     entry.fingerprint = 0
+
+
+cdef inline bint owns(const FlowTable *table, uint32_t shard) noexcept nogil:
+    return table.owned >> shard & 1
 
 
 cdef inline Bucket *bucket_at(FlowTable *table, uint32_t shard, uint32_t hashed) noexcept nogil:
@@ -414,6 +423,14 @@ cdef inline void touch(FlowEntry *entry, const Packet *p, bint two_way, uint32_t
 
 # --- sweep -----------------------------------------------------------------------------------------------------------
 
+cdef inline uint32_t owned_after(const FlowTable *table, uint32_t shard) noexcept nogil:
+    """The next shard of this worker, which has at least one."""
+    shard = (shard + 1) % SHARDS
+    while not owns(table, shard):
+        shard = (shard + 1) % SHARDS
+    return shard
+
+
 cdef inline void sweep_one_bucket(FlowTable *table, const ServiceTable *services, uint32_t now) noexcept nogil:
     cdef Bucket *bucket = &table.buckets[<uint64_t>table.sweep_shard * table.per_shard + table.sweep_bucket]
     cdef int i
@@ -424,16 +441,16 @@ cdef inline void sweep_one_bucket(FlowTable *table, const ServiceTable *services
     table.sweep_bucket += 1
     if table.sweep_bucket == table.per_shard:
         table.sweep_bucket = 0
-        table.sweep_shard = (table.sweep_shard + 1) % SHARDS
+        table.sweep_shard = owned_after(table, table.sweep_shard)
 
 
 cdef inline void sweep(FlowTable *table, const ServiceTable *services, uint32_t now) noexcept nogil:
-    """Visit the buckets that are due since the last call: all of them in SWEEP_PERIOD_MS.
+    """Visit the buckets of this worker that are due since the last call: all of them in SWEEP_PERIOD_MS.
 
     Bounded per call by one full round, and in a busy worker, which calls at least every millisecond, by a ten
     thousandth of the table.
     """
-    cdef uint64_t total = <uint64_t>table.per_shard * SHARDS
+    cdef uint64_t total = <uint64_t>table.per_shard * table.owned_shards
     cdef int32_t elapsed = <int32_t>(now - table.sweep_time)
     cdef uint64_t due
     if elapsed <= 0:

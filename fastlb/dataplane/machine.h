@@ -9,6 +9,12 @@
 
 #define fastlb_load_acquire(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
 #define fastlb_store_release(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
+#define fastlb_store_fence() __atomic_thread_fence(__ATOMIC_SEQ_CST)
+#if defined(__x86_64__)
+#define fastlb_spin_pause() __builtin_ia32_pause()
+#else
+#define fastlb_spin_pause() __asm__ volatile("yield")
+#endif
 #define fastlb_prefetch(p) __builtin_prefetch((p), 1, 3)
 #define fastlb_likely(x) __builtin_expect(!!(x), 1)
 #define fastlb_unlikely(x) __builtin_expect(!!(x), 0)

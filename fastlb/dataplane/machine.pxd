@@ -4,13 +4,17 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 
 cdef extern from "machine.h" nogil:
-    # Loads and stores of memory that another thread or the kernel writes. They work on 32-bit, 64-bit and pointers.
+    # Loads and stores of memory that another thread or the kernel writes. They work on integers and pointers.
+    uint16_t load_acquire_u16 "fastlb_load_acquire"(const uint16_t *p) noexcept
     uint64_t load_acquire_u64 "fastlb_load_acquire"(const uint64_t *p) noexcept
     uint32_t load_acquire_u32 "fastlb_load_acquire"(const uint32_t *p) noexcept
     void *load_acquire_ptr "fastlb_load_acquire"(void **p) noexcept
     void store_release_u64 "fastlb_store_release"(uint64_t *p, uint64_t value) noexcept
     void store_release_u32 "fastlb_store_release"(uint32_t *p, uint32_t value) noexcept
     void store_release_ptr "fastlb_store_release"(void **p, void *value) noexcept
+
+    void store_fence "fastlb_store_fence"() noexcept     # every store before it is seen before any load after it
+    void spin_pause "fastlb_spin_pause"() noexcept       # tells the core that this loop waits for another one
 
     void prefetch "fastlb_prefetch"(const void *p) noexcept
     bint likely "fastlb_likely"(bint condition) noexcept

@@ -9,7 +9,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastlb.dataplane.conntrack cimport (
     FLOW_PICKED_UP, FlowEntry, FlowTable, FlowTuple, backend_of, be_vport_of, conflicts, find_flow, find_reply,
-    first_state, forget, insert_flow, is_over, is_stale, prefetch_flow, state_of, touch)
+    first_state, forget, insert_flow, is_over, is_stale, owns, prefetch_flow, state_of, touch)
 from fastlb.dataplane.flowhash cimport fingerprint as flow_fingerprint
 from fastlb.dataplane.flowhash cimport flow_hash
 from fastlb.dataplane.icmp cimport RejectLimit, answerable, may_reject, reject
@@ -17,7 +17,7 @@ from fastlb.dataplane.machine cimport likely, load_acquire_u32, store_release_u3
 from fastlb.dataplane.parse cimport parse
 from fastlb.dataplane.reasons cimport (
     DROP_NAT_CONFLICT, DROP_NO_BACKEND, DROP_NO_NEIGHBOUR, DROP_OVER_MTU, DROP_REJECT_LIMIT, DROP_REPLY_UNKNOWN,
-    PASS_NO_SERVICE, REASONS, VIA_CONNTRACK, VIA_MAGLEV, VIA_REJECT, VIA_SCHEDULER)
+    DROP_WRONG_WORKER, PASS_NO_SERVICE, REASONS, VIA_CONNTRACK, VIA_MAGLEV, VIA_REJECT, VIA_SCHEDULER)
 from fastlb.dataplane.rewrite cimport (
     decrement_ttl, fits, set_link_header, translate_destination, translate_source)
 from fastlb.dataplane.route cimport find_route, hop_to_address, hop_to_backend
@@ -285,6 +285,9 @@ cdef inline int receive(PipelineState *pipe, const Snapshot *snap, Packet *p) no
     if unlikely(p.leg == LEG_NONE):
         p.backend = 0
         return PASS_NO_SERVICE
+    if unlikely(not owns(&pipe.flows, p.shard)):
+        p.backend = 0
+        return DROP_WRONG_WORKER
     prefetch_flow(&pipe.flows, p.shard, p.fingerprint)
     return p.fault
 

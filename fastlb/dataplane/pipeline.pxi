@@ -6,43 +6,72 @@ cdef enum:
     SCRATCH_SLOT = SCRATCH_HEADROOM + MAX_FRAME
 
 
-cdef class Pipeline:
-    """Flow table, counters and the published snapshot of one worker, or of an embedding program.
+cdef class FlowMemory:
+    """What the pipelines of all workers share of the flow table: its entries, its key, its counts by shard.
 
     ``flows``: how many flows the table is meant for, at three quarters of its entries. ``key``: 32 secret bytes; drawn
-    at random when not given.
+    at random when not given. Raises ValueError, and MemoryError when there is no room.
     """
 
-    def __cinit__(self, uint64_t flows=1_000_000, key=None):
-        cdef FlowTable *table = &self.state.flows
+    def __cinit__(self, uint64_t flows, key=None):
+        cdef FlowTable *table = &self.table
         cdef uint64_t buckets
-        cdef int slot
         key = urandom(32) if key is None else bytes(key)
         if len(key) != 32:
             raise ValueError(f"the flow table's key has 32 bytes, not {len(key)}")
         if not 0 < flows <= 1 << 30:
             raise ValueError(f"a flow table takes 1..{1 << 30} flows, not {flows}")
         memcpy(table.key, <const char *>key, 32)
-        self.state.rejects.tokens = REJECTS_PER_SECOND
         table.per_shard = (flows + SHARDS * 3 - 1) // (SHARDS * 3)
         buckets = <uint64_t>table.per_shard * SHARDS
-        self.flow_capacity = buckets * ENTRIES
         table.buckets = <Bucket *>map_zeroed(buckets * sizeof(Bucket))
         table.tuples = <FlowTuple *>map_zeroed(buckets * ENTRIES * sizeof(FlowTuple))
-        table.stats = <BackendStats *>map_zeroed(MAX_BACKENDS * sizeof(BackendStats))
+        table.flows = <uint64_t *>zeroed(SHARDS, sizeof(uint64_t))
+
+    def __dealloc__(self):
+        cdef uint64_t buckets = <uint64_t>self.table.per_shard * SHARDS
+        unmap(self.table.buckets, buckets * sizeof(Bucket))
+        unmap(self.table.tuples, buckets * ENTRIES * sizeof(FlowTuple))
+        free(self.table.flows)
+
+
+cdef class Pipeline:
+    """One worker's counters, its part of the flow table and its published snapshot; or those of an embedding program.
+
+    ``flows``: the memory of a table that is shared with other workers, or how many flows an own one is meant for.
+    ``key``: of an own one; see `FlowMemory`. ``shards``: those that this pipeline owns, at least one; the packets of
+    others are dropped as ``wrong_worker``. No shard may have two owners while they run.
+    """
+
+    def __cinit__(self, flows=1_000_000, key=None, shards=range(SHARDS)):
+        cdef int slot
+        self.memory_of_flows = flows if isinstance(flows, FlowMemory) else FlowMemory(flows, key)
+        self.state.flows = self.memory_of_flows.table
+        self.flow_capacity = <uint64_t>self.state.flows.per_shard * SHARDS * ENTRIES
+        self.own(shards)
+        self.state.rejects.tokens = REJECTS_PER_SECOND
+        self.state.flows.stats = <BackendStats *>map_zeroed(MAX_BACKENDS * sizeof(BackendStats))
         for slot in range(BATCH):
             self.scratch[slot] = <uint8_t *>malloc(SCRATCH_SLOT)
             if self.scratch[slot] == NULL:
                 raise MemoryError
         self.snapshots = []
 
-    def __dealloc__(self):
+    cdef int own(self, shards) except -1:
         cdef FlowTable *table = &self.state.flows
-        cdef uint64_t buckets = <uint64_t>table.per_shard * SHARDS
+        for shard in shards:
+            if not 0 <= shard < SHARDS:
+                raise ValueError(f"shards are 0..{SHARDS - 1}, not {shard}")
+            table.owned |= <uint64_t>1 << <int>shard
+        if table.owned == 0:
+            raise ValueError("a pipeline owns at least one shard")
+        table.owned_shards = (<object>table.owned).bit_count()
+        table.sweep_shard = owned_after(table, SHARDS - 1)
+        return 0
+
+    def __dealloc__(self):
         cdef int slot
-        unmap(table.buckets, buckets * sizeof(Bucket))
-        unmap(table.tuples, buckets * ENTRIES * sizeof(FlowTuple))
-        unmap(table.stats, MAX_BACKENDS * sizeof(BackendStats))
+        unmap(self.state.flows.stats, MAX_BACKENDS * sizeof(BackendStats))
         for slot in range(BATCH):
             free(self.scratch[slot])
 
@@ -71,11 +100,13 @@ cdef class Pipeline:
         cdef FlowTable *table = &self.state.flows
         cdef FlowEntry *entry
         cdef uint64_t at
+        cdef uint32_t shard
         renewed = frozenset(backends)
         for at in range(self.flow_capacity if renewed and not self.running else 0):
             entry = &table.buckets[at // ENTRIES].entries[at % ENTRIES]
-            if entry.fingerprint != 0 and backend_of(entry) in renewed:
-                forget(table, <uint32_t>(at // ENTRIES // table.per_shard), entry)
+            shard = <uint32_t>(at // ENTRIES // table.per_shard)
+            if owns(table, shard) and entry.fingerprint != 0 and backend_of(entry) in renewed:
+                forget(table, shard, entry)
         for backend in renewed:
             memset(&table.stats[<uint32_t>backend], 0, sizeof(BackendStats))
 
@@ -176,11 +207,11 @@ cdef class Pipeline:
         return found
 
     def flow_count(self):
-        """Entries in the table, those included that expired and were not yet swept."""
+        """Entries in the whole table, those included that expired and were not yet swept."""
         return sum(self.state.flows.flows[shard] for shard in range(SHARDS))
 
     def memory(self):
-        """Bytes of the hot and the cold part of the flow table: (hot, cold)."""
+        """Bytes of the hot and the cold part of the whole flow table: (hot, cold)."""
         cdef uint64_t buckets = <uint64_t>self.state.flows.per_shard * SHARDS
         return buckets * sizeof(Bucket), buckets * ENTRIES * sizeof(FlowTuple)
 

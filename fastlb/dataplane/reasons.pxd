@@ -41,6 +41,7 @@ cdef enum Reason:
     DROP_NAT_CONFLICT
     DROP_REJECT_LIMIT
     # dropped: by the ring, before or after the pipeline
+    DROP_WRONG_WORKER
     DROP_RING_HOLE
     DROP_RING_CLAMPED
     DROP_TX_FULL
@@ -100,6 +101,8 @@ cdef inline const char *reason_name(int reason) noexcept nogil:
         return "nat_conflict"
     elif reason == DROP_REJECT_LIMIT:       # would be rejected, but answers are rate-limited
         return "reject_limit"
+    elif reason == DROP_WRONG_WORKER:       # of a shard that another worker owns
+        return "wrong_worker"
     elif reason == DROP_RING_HOLE:          # the kernel counted a slot that it never filled
         return "ring_hole"
     elif reason == DROP_RING_CLAMPED:       # frame longer than what the block could hold

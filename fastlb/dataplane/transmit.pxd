@@ -28,7 +28,7 @@ cdef struct Transmit:
     uint64_t *reasons        # the pipeline's counters: a frame that cannot leave is a drop
     uint64_t posted          # frames that left by AF_XDP
     uint64_t posted_bytes    # with those of frames that were lost after all: nobody knows their lengths any more
-    uint32_t block_size
+    uint32_t block_shift     # a block is 2**block_shift bytes
     uint32_t now             # milliseconds
     bint waiting             # frames are posted that the kernel has not been told of
 
@@ -48,7 +48,7 @@ cdef inline void count_lost(Transmit *out, uint32_t frames) noexcept nogil:
 
 
 cdef inline void push_one(Transmit *out, Xsk *xsk) noexcept nogil:
-    cdef uint32_t lost = push(xsk, out.block_size, out.now)
+    cdef uint32_t lost = push(xsk, out.block_shift, out.now)
     if unlikely(lost):
         count_lost(out, lost)
 
@@ -91,7 +91,7 @@ cdef inline void transmit(Transmit *out, Packet *p) noexcept nogil:
         return
     if unlikely(out.messages.count):
         send_messages(&out.messages)
-    post(xsk, out.memory, out.block_size, p, out.now)
+    post(xsk, out.memory, out.block_shift, p, out.now)
     out.posted += 1
     out.posted_bytes += p.length
     out.waiting = True
@@ -112,7 +112,7 @@ cdef inline bint attend_to(Transmit *out, Xsk *xsk) noexcept nogil:
     """One socket's part of `collect`. What the kernel's full queue left behind is pushed again."""
     cdef uint32_t lost
     if xsk.in_flight:
-        reap(xsk, out.block_size, out.now)
+        reap(xsk, out.block_shift, out.now)
         if unlikely(has_backlog(xsk)):
             push_one(out, xsk)
     if unlikely(is_silent(xsk, out.now) or load_acquire_u32(&xsk.unwanted)):

@@ -1,41 +1,54 @@
-"""The worker: read blocks, run batches, transmit, give blocks back; until told to stop.
+"""The worker: read frames, run batches, transmit, give blocks back; until told to stop.
 
 It alone owns its rings, its ways out and its pipeline's state. Between batches it looks at the clock, picks up
 the current snapshot and sweeps a bounded part of the flow table.
+
+A worker that finds nothing spins for a while, so that the next frame of a busy link meets it awake. Then it sleeps on
+its doorbells: packet sockets behind an eBPF program (classifier.py) that lets a frame's first byte in once, while the
+word `asleep` says so. Without open blocks a frame cannot be read before its block is closed, which wakes a sleeper by
+itself; then there are no doorbells.
 """
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastlb.dataplane.abi cimport (
-    CLOCK_MONOTONIC_COARSE, POLLERR, SO_ERROR, SOL_SOCKET, clock_gettime, getsockopt, poll, pollfd, timespec,
-    tpacket3_hdr, tpacket_block_desc)
+    CLOCK_MONOTONIC, CLOCK_MONOTONIC_COARSE, MSG_DONTWAIT, POLLERR, POLLIN, SO_ERROR, SOL_SOCKET, clock_gettime,
+    getsockopt, poll, pollfd, recv, timespec, tpacket3_hdr)
 from fastlb.dataplane.conntrack cimport sweep
-from fastlb.dataplane.machine cimport load_acquire_u32
+from fastlb.dataplane.machine cimport load_acquire_u32, spin_pause, store_fence, store_release_u32, store_release_u64
 from fastlb.dataplane.pipeline cimport PipelineState, run_batch
 from fastlb.dataplane.publish cimport Publication, pick_up
 from fastlb.dataplane.reasons cimport VIA_REJECT
 from fastlb.dataplane.ring cimport (
-    RxRing, current_block, first_frame, frame_after, hold_block, kernel_may_refill, take_frame, user_may_read)
-from fastlb.dataplane.transmit cimport Transmit, block_is_free, collect, flush, transmit
+    RxRing, advance, has_frames, hold_block, is_closed, kernel_may_refill, next_slot, take_frame)
+from fastlb.dataplane.transmit cimport Transmit, block_is_free, collect, flush, push_all, transmit
 from fastlb.dataplane.types cimport BATCH, Packet, Snapshot
 
 
 cdef enum:
     MAX_RINGS = 16
+    MAX_FDS = 2 * MAX_RINGS + 1  # a ring and a doorbell for each interface, and what wakes a sleeper to stop it
     IDLE_MS = 100            # the longest sleep: the sweep and new snapshots wait no longer
     IN_FLIGHT_MS = 1         # while frames are on their way out, and blocks wait for them
+    MAX_RINGS_OF_A_BELL = 64  # taken out of a doorbell at once; what is left wakes again
 
 
 cdef struct WorkerState:
     RxRing rings[MAX_RINGS]
-    pollfd fds[MAX_RINGS + 1]
+    pollfd fds[MAX_FDS]      # the rings', the one that ends a sleep, the doorbells'
     Transmit out
     Packet packets[BATCH]
     PipelineState *pipe
     Publication *publication
+    uint32_t *asleep         # shared with the doorbells' program; NULL without doorbells
+    uint64_t spin_ns
     uint64_t blocks_read
+    uint64_t early           # frames taken from blocks that were still open
+    uint64_t sleeps
+    uint64_t rounds          # of the loop, so that others see it alive
     uint32_t ring_count
-    uint32_t stopping        # set by another thread, which then rings fds[ring_count]
+    uint32_t fd_count
+    uint32_t stopping        # set by another thread, which then writes to fds[ring_count]
 
 
 cdef inline uint32_t clock_ms() noexcept nogil:
@@ -45,13 +58,22 @@ cdef inline uint32_t clock_ms() noexcept nogil:
     return <uint32_t>(now.tv_sec * 1000 + now.tv_nsec // 1000000)
 
 
-cdef inline void process(WorkerState *worker, const Snapshot *snap, int count, uint32_t now) noexcept nogil:
-    """One batch: verdicts, then the forwarded frames to the transmit queue in the order in which they came."""
+cdef inline uint64_t clock_ns() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <uint64_t>now.tv_sec * 1000000000 + <uint64_t>now.tv_nsec
+
+
+# --- frames ----------------------------------------------------------------------------------------------------------
+
+cdef inline void process(WorkerState *worker, int count, uint32_t now) noexcept nogil:
+    """One batch: verdicts, then the forwarded frames to the ways out in the order in which they came."""
     cdef int i
-    run_batch(worker.pipe, snap, worker.packets, count, now)
+    run_batch(worker.pipe, pick_up(worker.publication), worker.packets, count, now)
     for i in range(count):
         if worker.packets[i].reason <= VIA_REJECT:
             transmit(&worker.out, &worker.packets[i])
+    push_all(&worker.out)
 
 
 cdef inline void give_back(WorkerState *worker, RxRing *ring) noexcept nogil:
@@ -60,30 +82,39 @@ cdef inline void give_back(WorkerState *worker, RxRing *ring) noexcept nogil:
         kernel_may_refill(ring)
 
 
-cdef inline void read_block(WorkerState *worker, RxRing *ring, uint32_t now) noexcept nogil:
-    """All frames of the ring's current block, a batch at a time; the block goes back when all have left."""
-    cdef tpacket_block_desc *block = current_block(ring)
-    cdef tpacket3_hdr *slot = first_frame(block)
-    cdef uint32_t left = block.hdr.bh1.num_pkts
+cdef inline bint read_ring(WorkerState *worker, RxRing *ring, uint32_t now) noexcept nogil:
+    """What the current block has by now, a batch at a time; False when that is nothing.
+
+    Bounded by the block. One that is closed is held until all of its frames have left.
+    """
+    cdef bint closed = is_closed(ring)
+    cdef tpacket3_hdr *slot = next_slot(ring, closed)
+    cdef uint32_t taken = ring.taken
     cdef int count = 0
     cdef int reason
-    while left:
-        left -= 1
+    while slot != NULL:
         reason = take_frame(ring, slot, &worker.packets[count])
+        advance(ring, slot, closed)
         if reason:
             worker.pipe.reasons[reason] += 1
         else:
             count += 1
         if count == BATCH:
-            process(worker, pick_up(worker.publication), count, now)
+            process(worker, count, now)
             count = 0
-        slot = frame_after(slot)
+        slot = next_slot(ring, closed)
+    taken = ring.taken - taken
     if count:
-        process(worker, pick_up(worker.publication), count, now)
-    flush(&worker.out)
+        process(worker, count, now)
+    if taken:
+        flush(&worker.out)
+    if not closed:
+        worker.early += taken
+        return taken != 0
     hold_block(ring)
     give_back(worker, ring)
     worker.blocks_read += 1
+    return True
 
 
 cdef inline bint read_rings(WorkerState *worker, uint32_t now) noexcept nogil:
@@ -91,23 +122,9 @@ cdef inline bint read_rings(WorkerState *worker, uint32_t now) noexcept nogil:
     cdef bint found = False
     cdef uint32_t i
     for i in range(worker.ring_count):
-        if user_may_read(&worker.rings[i]):
-            read_block(worker, &worker.rings[i], now)
-            found = True
+        if has_frames(&worker.rings[i]):
+            found = read_ring(worker, &worker.rings[i], now) or found
     return found
-
-
-cdef inline void wait_for_frames(WorkerState *worker, int timeout_ms) noexcept nogil:
-    """Sleep until a ring has a block. A link that went down leaves an error on its socket, and poll returns at once
-    until somebody has asked for it."""
-    cdef int error
-    cdef unsigned int length
-    cdef uint32_t i
-    poll(worker.fds, worker.ring_count + 1, timeout_ms)
-    for i in range(worker.ring_count):
-        if worker.fds[i].revents & POLLERR:
-            length = sizeof(error)
-            getsockopt(worker.fds[i].fd, SOL_SOCKET, SO_ERROR, &error, &length)
 
 
 cdef inline bint take_back(WorkerState *worker, uint32_t now) noexcept nogil:
@@ -119,12 +136,74 @@ cdef inline bint take_back(WorkerState *worker, uint32_t now) noexcept nogil:
     return in_flight
 
 
+# --- idle ------------------------------------------------------------------------------------------------------------
+
+cdef inline bint keeps_spinning(WorkerState *worker, uint64_t *idle_since) noexcept nogil:
+    """``idle_since``: when spinning began, 0 before that."""
+    cdef uint64_t now = clock_ns()
+    if idle_since[0] == 0:
+        idle_since[0] = now
+    if now - idle_since[0] >= worker.spin_ns:
+        return False
+    spin_pause()
+    return True
+
+
+cdef inline void set_asleep(WorkerState *worker, uint32_t asleep) noexcept nogil:
+    if worker.asleep != NULL:
+        store_release_u32(worker.asleep, asleep)
+
+
+cdef inline bint anything_came(WorkerState *worker) noexcept nogil:
+    cdef uint32_t i
+    for i in range(worker.ring_count):
+        if has_frames(&worker.rings[i]):
+            return True
+    return False
+
+
+cdef inline void attend_to_socket(pollfd *socket, bint is_bell) noexcept nogil:
+    """After a wake-up. A link that went down leaves an error on its sockets, and poll returns at once until somebody
+    has asked for it; a doorbell rings until it is emptied."""
+    cdef int error
+    cdef unsigned int length = sizeof(error)
+    cdef uint8_t rung
+    cdef int left = MAX_RINGS_OF_A_BELL
+    if socket.revents & POLLERR:
+        getsockopt(socket.fd, SOL_SOCKET, SO_ERROR, &error, &length)
+    if is_bell and socket.revents & POLLIN:
+        while left and recv(socket.fd, &rung, 1, MSG_DONTWAIT) >= 0:
+            left -= 1
+
+
+cdef inline void sleep_until_called(WorkerState *worker, int timeout_ms) noexcept nogil:
+    """Sleep until a doorbell rings, a block is closed, or somebody wants this worker to stop.
+
+    A frame that comes after the last look at the rings finds `asleep` set, because that is stored before the look.
+    """
+    cdef uint32_t i
+    set_asleep(worker, 1)
+    store_fence()
+    if not anything_came(worker):
+        worker.sleeps += 1
+        poll(worker.fds, worker.fd_count, timeout_ms)
+        for i in range(worker.fd_count):
+            if i != worker.ring_count and worker.fds[i].revents:
+                attend_to_socket(&worker.fds[i], i > worker.ring_count)
+    set_asleep(worker, 0)
+
+
 cdef inline void run_worker(WorkerState *worker) noexcept nogil:
+    cdef uint64_t idle_since = 0
     cdef bint in_flight
     cdef uint32_t now
     while not load_acquire_u32(&worker.stopping):
         now = clock_ms()
         in_flight = take_back(worker, now)
-        if not read_rings(worker, now):
-            wait_for_frames(worker, IN_FLIGHT_MS if in_flight else IDLE_MS)
+        if read_rings(worker, now):
+            idle_since = 0
+        elif not keeps_spinning(worker, &idle_since):
+            sleep_until_called(worker, IN_FLIGHT_MS if in_flight else IDLE_MS)
+            idle_since = 0
         sweep(&worker.pipe.flows, pick_up(worker.publication).services, now)
+        store_release_u64(&worker.rounds, worker.rounds + 1)

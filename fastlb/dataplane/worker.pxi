@@ -17,16 +17,14 @@ cdef class RingMemory:
             self.base = NULL
             raise OSError(errno, f"no address space for rings of {self.size} bytes")
 
-    cdef int place(self, RxRing *ring) except -1:
+    cdef int place(self, RxRing *ring, bint open_blocks) except -1:
         """Map a ring's blocks behind those of the rings before it."""
         cdef uint8_t *at = self.base + self.used
         if self.used + self.ring_size > self.size:
             raise ValueError("this memory was made for fewer rings")
         if mmap(at, self.ring_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE | MAP_FIXED, ring.fd, 0) != at:
             raise OSError(errno, "cannot map the ring")
-        ring.memory = at
-        ring.first = <uint32_t>(self.used // self.block_size)
-        ring.block_size, ring.blocks = self.block_size, self.blocks
+        init_ring(ring, at, <uint32_t>(self.used // self.block_size), self.block_size, self.blocks, open_blocks)
         self.used += self.ring_size
         return 0
 
@@ -45,10 +43,12 @@ cdef class Ring:
     """A TPACKET_V3 receive ring on one interface, behind a socket filter, mapped into ``memory``.
 
     ``filter_fd``: a loaded eBPF socket filter. ``timeout_ms``: after which a block that is not full is handed over.
-    Raises OSError.
+    ``open_blocks``: read frames before that; see ring.pxd for what that rests on. Raises OSError.
     """
 
-    def __init__(self, str interface, int filter_fd, RingMemory memory not None, uint32_t timeout_ms):
+    def __init__(
+            self, str interface, int filter_fd, RingMemory memory not None, uint32_t timeout_ms,
+            bint open_blocks=False):
         self.interface = interface
         self.memory = memory
         self.totals = {"ring_packets": 0, "ring_drops": 0, "ring_freezes": 0}
@@ -62,8 +62,35 @@ cdef class Ring:
         self.socket.setsockopt(SOL_SOCKET, SO_ATTACH_BPF, filter_fd)
         self.socket.setsockopt(SOL_PACKET, PACKET_RX_RING, pack(
             "7I", memory.block_size, memory.blocks, memory.block_size, memory.blocks, timeout_ms, 0, 0))
-        memory.place(&self.ring)
+        memory.place(&self.ring, open_blocks)
         self.socket.bind((interface, ETH_P_ALL))         # last: no frame enters before the filter is there
+
+    def join(self, int group):
+        """Join a PACKET_FANOUT group, whose program chooses the frames from then on, and drop the own filter.
+
+        ``group``: the option's value, as fanout.py gives it. Raises OSError.
+        """
+        self.socket.setsockopt(SOL_PACKET, PACKET_FANOUT, group)
+        self.socket.setsockopt(SOL_SOCKET, SO_DETACH_FILTER, 0)
+
+    def take(self, uint32_t most, size_t room, double seconds):
+        """Up to ``most`` frames with together ``room`` bytes, as a list of (frame, whether its block was still open).
+
+        Ends after ``seconds`` without another frame. For a ring that no worker reads.
+        """
+        cdef uint8_t *copies = <uint8_t *>zeroed(room, 1)
+        cdef Taken *taken = <Taken *>zeroed(most, sizeof(Taken))
+        cdef uint32_t count, i
+        cdef uint8_t *at = copies
+        with nogil:
+            count = take_frames(&self.ring, taken, most, copies, room, <uint64_t>(seconds * 1e9))
+        found = []
+        for i in range(count):
+            found.append((PyBytes_FromStringAndSize(<char *>at, taken[i].length), taken[i].early))
+            at += taken[i].length
+        free(copies)
+        free(taken)
+        return found
 
     def statistics(self):
         """What the kernel counted for this ring since it was opened: packets, drops for want of room, freezes."""
@@ -77,10 +104,51 @@ cdef class Ring:
         self.socket.close()
 
 
-cdef class Worker:
-    """Reads rings, runs a pipeline, transmits. ``run`` blocks without the GIL until ``stop`` is called."""
+cdef struct Taken:
+    uint32_t length
+    bint early
 
-    def __init__(self, Pipeline pipeline not None, rings):
+
+cdef uint32_t take_frames(
+        RxRing *ring, Taken *taken, uint32_t most, uint8_t *copies, size_t room, uint64_t patience_ns) noexcept nogil:
+    """Copy frames out of a ring, one behind the other; how many."""
+    cdef uint64_t deadline = clock_ns() + patience_ns
+    cdef tpacket3_hdr *slot
+    cdef Packet packet
+    cdef uint32_t count = 0
+    cdef bint closed
+    while count < most and clock_ns() < deadline:
+        if not has_frames(ring):
+            spin_pause()
+            continue
+        closed = is_closed(ring)
+        slot = next_slot(ring, closed)
+        if slot == NULL:
+            hold_block(ring)
+            kernel_may_refill(ring)
+            continue
+        if take_frame(ring, slot, &packet) == 0:
+            if packet.length > room:
+                break
+            memcpy(copies, packet.frame, packet.length)
+            copies += packet.length
+            room -= packet.length
+            taken[count].length, taken[count].early = packet.length, not closed
+            count += 1
+            deadline = clock_ns() + patience_ns
+        advance(ring, slot, closed)
+    return count
+
+
+cdef class Worker:
+    """Reads rings, runs a pipeline, transmits. ``run`` blocks without the GIL until ``stop`` is called.
+
+    ``bells``: descriptors of doorbell sockets, at most one for each ring; they stay the caller's. ``asleep``: the word
+    that their program looks at, as a writable buffer of four bytes; needed with bells. ``spin_us``: how long, in
+    microseconds, a worker that finds nothing looks for further frames before it sleeps.
+    """
+
+    def __init__(self, Pipeline pipeline not None, rings, bells=(), asleep=None, uint32_t spin_us=0):
         cdef Ring ring
         self.pipeline = pipeline
         self.rings = list(rings)
@@ -93,17 +161,32 @@ cdef class Worker:
         init_messages(&self.state.out.messages, self.socket.fileno(), pipeline.state.reasons)
         self.memory = (<Ring>self.rings[0]).memory
         self.state.out.memory = self.memory.base
-        self.state.out.block_size = self.memory.block_size
+        self.state.out.block_shift = self.memory.block_size.bit_length() - 1
         self.state.out.reasons = pipeline.state.reasons
         self.state.pipe = &pipeline.state
         self.state.publication = &pipeline.publication
         self.state.ring_count = len(self.rings)
         for i, ring in enumerate(self.rings):
             self.state.rings[i] = ring.ring
-            self.state.fds[i].fd = ring.ring.fd
-            self.state.fds[i].events = POLLIN
-        self.state.fds[len(self.rings)].fd = self.bell
-        self.state.fds[len(self.rings)].events = POLLIN
+        self.listen_to([(<Ring>each).ring.fd for each in self.rings], list(bells), asleep)
+        self.state.spin_ns = <uint64_t>spin_us * 1000
+
+    cdef int listen_to(self, list rings, list bells, asleep) except -1:
+        """What ends a sleep."""
+        if len(bells) > len(rings):
+            raise ValueError(f"{len(bells)} doorbells for {len(rings)} rings")
+        if bells and asleep is None:
+            raise ValueError("doorbells need the word that their program looks at")
+        for at, fd in enumerate([*rings, self.bell, *bells]):
+            self.state.fds[<int>at].fd = fd
+            self.state.fds[<int>at].events = POLLIN
+            self.state.fd_count += 1
+        if asleep is not None:
+            PyObject_GetBuffer(asleep, &self.asleep, PyBUF_WRITABLE)
+            if self.asleep.len != sizeof(uint32_t):
+                raise ValueError(f"the word of a doorbell has 4 bytes, not {self.asleep.len}")
+            self.state.asleep = <uint32_t *>self.asleep.buf
+        return 0
 
     def run(self):
         """Work until stopped. Needs a published snapshot; one thread only."""
@@ -136,13 +219,31 @@ cdef class Worker:
         if load_acquire_u32(&xsk.state) == XSK_READY:
             return
         release_xsk(xsk)
+        self.open_in(xsk, ifindex, queue)
+        store_release_u32(&xsk.state, XSK_READY)
+
+    cdef int open_in(self, Xsk *xsk, uint32_t ifindex, uint32_t queue) except -1:
+        """With the memory that another socket has registered, or registered anew."""
+        cdef const Xsk *other = self.any_xsk()
+        if other != NULL:
+            try:
+                return open_xsk(xsk, self.memory, ifindex, queue, other.with_metadata, other.fd)
+            except OSError as error:
+                if error.errno == EBUSY:
+                    raise                                # else it may have ended just now, with its registration
         try:
-            open_xsk(xsk, self.memory, ifindex, queue, True)
+            return open_xsk(xsk, self.memory, ifindex, queue, True, -1)
         except OSError as error:
             if error.errno == EBUSY:
                 raise
-            open_xsk(xsk, self.memory, ifindex, queue, False)  # a kernel before 6.8
-        store_release_u32(&xsk.state, XSK_READY)
+            return open_xsk(xsk, self.memory, ifindex, queue, False, -1)  # a kernel before 6.8
+
+    cdef const Xsk *any_xsk(self) noexcept:
+        cdef int i
+        for i in range(MAX_XSKS):
+            if load_acquire_u32(&self.state.out.xsks[i].state) == XSK_READY:
+                return &self.state.out.xsks[i]
+        return NULL
 
     def close_xsk(self, uint32_t ifindex):
         """Clear up after a socket that ended, which frees the interface's queue soon after. One that has not ended is
@@ -188,15 +289,23 @@ cdef class Worker:
             "transmitted_bytes": self.state.out.messages.sent_bytes + self.state.out.posted_bytes,
             "transmitted_xdp": self.state.out.posted,
             "blocks_read": self.state.blocks_read,
+            "read_early": self.state.early,
+            "sleeps": self.state.sleeps,
         }
         for ring in self.rings:
             for name, value in ring.statistics().items():
                 totals[name] = totals.get(name, 0) + value
         return totals
 
+    @property
+    def rounds(self):
+        """How often the loop has gone round: a worker that is alive does so at least ten times a second."""
+        return load_acquire_u64(&self.state.rounds)
+
     def close(self):
-        """Close the transmit sockets; ``run`` must have returned."""
+        """Close the transmit sockets; ``run`` must have returned, or its thread have died."""
         cdef int i
+        self.pipeline.running = False
         for i in range(MAX_XSKS):
             if self.state.out.xsks[i].state == XSK_READY:
                 close_fd(self.state.out.xsks[i].fd)
@@ -205,6 +314,11 @@ cdef class Worker:
         if self.bell is not None:
             close_fd(self.bell)
             self.bell = None
+        self.state.asleep = NULL
+        PyBuffer_Release(&self.asleep)
+
+    def __dealloc__(self):
+        PyBuffer_Release(&self.asleep)
 
 
 def packet_socket():
@@ -212,17 +326,27 @@ def packet_socket():
     return socket(AF_PACKET, SOCK_RAW, 0)
 
 
-cdef int open_xsk(Xsk *xsk, RingMemory memory, uint32_t ifindex, uint32_t queue, bint with_metadata) except -1:
-    """Open a transmit-only AF_XDP socket over the rings; on an error the slot stays empty."""
+assert_equal(sizeof(tpacket_block_desc), BLOCK_HEADER)
+assert_equal(sizeof(tpacket3_hdr) + sizeof(sockaddr_ll), SLOT_HEADER)
+
+
+cdef int open_xsk(
+        Xsk *xsk, RingMemory memory, uint32_t ifindex, uint32_t queue, bint with_metadata, int shared) except -1:
+    """Open a transmit-only AF_XDP socket over the rings; on an error the slot stays empty.
+
+    ``shared``: an open socket that has registered them, with metadata or without; -1: this one registers them.
+    """
     cdef int fd = open_socket(AF_XDP, SOCK_RAW | SOCK_CLOEXEC, 0)
     if fd < 0:
         raise OSError(errno, "this kernel has no AF_XDP")
     try:
-        register_umem(fd, memory, with_metadata)
+        if shared < 0:
+            register_umem(fd, memory, with_metadata)
+        size_rings(fd)
         map_xsk(xsk, fd)
         xsk.blocks = <uint32_t>(memory.size // memory.block_size)
         xsk.outstanding = <uint32_t *>zeroed(xsk.blocks, sizeof(uint32_t))
-        bind_xsk(fd, ifindex, queue)
+        bind_xsk(fd, ifindex, queue, shared)
     except BaseException:
         close_fd(fd)
         release_xsk(xsk)
@@ -241,8 +365,6 @@ cdef int option(int fd, int name, void *value, uint32_t length, str what) except
 
 cdef int register_umem(int fd, RingMemory memory, bint with_metadata) except -1:
     cdef umem_reg umem
-    cdef int size = XSK_RING
-    cdef int room = XSK_RING * XSK_CHUNK
     memset(&umem, 0, sizeof(umem))
     umem.addr = <uint64_t>memory.base
     umem.len = memory.used
@@ -252,6 +374,12 @@ cdef int register_umem(int fd, RingMemory memory, bint with_metadata) except -1:
         umem.flags |= UMEM_TX_METADATA
         umem.tx_metadata_len = XSK_METADATA
     option(fd, XDP_UMEM_REG, &umem, sizeof(umem), "cannot register the rings")
+    return 0
+
+
+cdef int size_rings(int fd) except -1:
+    cdef int size = XSK_RING
+    cdef int room = XSK_RING * XSK_CHUNK
     option(fd, XDP_UMEM_FILL_RING, &size, sizeof(size), "no fill ring")
     option(fd, XDP_UMEM_COMPLETION_RING, &size, sizeof(size), "no completion ring")
     option(fd, XDP_TX_RING, &size, sizeof(size), "no transmit ring")
@@ -284,11 +412,15 @@ cdef int map_xsk_ring(XskRing *ring, int fd, const xdp_ring_offset *offset, size
     return 0
 
 
-cdef int bind_xsk(int fd, uint32_t ifindex, uint32_t queue) except -1:
+cdef int bind_xsk(int fd, uint32_t ifindex, uint32_t queue, int shared) except -1:
     cdef sockaddr_xdp address
     memset(&address, 0, sizeof(address))
     address.sxdp_family = AF_XDP
-    address.sxdp_flags = XDP_COPY | XDP_USE_NEED_WAKEUP
+    if shared < 0:
+        address.sxdp_flags = XDP_COPY | XDP_USE_NEED_WAKEUP
+    else:
+        address.sxdp_flags = XDP_SHARED_UMEM             # the other flags come with it
+        address.sxdp_shared_umem_fd = <uint32_t>shared
     address.sxdp_ifindex = ifindex
     address.sxdp_queue_id = queue
     if bind_socket(fd, &address, sizeof(address)):

@@ -1,7 +1,7 @@
 """AF_XDP transmit sockets whose memory is the receive rings themselves: a frame leaves from where it arrived.
 
-Each socket registers the whole memory of the worker's rings as its UMEM and is bound for transmission only, in copy
-mode, without any XDP program.
+The whole memory of the worker's rings is registered as one UMEM, which all of its sockets share; each is bound for
+transmission only, in copy mode, without any XDP program.
 
 Invariant: a descriptor's memory belongs to the kernel from `post` until its address comes back in the completion ring.
 `outstanding` counts such descriptors by ring block; a block whose count is not 0 on every socket must not go back to
@@ -73,7 +73,7 @@ cdef inline bint has_room(const Xsk *xsk) noexcept nogil:
     return xsk.in_flight < XSK_RING
 
 
-cdef inline void reap(Xsk *xsk, uint32_t block_size, uint32_t now) noexcept nogil:
+cdef inline void reap(Xsk *xsk, uint32_t block_shift, uint32_t now) noexcept nogil:
     """Take back what the kernel has sent. Bounded by the completion ring."""
     cdef uint32_t consumer = xsk.completions.consumer[0]
     cdef uint32_t producer = load_acquire_u32(xsk.completions.producer)
@@ -83,7 +83,7 @@ cdef inline void reap(Xsk *xsk, uint32_t block_size, uint32_t now) noexcept nogi
     xsk.in_flight -= producer - consumer
     xsk.progress = now
     while consumer != producer:
-        xsk.outstanding[addresses[consumer & (XSK_RING - 1)] // block_size] -= 1
+        xsk.outstanding[addresses[consumer & (XSK_RING - 1)] >> block_shift] -= 1
         consumer += 1
     store_release_u32(xsk.completions.consumer, consumer)
 
@@ -100,7 +100,7 @@ cdef inline void give_up(Xsk *xsk, uint32_t error) noexcept nogil:
     store_release_u32(&xsk.state, XSK_FAILED)
 
 
-cdef inline void post(Xsk *xsk, const uint8_t *memory, uint32_t block_size, Packet *p, uint32_t now) noexcept nogil:
+cdef inline void post(Xsk *xsk, const uint8_t *memory, uint32_t block_shift, Packet *p, uint32_t now) noexcept nogil:
     """Describe one frame; the kernel sees it with the next `push`. There must be room."""
     cdef xdp_desc *desc = &(<xdp_desc *>xsk.tx.entries)[xsk.producer & (XSK_RING - 1)]
     cdef tx_metadata *metadata
@@ -116,7 +116,7 @@ cdef inline void post(Xsk *xsk, const uint8_t *memory, uint32_t block_size, Pack
         desc.options = DESC_TX_METADATA
     if xsk.in_flight == 0:
         xsk.progress = now
-    xsk.outstanding[desc.addr // block_size] += 1
+    xsk.outstanding[desc.addr >> block_shift] += 1
     xsk.in_flight += 1
     xsk.producer += 1
 
@@ -126,7 +126,7 @@ cdef inline bint has_backlog(const Xsk *xsk) noexcept nogil:
     return load_acquire_u32(xsk.tx.consumer) != xsk.producer
 
 
-cdef inline uint32_t push(Xsk *xsk, uint32_t block_size, uint32_t now) noexcept nogil:
+cdef inline uint32_t push(Xsk *xsk, uint32_t block_shift, uint32_t now) noexcept nogil:
     """Have the kernel send what was posted, until its queue is full; returns how many frames were lost.
 
     EBUSY is one frame that the device did not take, for want of a carrier: it is complete, and not sent.
@@ -143,7 +143,7 @@ cdef inline uint32_t push(Xsk *xsk, uint32_t block_size, uint32_t now) noexcept 
                 lost += xsk.in_flight
                 give_up(xsk, errno)
                 return lost
-        reap(xsk, block_size, now)
+        reap(xsk, block_shift, now)
     return lost
 
 

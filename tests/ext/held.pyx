@@ -10,6 +10,7 @@ from libc.string cimport memcpy, memset
 
 from fastlb._core cimport Pipeline
 from fastlb.dataplane.abi cimport TP_STATUS_KERNEL, TP_STATUS_USER, tpacket3_hdr, tpacket_block_desc, xdp_desc
+from fastlb.dataplane.ring cimport init_ring
 from fastlb.dataplane.sendmmsg cimport init_messages
 from fastlb.dataplane.transmit cimport MAX_XSKS
 from fastlb.dataplane.types cimport VNET_HDR_LEN
@@ -27,6 +28,7 @@ cdef class Worker:
     cdef WorkerState *state
     cdef Pipeline pipeline
     cdef uint8_t *memory
+    cdef uint32_t block_size
     cdef uint32_t shown[4]           # the shared counters: tx producer and consumer, completion producer and consumer
     cdef uint32_t seen               # descriptors that the test has looked at
 
@@ -40,13 +42,13 @@ cdef class Worker:
             raise MemoryError
         init_messages(&self.state.out.messages, -1, pipeline.state.reasons)
         self.state.pipe, self.state.publication = &pipeline.state, &pipeline.publication
-        self.state.out.memory, self.state.out.block_size = self.memory, block_size
+        self.block_size = block_size
+        self.state.out.memory, self.state.out.block_shift = self.memory, block_size.bit_length() - 1
         self.state.out.reasons = pipeline.state.reasons
         self.state.ring_count = rings
         for i in range(rings):
-            self.state.rings[i].memory = self.memory + <size_t>i * blocks * block_size
-            self.state.rings[i].block_size, self.state.rings[i].blocks = block_size, blocks
-            self.state.rings[i].first = i * blocks
+            init_ring(&self.state.rings[i], self.memory + <size_t>i * blocks * block_size, i * blocks, block_size,
+                      blocks, False)
         self.open(ifindex, fd, counts, rings * blocks)
 
     cdef int open(self, uint32_t ifindex, int fd, uint32_t counts, uint32_t blocks) except -1:
@@ -76,7 +78,7 @@ cdef class Worker:
         free(self.memory)
 
     cdef tpacket_block_desc *block(self, uint32_t at) noexcept:
-        return <tpacket_block_desc *>(self.memory + <size_t>at * self.state.out.block_size)
+        return <tpacket_block_desc *>(self.memory + <size_t>at * self.block_size)
 
     # --- the kernel's part -----------------------------------------------------------------------------------------
 
@@ -88,7 +90,7 @@ cdef class Worker:
             raise ValueError(f"block {at} is the worker's")
         for offload, frame in frames:
             slot = write_slot(slot, offload, frame)
-        if slot > <uint8_t *>block + self.state.out.block_size:
+        if slot > <uint8_t *>block + self.block_size:
             raise ValueError("these frames are too long for a block")
         block.hdr.bh1.num_pkts = len(frames)
         block.hdr.bh1.offset_to_first_pkt = FIRST_SLOT

@@ -19,6 +19,7 @@ ENCODINGS: list[tuple[str, Callable[[Assembler], None], str]] = [
     ("r1 += r2", lambda a: a.alu(R1, "+", R2), "0f 21 0000 00000000"),
     ("r1 -= 1", lambda a: a.alu(R1, "-", 1), "17 01 0000 01000000"),
     ("r1 *= 3", lambda a: a.alu(R1, "*", 3), "27 01 0000 03000000"),
+    ("r1 *= r2", lambda a: a.alu(R1, "*", R2), "2f 21 0000 00000000"),
     ("r1 |= r2", lambda a: a.alu(R1, "|", R2), "4f 21 0000 00000000"),
     ("r1 &= 15", lambda a: a.alu(R1, "&", 15), "57 01 0000 0f000000"),
     ("r1 <<= 2", lambda a: a.alu(R1, "<<", 2), "67 01 0000 02000000"),
@@ -35,6 +36,7 @@ ENCODINGS: list[tuple[str, Callable[[Assembler], None], str]] = [
     ("call 26", lambda a: a.call(26), "85 00 0000 1a000000"),
     ("r1 = map 9", lambda a: a.map(R1, 9), "18 11 0000 09000000 00 00 0000 00000000"),
     ("r1 = value of map 9", lambda a: a.map_value(R1, 9), "18 21 0000 09000000 00 00 0000 00000000"),
+    ("r2 = 64 bytes into it", lambda a: a.map_value(R2, 9, 64), "18 22 0000 09000000 00 00 0000 40000000"),
     ("exit", lambda a: a.exit(), "95 00 0000 00000000"),
 ]
 
