@@ -5,6 +5,7 @@ PY := .venv/bin/python
 PYTEST := $(PY) -m pytest
 STAMP := .venv/set-up
 TRANSMIT := auto
+WORKERS := 1
 
 .PHONY: help demo test build lint bench asan clean
 
@@ -12,8 +13,8 @@ help: ## this list
 	@echo "fastlb: make one of"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-6s %s\n", $$1, $$2 }' Makefile
 
-demo: build ## traffic through a lab of network namespaces, verified (root, or sudo; TRANSMIT=xdp|sendmmsg forces the way out)
-	tools/as_root.sh $(PY) netns-lab/demo.py --transmit $(TRANSMIT)
+demo: build ## traffic through a lab of network namespaces, verified (root, or sudo; TRANSMIT=xdp|sendmmsg forces the way out, WORKERS=2)
+	tools/as_root.sh $(PY) netns-lab/demo.py --transmit $(TRANSMIT) --workers $(WORKERS)
 
 test: build ## all tests; those in namespaces need root, or sudo
 	@if tools/as_root.sh --possible; then \

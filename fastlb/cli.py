@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -167,18 +167,27 @@ def _describe(status: dict[str, Any]) -> str:
     return "\n".join(
         (
             f"fastlb {status['version']}, pid {status['pid']}, up {status['uptime']:.0f} s, "
-            f"on {', '.join(status['interfaces'])}, transmit {_pairs(status['transmit'])}",
+            f"on {', '.join(status['interfaces'])}, transmit {_pairs(status['transmit'])}, "
+            f"open blocks {'read' if status['open_blocks'] else 'not read'}",
             f"packets {counters['packets']}, forwarded {counters['forwarded']}, "
             f"transmitted {counters['transmitted']}, lost by the ring {counters['ring_drops']}",
             f"flows {flows['active']} of {flows['entries']} entries, evicted {counters['flows_evicted']}, "
             f"untracked {counters['flows_untracked']}",
             f"drops {_nonzero(counters['drops'])}",
             "",
+            _table(("WORKER", *map(str.upper, _WORKER_COLUMNS)), _worker_rows(status["workers"])),
+            "",
             _table(heads, rows),
         )
     )
 
 
+def _worker_rows(workers: Sequence[dict[str, Any]]) -> Iterator[Sequence[object]]:
+    for number, worker in enumerate(workers):
+        yield (number, *(worker[column] for column in _WORKER_COLUMNS))
+
+
+_WORKER_COLUMNS = ("core", "packets", "transmitted", "transmitted_xdp", "read_early", "sleeps")
 _BACKEND_COLUMNS = ("backend", "weight", "active_flows", "new_flows", "packets", "reply_packets")
 
 

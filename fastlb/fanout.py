@@ -11,7 +11,8 @@ alone. Order at start:
     doorbells     before the group: taps are asked latest first, so a bell rings when the frame is in the ring already
     Group(...)    the bin, alone: it gets every frame
     rings         with a filter that keeps nothing until they have joined, or they would hold frames of other workers
-    start(...)    in one step every frame goes to its worker; before, "modulo the number of members" would mislead
+    start(...)    when all have joined, as the kernel takes the result modulo the number of members: in one step each
+                  frame goes to its worker
 
 and in reverse at the end: ``stop``, the rings are closed, ``close``. Were the bin to go first, a ring without a filter
 would get what is not ours.

@@ -91,9 +91,9 @@ def drops(status: dict[str, Any]) -> dict[str, int]:
     return {name: count for name, count in sorted(counted.items(), key=lambda item: -item[1]) if count}
 
 
-def start_fastlb(lab: Lab, transmit: str) -> subprocess.Popen[Any]:
+def start_fastlb(lab: Lab, **settings: Any) -> subprocess.Popen[Any]:
     """Start ``fastlb run`` in the balancer and wait until it answers; raises LabError when it does not."""
-    command = fastlb("run", "-c", lab.write_config(transmit=transmit))
+    command = fastlb("run", "-c", lab.write_config(**settings))
     with log_path(lab).open("wb") as log:
         balancer = lab.run("lb", command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=HERE.parent)
     deadline = time.monotonic() + START_TIMEOUT
@@ -109,7 +109,11 @@ def show_paths(lab: Lab, report: Report, transmit: str) -> None:
     status = read_status(lab)
     paths = status["transmit"] if status else {}
     forced = set() if transmit == "auto" else {transmit}
-    ways = {"xdp": "AF_XDP from the ring's memory", "sendmmsg": "sendmmsg"}
+    ways = {
+        "xdp": "AF_XDP from the ring's memory",
+        "sendmmsg": "sendmmsg",
+        "xdp+sendmmsg": "AF_XDP, and sendmmsg for want of queues",
+    }
     for interface, path in paths.items():
         report.check({path} >= forced, f"frames leave {interface} by {ways[path]}", f"not by {transmit}")
     report.check(bool(paths), "fastlb tells how frames leave")
@@ -216,6 +220,9 @@ def show_drops(lab: Lab, report: Report) -> None:
         by_xdp = counters["transmitted_xdp"]
         rows = [("AF_XDP", by_xdp), ("sendmmsg", counters["transmitted"] - by_xdp)]
         report.table(("sent by fastlb, by path", "packets"), rows)
+        each = [(f"worker {n} on core {w['core']}", w["packets"]) for n, w in enumerate(status["workers"])]
+        report.table(("handled by fastlb, by worker", "packets"), each)
+        report.check(all(packets for _, packets in each), "every worker had packets", each)
     found = drops(status) if status else {}
     report.table(("dropped by fastlb, by reason", "packets"), list(found.items()) or [("nothing", 0)])
 
@@ -230,7 +237,7 @@ def demonstrate(report: Report, options: argparse.Namespace) -> None:
     with lab:
         report.check(True, f"lab up, six namespaces and their servers ({time.monotonic() - started:.1f} s)")
         try:
-            balancer = start_fastlb(lab, options.transmit)
+            balancer = start_fastlb(lab, transmit=options.transmit, workers=options.workers)
             report.check(True, "fastlb runs")
             show_paths(lab, report, options.transmit)
             for vip in VIPS.values():  # neighbours are resolved and programs warm before anything is measured
@@ -269,6 +276,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="length of the flood (5)")
     ways = ("auto", "xdp", "sendmmsg")
     parser.add_argument("--transmit", choices=ways, default="auto", help="force the way frames leave (auto)")
+    parser.add_argument("--workers", type=int, default=1, help="packet-path threads; each link has two queues (1)")
     options = parser.parse_args()
     become_root()
     for number in ENDING_SIGNALS:

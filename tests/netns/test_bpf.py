@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 
 from fastlb import bpf
-from fastlb.bpf import Assembler, HashMap, Reg, Size, Word
+from fastlb.bpf import Assembler, HashMap, Reg, SharedValue, Size, Value, Word
 from fastlb.errors import KernelError
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes eBPF maps and programs")
@@ -53,6 +54,51 @@ def test_a_program_reads_the_word_as_it_is_now() -> None:
     finally:
         os.close(fd)
         word.close()
+
+
+def test_a_program_reads_a_value_at_an_offset() -> None:
+    value, code = Value("bpf_test", 256), Assembler()
+    code.map_value(Reg.R1, value.fd, 64)
+    code.load(Reg.R0, Reg.R1, 8, Size.U32)
+    fd = program(code)
+    try:
+        value.write(b"".join(number.to_bytes(4, sys.byteorder) for number in range(64)))
+        assert bpf.run_program(fd, FRAME)[0] == 18
+        with pytest.raises(ValueError, match="4 bytes for a field of 256"):
+            value.write(bytes(4))
+    finally:
+        os.close(fd)
+        value.close()
+
+
+def test_a_program_and_this_process_share_a_value() -> None:
+    shared, code = SharedValue("bpf_test", 128), Assembler()
+    code.map_value(Reg.R1, shared.fd, 64)
+    code.load(Reg.R0, Reg.R1, 0, Size.U32)
+    code.store(Reg.R1, 0, 9, Size.U32)
+    fd, view = program(code), shared.view(64, 4)
+    try:
+        view[:] = b"\5\0\0\0"
+        assert bpf.run_program(fd, FRAME)[0] == 5
+        assert bytes(view) == b"\x09\0\0\0"
+        shared.write(bytes(64) + b"\7" + bytes(63))
+        assert bytes(view) == b"\7\0\0\0"
+    finally:
+        os.close(fd)
+        shared.close()
+
+
+def test_shared_memory_stays_until_its_last_view_has_gone() -> None:
+    before = os.listdir("/proc/self/fd")
+    shared = SharedValue("bpf_shared", 64)
+    view = shared.view(0, 4)
+    shared.close()
+    with pytest.raises(ValueError, match="released"):
+        shared.view(0, 4)
+    view[0] = 3
+    assert (view[0], "bpf_shared" in bpf.maps().values()) == (3, True)
+    view.release()
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_what_is_loaded_is_listed_by_name() -> None:

@@ -1,21 +1,24 @@
-"""The classification, run by the kernel over literal frames, and the maps that it reads.
+"""The classification, run by the kernel over literal frames in each of its programs, and the maps that it reads.
 
 The kernel's test run plays a frame as received by the loopback device: a destination MAC of zeros is
 PACKET_HOST, and a tag in the frame stands for the inner one of two (the outer is out of the frame by then).
+A socket filter's test run begins at the network header, as a fanout group's program does.
 """
 
 from __future__ import annotations
 
 import os
+import random
 import struct
+import sys
 from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import Any
 
 import pytest
 
-from fastlb import classifier
-from fastlb.classifier import Classifier, Key
+from fastlb import bpf, classifier
+from fastlb.classifier import SHARDS, Classifier, Key
 from fastlb.errors import KernelError
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: loads eBPF programs")
@@ -179,26 +182,165 @@ def keys(rows: list[tuple[str, int, int]]) -> list[Key]:
     return [Key(ip_address(address), port, protocol) for address, port, protocol in rows]
 
 
+WORKERS = 3
+OWNERS = [shard * 7 % WORKERS for shard in range(SHARDS)]
+BELL_ASLEEP, BELL_AWAKE = b"\1\0\0\0", bytes(4)
+
+
+def shard_of(client: str, port: int) -> int:
+    """Of the flow table: the four 32-bit words of the address, and the port, as they lie in the frame."""
+    words = struct.unpack("=4I", ip_address(client).packed.rjust(16, b"\0"))
+    mixed = int.from_bytes(port.to_bytes(2, "big"), sys.byteorder)
+    for word in words:
+        mixed ^= word
+    return (mixed * 0x9E3779B1 & 0xFFFFFFFF) >> 26
+
+
+def run(program_fd: int, frame: bytes, ethernet_header: bytes = b"") -> int:
+    result, _duration = bpf.run_program(program_fd, ethernet_header + frame)
+    return result
+
+
+def rings(classified: Classifier, worker: int, frame: bytes, before: bytes = BELL_ASLEEP) -> bool:
+    """Whether a worker's bell keeps a byte of the frame; the word is 0 after that, and as it was otherwise."""
+    word, fd = classified.asleep(worker), classified.bell_fd(worker)
+    assert word is not None
+    assert fd is not None
+    word[:] = before
+    kept = run(fd, frame, frame[:14])
+    assert (kept, bytes(word)) in ((0, before), (1, BELL_AWAKE))
+    return bool(kept)
+
+
+def bells(classified: Classifier, frame: bytes) -> list[int]:
+    """The workers whose bell rings when all are asleep."""
+    return [worker for worker in range(classified.workers) if rings(classified, worker, frame)]
+
+
+def takers(classified: Classifier, frame: bytes) -> dict[str, bool]:
+    """What each of the programs makes of a frame."""
+    return {
+        "guard": classified.test(frame),
+        "filter": run(classified.filter_fd, frame, frame[:14]) > 0,
+        "steering": run(classified.steer_fd, frame) > 0,
+        "bell": len(bells(classified, frame)) == 1,
+    }
+
+
+def all_say(ours: bool) -> dict[str, bool]:
+    return dict.fromkeys(("guard", "filter", "steering", "bell"), ours)
+
+
 def fill(classified: Classifier) -> None:
     classified.replace(keys(VIPS), keys(REPLIES), map(ip_address, LOCALS))
 
 
 @pytest.fixture(scope="module")
 def filled() -> Iterator[Classifier]:
-    with Classifier() as classified:
+    with Classifier(WORKERS) as classified:
         fill(classified)
+        classified.set_workers(OWNERS)
         yield classified
 
 
 @pytest.mark.parametrize(("frame", "ours"), [row[1:] for row in FRAMES], ids=[row[0] for row in FRAMES])
 def test_frame(filled: Classifier, frame: bytes, ours: bool) -> None:
-    assert filled.test(frame) is ours
+    assert takers(filled, frame) == all_say(ours)
 
 
 @pytest.mark.parametrize(("frame", "enough"), [row[1:] for row in WHOLE], ids=[row[0] for row in WHOLE])
 def test_a_frame_cut_before_its_ports_end_is_not_ours(filled: Classifier, frame: bytes, enough: int) -> None:
-    lengths = range(15, len(frame) + 1)
-    assert [filled.test(frame[:length]) for length in lengths] == [length >= enough for length in lengths]
+    for length in range(15, len(frame) + 1):
+        assert takers(filled, frame[:length]) == all_say(length >= enough)
+
+
+def legs(client: str, port: int, protocol: int, rng: random.Random) -> list[bytes]:
+    """A client's frame to a VIP, and a backend's reply to it, each with options or extensions or tags of its own."""
+    if ":" in client:
+        vip, vport, backend, bport = {TCP: (VIP6, 80, BACKEND6, 8080), UDP: (VIP6_ANY, 9, BACKEND6_ANY, 99)}[protocol]
+        ways = [(client, port, vip, vport), (backend, bport, client, port)]
+        chains: list[tuple[tuple[int, int], ...]] = [(), (), ((0, 0),), ((60, 2), (51, 4))]
+        return [ipv6(*way, protocol, rng.choice(chains), tags=rng.choice(TAGS)) for way in ways]
+    vip, vport, backend, bport = {TCP: (VIP, 80, BACKEND, 8080), UDP: (VIP, 5000, BACKEND_ANY, 99)}[protocol]
+    ways = [(client, port, vip, vport), (backend, bport, client, port)]
+    return [ipv4(*way, protocol, ihl=rng.choice((5, 5, 6, 15)), tags=rng.choice(TAGS)) for way in ways]
+
+
+TAGS: list[tuple[int, ...]] = [(), (), (0x8100,), (0x88A8,)]
+
+
+def clients(count: int, rng: random.Random) -> Iterator[tuple[str, int, int]]:
+    """Random addresses of both versions, ports and protocols; the first are the extremes."""
+    yield from [("0.0.0.0", 0, TCP), ("255.255.255.255", 65535, UDP), ("::", 0, UDP)]
+    for _ in range(count - 3):
+        bits = rng.choice((32, 128))
+        address = ip_address(rng.getrandbits(bits).to_bytes(bits // 8, "big"))
+        yield str(address), rng.getrandbits(16), rng.choice((TCP, UDP))
+
+
+def test_both_legs_of_a_flow_belong_to_the_worker_of_its_shard(filled: Classifier) -> None:
+    rng = random.Random(1)
+    shards = set()
+    for client, port, protocol in clients(3000, rng):
+        shard = shard_of(client, port)
+        shards.add(shard)
+        for frame in legs(client, port, protocol, rng):
+            assert run(filled.steer_fd, frame) == 1 + OWNERS[shard], (client, port, frame.hex())
+            assert bells(filled, frame) == [OWNERS[shard]], (client, port, frame.hex())
+    assert len(shards) == SHARDS
+
+
+def test_the_greatest_number_of_workers() -> None:
+    rng = random.Random(2)
+    with Classifier(SHARDS) as classified:
+        fill(classified)
+        assert (run(classified.steer_fd, TO_VIP), bells(classified, TO_VIP)) == (1, [0])
+        classified.set_workers(list(reversed(range(SHARDS))))
+        for client, port, protocol in clients(200, rng):
+            worker = SHARDS - 1 - shard_of(client, port)
+            for frame in legs(client, port, protocol, rng):
+                assert (run(classified.steer_fd, frame), bells(classified, frame)) == (1 + worker, [worker])
+
+
+def test_one_worker_has_a_bell_and_needs_no_steering() -> None:
+    with Classifier() as classified:
+        fill(classified)
+        classified.set_workers([0] * SHARDS)
+        assert (classified.steer_fd, classified.nothing_fd) == (-1, -1)
+        assert [bells(classified, frame) for frame in (TO_VIP, TO_CLIENT, FOREIGN)] == [[0], [0], []]
+
+
+def test_a_bell_rings_only_for_a_sleeper() -> None:
+    with Classifier(2) as classified:
+        fill(classified)
+        assert rings(classified, 0, TO_VIP)
+        assert not rings(classified, 0, TO_VIP, before=BELL_AWAKE)
+        assert not rings(classified, 1, TO_VIP)  # worker 0 owns every shard
+
+
+def test_the_program_for_the_bin_keeps_nothing(filled: Classifier) -> None:
+    assert [run(filled.nothing_fd, frame) for frame in (TO_VIP, TO_CLIENT, FOREIGN)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("owners", [[], [0] * 63, [0] * 63 + [2], [0] * 63 + [-1]])
+def test_each_shard_has_a_worker_that_exists(owners: list[int]) -> None:
+    with Classifier(2) as classified, pytest.raises(ValueError, match="64 numbers below 2 are wanted"):
+        classified.set_workers(owners)
+
+
+@pytest.mark.parametrize("workers", [0, 65])
+def test_more_workers_than_shards_are_refused(workers: int) -> None:
+    with pytest.raises(ValueError, match="1 to 64 workers"):
+        Classifier(workers)
+
+
+def test_a_kernel_without_shared_memory_has_no_bells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bpf, "_F_MMAPABLE", 1 << 30)  # a flag that this kernel does not know
+    with Classifier(2) as classified:
+        fill(classified)
+        assert (classified.no_bells or "").startswith("cannot create the map fastlb_asleep: ")
+        assert (classified.bell_fd(1), classified.asleep(1)) == (None, None)
+        assert run(classified.steer_fd, TO_VIP) == 1
 
 
 # What `replace` was given, in order, and what the second call must leave: the frame is of VIP or a reply.
@@ -209,6 +351,7 @@ VIP_80, VIP_8080, VIP_ALL = (
 )
 REPLY, REPLY_ALL = Key(ip_address(BACKEND), 8080, TCP), Key(ip_address(BACKEND), 0, TCP)
 TO_VIP, TO_CLIENT = ipv4(CLIENT, 40000, VIP, 80), ipv4(BACKEND, 8080, CLIENT, 40000)
+FOREIGN = ipv4(CLIENT, 40000, VIP, 81)
 CHANGES: list[tuple[str, tuple[list[Key], list[Key], list[str]], tuple[bool, bool]]] = [
     ("nothing", ([], [], []), (False, False)),
     ("a vip", ([VIP_80], [], []), (True, False)),
@@ -274,7 +417,20 @@ def test_without_privilege_the_error_says_what_would_help() -> None:
         os.seteuid(0)
 
 
-def test_close_gives_up_every_descriptor() -> None:
+@pytest.mark.parametrize("workers", [1, 3])
+def test_close_gives_up_every_descriptor(workers: int) -> None:
     before = os.listdir("/proc/self/fd")
-    Classifier().close()
+    Classifier(workers).close()
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_word_in_use_outlives_the_classifier() -> None:
+    before = os.listdir("/proc/self/fd")
+    classified = Classifier()
+    word = classified.asleep(0)
+    assert word is not None
+    classified.close()
+    word[:] = BELL_ASLEEP
+    assert bytes(word) == BELL_ASLEEP
+    word.release()
     assert os.listdir("/proc/self/fd") == before
