@@ -97,7 +97,7 @@ def _quantity(units: Mapping[str, float]) -> BeforeValidator:
             return value
         if not isinstance(value, str) or not (parts := pattern.fullmatch(value)):
             raise ValueError("not a quantity")
-        return float(parts[1]) * units[parts[2]]
+        return round(float(parts[1]) * units[parts[2]], 9)  # "50us" is 50e-6, not the float beside it
 
     return BeforeValidator(parse)
 

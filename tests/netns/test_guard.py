@@ -28,7 +28,7 @@ import pytest
 
 from fastlb import bpf, guard
 from fastlb.bpf import Assembler, Reg
-from fastlb.classifier import FILTER_NAME, GUARD_NAME, Classifier, Key
+from fastlb.classifier import BELL_NAME, FILTER_NAME, GUARD_NAME, Classifier, Key
 from fastlb.errors import KernelError
 from tests.netns import test_classifier as table
 from tests.netns.namespaces import Namespace, veth
@@ -274,7 +274,7 @@ def test_the_guard_outlives_the_classifier_and_goes_wholly(rig: Rig) -> None:
         rig.attach(classified)
         ours = held(os.getpid()) - others
         maps = ["fastlb_any_port", "fastlb_locals", "fastlb_replies", "fastlb_vips"]
-        assert names(ours) == sorted([*maps, FILTER_NAME, GUARD_NAME])
+        assert names(ours) == sorted([*maps, "fastlb_asleep", FILTER_NAME, GUARD_NAME, BELL_NAME])
     assert until(lambda: names(ours) == sorted([*maps, GUARD_NAME]))
     rig.settle()
     rig.send(VIP, SERVICE)

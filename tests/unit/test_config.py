@@ -36,7 +36,8 @@ TOP_KEYS = (
 SERVICE_KEYS = "name, vip, port, protocol, forward, scheduler, no_backend, nat_any_port, backends"
 NAME = '1 to 64 letters, digits, "_", "." or "-" (in quotes if YAML would take it for a number)'
 
-MORE = "more workers are not available in this version"
+WORKERS = '"auto" or a whole number from 1 to 64'
+SPIN = 'a time from 0us to 10ms: "50us", or a number of seconds'
 
 
 def service(**changes: object) -> dict[str, Any]:
@@ -129,6 +130,19 @@ def test_a_configuration_does_not_change() -> None:
         ({"ring": {"blocks": 4096}}, 4096),
         ({"workers": "auto"}, "auto"),
         ({"workers": 1}, 1),
+        ({"workers": 2}, 2),
+        ({"workers": 64}, 64),
+        ({"ring": {"open_blocks": "auto"}}, "auto"),
+        ({"ring": {"open_blocks": True}}, True),
+        ({"ring": {"open_blocks": False}}, False),
+        ({"ring": {"spin": "50us"}}, 50e-6),
+        ({"ring": {"spin": "0.5us"}}, 0.5e-6),
+        ({"ring": {"spin": "7us"}}, 7e-6),
+        ({"ring": {"spin": "0us"}}, 0.0),
+        ({"ring": {"spin": "1.1ms"}}, 0.0011),
+        ({"ring": {"spin": "10ms"}}, 0.01),
+        ({"ring": {"spin": 0}}, 0.0),
+        ({"ring": {"spin": 0.01}}, 0.01),
         ({"hash_seed": 2**64 - 1}, 2**64 - 1),
         ({"flows": 64}, 64),
         ({"flows": 2**30}, 2**30),
@@ -155,6 +169,22 @@ def test_yaml_words_that_stay_text(tmp_path: Path, text: str, name: str) -> None
     assert load_config(tmp_path / "c.yaml").services[0].name == name
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("auto", "auto"), ("true", True), ("True", True), ("FALSE", False), ('"auto"', "auto")],
+)
+def test_open_blocks_in_yaml(tmp_path: Path, text: str, value: object) -> None:
+    (tmp_path / "c.yaml").write_text(f"ring: {{open_blocks: {text}}}")
+    got = load_config(tmp_path / "c.yaml").ring.open_blocks
+    assert (got, type(got)) == (value, type(value))
+
+
+def test_a_default_that_is_written_down_changes_nothing() -> None:
+    """Else a reload would be refused, though nothing is new: floats of the two must be the very same."""
+    written = {"block_size": "256KiB", "blocks": 64, "timeout": "1ms", "open_blocks": "auto", "spin": "50us"}
+    assert Config.from_dict({"ring": written, "workers": "auto"}) == Config.from_dict({})
+
+
 def test_yaml_numbers_and_aliases(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(
         "hash_seed: 0x1F\nflows: 1_000\nservices:\n"
@@ -173,10 +203,14 @@ def test_yaml_numbers_and_aliases(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "line", "path", "message"),
     [
-        ("workers: 2", 1, "workers", f'found 2; it must be "auto" or 1; {MORE}'),
-        ("workers: 0", 1, "workers", f'found 0; it must be "auto" or 1; {MORE}'),
-        ("\nworkers: true", 2, "workers", f'found true; it must be "auto" or 1; {MORE}'),
-        ('workers: "2"', 1, "workers", f'found "2"; it must be "auto" or 1; {MORE}'),
+        ("workers: 0", 1, "workers", f"found 0; it must be {WORKERS}"),
+        ("workers: 65", 1, "workers", f"found 65; it must be {WORKERS}"),
+        ("workers: -1", 1, "workers", f"found -1; it must be {WORKERS}"),
+        ("workers: 2.0", 1, "workers", f"found 2.0; it must be {WORKERS}"),
+        ("\nworkers: true", 2, "workers", f"found true; it must be {WORKERS}"),
+        ('workers: "2"', 1, "workers", f'found "2"; it must be {WORKERS}'),
+        ("workers: Auto", 1, "workers", f'found "Auto"; it must be {WORKERS}'),
+        ("workers:", 1, "workers", f"found nothing; it must be {WORKERS}"),
         ("flows: 1.5", 1, "flows", "found 1.5; it must be a whole number from 64 to 1073741824 (2^30)"),
         (
             "flows: 1073741825",
@@ -256,6 +290,23 @@ def test_yaml_numbers_and_aliases(tmp_path: Path) -> None:
             "ring.timeout",
             'found "2s"; it must be a time from 1ms to 1s: "1ms", or a number of seconds',
         ),
+        ("ring: {open_blocks: on}", 1, "ring.open_blocks", 'found "on"; it must be auto, true or false'),
+        ("ring: {open_blocks: no}", 1, "ring.open_blocks", 'found "no"; it must be auto, true or false'),
+        ("ring: {open_blocks: 1}", 1, "ring.open_blocks", "found 1; it must be auto, true or false"),
+        ("ring: {open_blocks: 'true'}", 1, "ring.open_blocks", 'found "true"; it must be auto, true or false'),
+        ("ring: {open_blocks: AUTO}", 1, "ring.open_blocks", 'found "AUTO"; it must be auto, true or false'),
+        ("ring: {open_blocks: }", 1, "ring.open_blocks", "found nothing; it must be auto, true or false"),
+        ("ring: {spin: 11ms}", 1, "ring.spin", f'found "11ms"; it must be {SPIN}'),
+        ("ring: {spin: 10001us}", 1, "ring.spin", f'found "10001us"; it must be {SPIN}'),
+        ("ring: {spin: 1s}", 1, "ring.spin", f'found "1s"; it must be {SPIN}'),
+        ("ring: {spin: 50 us}", 1, "ring.spin", f'found "50 us"; it must be {SPIN}'),
+        ("ring: {spin: -1us}", 1, "ring.spin", f'found "-1us"; it must be {SPIN}'),
+        ("ring: {spin: -0.001}", 1, "ring.spin", f"found -0.001; it must be {SPIN}"),
+        ("ring: {spin: 50}", 1, "ring.spin", f"found 50; it must be {SPIN}"),
+        ("ring: {spin: '0'}", 1, "ring.spin", f'found "0"; it must be {SPIN}'),
+        ("ring: {spin: true}", 1, "ring.spin", f"found true; it must be {SPIN}"),
+        ("ring: {timeout: 500us}", 1, "ring.timeout", 'found "500us"; it must be a time from 1ms to 1s: '
+         '"1ms", or a number of seconds'),
         ("services: {}", 1, "services", "found a mapping; it must be a list ([] when there are none)"),
         (
             "services:\n  - web",
@@ -388,7 +439,7 @@ def test_addresses_that_cannot_be(address: str, kind: str) -> None:
         (
             {"ring": {"colour": 1}},
             "ring.colour",
-            "there is no such key; use one of: block_size, blocks, timeout",
+            "there is no such key; use one of: block_size, blocks, timeout, open_blocks, spin",
         ),
         (
             {"services": [service(backends=[{"address": "10.0.0.1", "weigth": 2}])]},
@@ -718,7 +769,19 @@ def test_the_schema_is_valid_and_accepts_the_example() -> None:
         ({"ring": {"block_size": "256kB"}}, False),
         ({"ring": {"block_size": 1024}}, False),
         ({"workers": "auto"}, True),
+        ({"workers": 64}, True),
         ({"workers": 0}, False),
+        ({"workers": 65}, False),
+        ({"workers": True}, False),
+        ({"workers": "2"}, False),
+        ({"ring": {"open_blocks": "auto"}}, True),
+        ({"ring": {"open_blocks": False}}, True),
+        ({"ring": {"open_blocks": "on"}}, False),
+        ({"ring": {"open_blocks": 1}}, False),
+        ({"ring": {"spin": "50us"}}, True),
+        ({"ring": {"spin": 0}}, True),
+        ({"ring": {"spin": "1s"}}, False),
+        ({"ring": {"spin": 0.02}}, False),
         ({"maglev_size": 65536}, False),
         ({"hash_seed": 2**64 - 1}, True),
         ({"control": "relative"}, False),

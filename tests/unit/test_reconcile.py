@@ -158,6 +158,7 @@ CHANGES: list[tuple[dict[str, Any], list[str]]] = [
     ({}, []),
     ({"interfaces": ["eth1", "eth2"]}, ["interfaces: eth0 -> eth1, eth2"]),
     ({"workers": 1}, ["workers: auto -> 1"]),
+    ({"workers": 2, "transmit": "xdp"}, ["workers: auto -> 2", "transmit: auto -> xdp"]),
     ({"flows": 9999}, ["flows: 4096 -> 9999"]),
     ({"control": "/tmp/x.sock"}, ["control: /run/fastlb/fastlb.sock -> /tmp/x.sock"]),
     ({"vip_address": "interface"}, ["vip_address: none -> interface"]),
@@ -173,11 +174,21 @@ def test_restart_reasons(changes: dict[str, Any], reasons: list[str]) -> None:
     assert list(reconcile.restart_reasons(old, new)) == reasons
 
 
-def test_a_changed_ring_needs_a_restart() -> None:
-    (reason,) = reconcile.restart_reasons(config(), config(ring={"blocks": 128}))
-    assert reason.startswith("ring: ")
-    assert "blocks=64" in reason
-    assert "blocks=128" in reason
+RING_CHANGES: list[tuple[dict[str, Any], str, str]] = [
+    ({"blocks": 128}, "blocks=64", "blocks=128"),
+    ({"open_blocks": False}, "open_blocks='auto'", "open_blocks=False"),
+    ({"spin": "0us"}, "spin=5e-05", "spin=0.0"),
+]
+
+
+@pytest.mark.parametrize(("ring", "before", "after"), RING_CHANGES)
+def test_a_changed_ring_needs_a_restart(ring: dict[str, Any], before: str, after: str) -> None:
+    (reason,) = reconcile.restart_reasons(config(), config(ring=ring))
+    key, _, change = reason.partition(": ")
+    old, new = change.split(" -> ")
+    assert key == "ring"
+    assert before in old.split()
+    assert after in new.split()
 
 
 HELD = [
