@@ -37,6 +37,7 @@ CLSACT, INGRESS = 0xFFFF_0000, 0xFFFF_FFF2
 CAP_NET_ADMIN, CAP_NET_RAW, PR_CAPBSET_DROP = 12, 13, 24
 WEB = APPLICATIONS[0]
 GUARD = {"program fastlb_guard", *(f"map fastlb_{name}" for name in ("vips", "replies", "locals", "any_port"))}
+RUNNING = {"program fastlb_filter", "program fastlb_bell", "map fastlb_asleep", "packet socket"}
 HOOKS = {"clsact on eth0", "clsact on eth1"}
 REQUEST = b"GET %s HTTP/1.1\r\nHost: lab\r\n\r\n"
 
@@ -123,7 +124,7 @@ def test_a_clean_stop_leaves_nothing(
     for vip in VIPS.values():
         assert fetched(lab, vip) == list(BACKENDS)
     made = remains(lab) - before
-    assert kinds(made) == GUARD | HOOKS | {"program fastlb_filter", "packet socket"}
+    assert kinds(made) == GUARD | HOOKS | RUNNING
     assert balancer.terminate(number) == 0
     assert is_gone(lab, balancer, before), remains(lab) - before
     assert [each["event"] for each in balancer.logs()] == ["running", "stopped"]
