@@ -12,6 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
+from fastlb.fields import MAX_WORKERS
+
 LOWEST_PRIORITY = 19
 
 
@@ -26,7 +28,7 @@ class Plan:
 
 def count_workers(wanted: int | Literal["auto"], cores: int) -> int:
     """The configuration's ``workers`` as a number."""
-    return max(1, cores - 1) if wanted == "auto" else wanted
+    return min(max(1, cores - 1), MAX_WORKERS) if wanted == "auto" else wanted
 
 
 def plan(cores: Collection[int], workers: int) -> Plan:
@@ -37,10 +39,17 @@ def plan(cores: Collection[int], workers: int) -> Plan:
     return Plan(tuple(reversed(kept)), others or frozenset(ordered), crowded=not others)
 
 
+def name_thread(name: str) -> None:
+    """What ps and top call the calling thread: at most 15 bytes."""
+    with open("/proc/thread-self/comm", "w") as comm:
+        comm.write(name)
+
+
 def pin_worker(core: int) -> None:
     """The calling thread runs on this core, at the normal priority, from now on."""
     os.sched_setaffinity(0, {core})
-    os.setpriority(os.PRIO_PROCESS, 0, 0)
+    with suppress(PermissionError):  # back from the lowest one, where fastlb has no CAP_SYS_NICE
+        os.setpriority(os.PRIO_PROCESS, 0, 0)
 
 
 def keep_off(cores: Plan, workers: Collection[int]) -> None:

@@ -115,17 +115,17 @@ class Engine:
         self._open_pipelines()
         self._attach_guard(stack)
         self._open_blocks = open_blocks(self._now.config, self._classifier)
+        self._open_workers(earlier=())
         stack.callback(lambda: self._workers.close())
-        self._open_packet_path()
+        self._workers.start(self._view, self._links_out())
 
-    def _open_packet_path(self) -> None:
+    def _open_workers(self, earlier: Sequence[Mapping[str, int]]) -> None:
         self._links = self._interface_links(self._view)
         self._gone = set(self._now.config.interfaces) - self._links.keys()
         self._workers = Workers(
             self._now.config, self._pipelines, self._classifier, self._cores, self._links, self._open_blocks,
-            self._leave_without,
+            self._leave_without, earlier,
         )  # fmt: skip
-        self._workers.start(self._view, self._links_out())
 
     def _reopen_packet_path(self) -> None:
         """Rings of an interface that was deleted and made again are gone, and so is its guard. Flows stay."""
@@ -133,7 +133,8 @@ class Engine:
         for interface in self._interface_links(self._view):
             outside_the_loop(guard.attach, interface, self._classifier.guard_fd)
         try:
-            self._open_packet_path()
+            self._open_workers(earlier=self._workers.totals())
+            self._workers.start(self._view, self._links_out())
         except FastlbError as error:
             self._failure = error
 
@@ -147,12 +148,16 @@ class Engine:
         }
 
     def _leave_without(self, numbers: Sequence[int]) -> NoReturn:
-        """The process's end closes everything but the guard."""
-        for interface in self._now.config.interfaces:
-            self._detach_guard(interface)
+        """The process's end closes the rest. The event loop may be running."""
         log.error("workers do not stop; leaving without them", workers=list(numbers))
-        sys.stderr.flush()
-        os._exit(1)
+        try:
+            self._drop_vips()  # first, so that the host never answers for them
+            for interface in self._now.config.interfaces:
+                outside_the_loop(self._detach_guard, interface)
+            self._control.close()
+            sys.stderr.flush()
+        finally:
+            os._exit(1)
 
     def _open_control(self, stack: ExitStack) -> None:
         self._control = ControlServer(
@@ -252,6 +257,7 @@ class Engine:
         """Replace workers that died, all of them together; stop when that happens again and again, or one is stuck."""
         if stuck := self._workers.stuck():
             self._failure = FastlbError(f"worker {', '.join(map(str, stuck))} is stuck; stopping")
+            log.error("a worker is stuck; stopping", workers=stuck)  # now: it may never come to the failure's report
         dead = self._workers.dead()
         if not dead:
             return

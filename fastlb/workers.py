@@ -7,7 +7,8 @@
 
 One worker needs no group: its rings have the receive filter instead. All of it is opened together and closed together:
 where one part has to be replaced (an interface that came back as another, a worker that died), the group must be built
-anew as a whole (fanout.py). Pipelines, with the flow table and the counters, outlive that.
+anew as a whole (fanout.py). Pipelines, with the flow table and their counters, outlive that; the totals of rings and
+transmission are handed on.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import errno
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NoReturn
 
@@ -35,6 +36,10 @@ END_TIMEOUT = 5.0  # seconds that a worker may take to finish its block
 STUCK = 5.0  # seconds without a round of its loop, which takes 100 ms when there is nothing to do
 
 _SO_ATTACH_BPF, _SOL_PACKET, _PACKET_IGNORE_OUTGOING, _ETH_P_ALL = 50, 263, 23, 3
+_COUNTERS = (  # of a worker, which may have no ring yet
+    "transmitted", "transmitted_bytes", "transmitted_xdp", "blocks_read", "read_early", "sleeps",
+    "ring_packets", "ring_drops", "ring_freezes",
+)  # fmt: skip
 _BELL_BUFFER = 1  # bytes that are asked for; the kernel makes it its minimum, a few frames' worth
 
 log = structlog.get_logger()
@@ -59,7 +64,7 @@ class Workers:
 
     ``links``: the interfaces to receive on, up where there are several workers, with their indices. ``pipelines``:
     one for each worker. ``open_blocks``: read them. ``give_up``: ends the process, told the numbers of workers that do
-    not stop: their rings must not be unmapped under them.
+    not stop: their rings must not be unmapped under them. ``earlier``: the ``totals`` of those that these replace.
     """
 
     def __init__(
@@ -71,11 +76,13 @@ class Workers:
         links: Iterable[str],
         open_blocks: bool,
         give_up: Callable[[Sequence[int]], NoReturn],
+        earlier: Sequence[Mapping[str, int]] = (),
     ) -> None:
         self._config, self._classifier, self._plan = config, classifier, plan
         self._spin_us = round(config.ring.spin * 1e6)
         self._open_blocks = open_blocks
         self._give_up = give_up
+        self._totals = [dict(each) for each in earlier] or [dict.fromkeys(_COUNTERS, 0) for _ in pipelines]
         self._members: list[_Member] = []
         self._groups: list[Group] = []
         with ExitStack() as stack:
@@ -183,12 +190,20 @@ class Workers:
             if time.monotonic() > deadline:
                 self._give_up(left)
             time.sleep(0.001)
+        self._totals, self._members = self.totals(), []
 
     # --- what can be seen ----------------------------------------------------------------------------------
 
+    def totals(self) -> list[dict[str, int]]:
+        """What each worker counts of rings and transmission; after the end too."""
+        totals = list(self._totals)
+        for member in self._members:
+            totals[member.number] = metrics.add_up((totals[member.number], member.worker.counters()))
+        return totals
+
     def counters(self) -> dict[str, int]:
-        """Totals of rings and transmission."""
-        return metrics.add_up(member.worker.counters() for member in self._members)
+        """The sum of ``totals``."""
+        return metrics.add_up(self.totals())
 
     def transmit_paths(self, view: KernelView, links_out: set[int]) -> dict[str, str]:
         """The way out by interface: "xdp", "sendmmsg", or "xdp+sendmmsg" where the workers' ways differ."""
@@ -201,8 +216,9 @@ class Workers:
     def describe(self, pipelines: Sequence[Pipeline], view: KernelView, links_out: set[int]) -> list[dict[str, Any]]:
         """Each worker: its core, what it had to do, its ways out."""
         described = []
-        for member, pipeline in zip(self._members, pipelines, strict=False):
-            seen, moved = pipeline.counters(), member.worker.counters()
+        totals = self.totals()
+        for member in self._members:
+            seen, moved = pipelines[member.number].counters(), totals[member.number]
             described.append({
                 "core": member.core,
                 "packets": seen["packets"],
@@ -217,7 +233,7 @@ class _Member:
 
     def __init__(self, number: int, worker: Worker, paths: TransmitPaths, core: int) -> None:
         self.number, self.worker, self.paths, self.core = number, worker, paths, core
-        self._thread = threading.Thread(target=self._run, name=f"fastlb-worker-{number}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"worker-{number}", daemon=True)
         self._rounds = (0, time.monotonic())  # when they were last seen to grow
 
     def start(self) -> None:
@@ -228,6 +244,7 @@ class _Member:
         return self._thread.native_id or 0
 
     def _run(self) -> None:
+        cores.name_thread(self._thread.name)
         cores.pin_worker(self.core)
         self.worker.run()
 

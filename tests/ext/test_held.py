@@ -9,126 +9,20 @@ from __future__ import annotations
 import errno
 import os
 import random
-import socket
 import struct
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from pathlib import Path
-from types import ModuleType
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 
-from fastlb._core import Routes
-from tests.balancers import BACKENDS, CLIENT, VIP, Balancer, config, service
-from tests.frames import BALANCER_MAC, frame, mac_bytes, mac_of, take_apart
+from tests.balancers import BACKENDS, CLIENT
+from tests.ext.case import BLOCK_SIZE, BLOCKS, NEAR_THE_END, PLAIN, Case, is_closed, numbered
+from tests.frames import frame, mac_of, take_apart
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
-
-from extension import build
-
-BLOCKS, BLOCK_SIZE = 4, 1 << 18
-IFINDEX = 7
 RING = 2048  # descriptors
 READY, FAILED = 1, 2
 SILENCE = 10  # milliseconds
-KICK, KICKS = b"", 256
-PLAIN = bytes(10)
+KICKS = 256
 TX_METADATA = 2
-NEAR_THE_END = 2**32 - 5
-
-
-@pytest.fixture(scope="module")
-def held() -> ModuleType:
-    return build("held", "tests/ext")
-
-
-class OneLink(Balancer):
-    """A pipeline whose every next hop is on the interface that has the AF_XDP socket, or on another one."""
-
-    def routes(self) -> Routes:
-        mac = mac_bytes(BALANCER_MAC)
-        hops = [(mac_bytes(mac_of(host)), mac, IFINDEX, 9000, None) for host in BACKENDS[4]]
-        return Routes(hops, [], {}, {member.id: at for at, member in enumerate(self.plans[0].members)})
-
-
-class Kicks:
-    """The socket that a kick goes to: each is an empty datagram."""
-
-    def __init__(self) -> None:
-        self.theirs, self.ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.ours.setblocking(False)
-
-    def count(self) -> int:
-        """Those since the last call."""
-        count = 0
-        try:
-            while self.ours.recv(1) == KICK:
-                count += 1
-        except BlockingIOError:
-            return count
-        raise AssertionError("a kick has no content")
-
-    def close(self) -> None:
-        self.theirs.close()
-        self.ours.close()
-
-
-class Case:
-    """A worker, its pipeline and its socket."""
-
-    def __init__(self, held: ModuleType, rings: int = 1, counts: int = 0, fd: int | None = None) -> None:
-        self.kicks = Kicks()
-        self.pipeline = OneLink(config(service("dsr", protocol="udp"))).pipeline
-        self.fd = os.dup(self.kicks.theirs.fileno()) if fd is None else fd  # the worker's, if it ends the socket
-        self.worker: Any = held.Worker(self.pipeline, rings, BLOCKS, BLOCK_SIZE, IFINDEX, self.fd, counts)
-
-    def close(self) -> None:
-        self.kicks.close()
-        if not is_closed(self.fd):
-            os.close(self.fd)
-
-    def drops(self) -> dict[str, int]:
-        names = ("tx_link_down", "tx_error", "over_mtu", "no_route")
-        counters = self.pipeline.counters()
-        return {name: counters[name] for name in names if counters[name]}
-
-    def read(self, block: int, count: int, now: int = 0) -> list[int]:
-        """The kernel fills a block, the worker reads it; the addresses that were posted."""
-        self.worker.fill(block, [(PLAIN, numbered(at)) for at in range(count)])
-        assert self.worker.turn(now)
-        return [address for address, _, _ in self.worker.posted()]
-
-
-@pytest.fixture
-def new_case(held: ModuleType) -> Iterator[Callable[..., Case]]:
-    with ExitStack() as undo:
-
-        def make(**options: Any) -> Case:
-            case = Case(held, **options)
-            undo.callback(case.close)
-            return case
-
-        yield make
-
-
-@pytest.fixture
-def case(new_case: Callable[..., Case]) -> Case:
-    return new_case()
-
-
-def is_closed(fd: int) -> bool:
-    try:
-        os.fstat(fd)
-    except OSError as error:
-        return error.errno == errno.EBADF
-    return False
-
-
-def numbered(number: int, size: int = 64) -> bytes:
-    payload = number.to_bytes(4, "big") + bytes(size - 46)
-    return frame(CLIENT[4], 1000 + number % 5000, VIP[4], 80, "udp", payload=payload)
 
 
 # ---- a block and its completions

@@ -145,8 +145,12 @@ class Balancer:
 
     def terminate(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Ask it to stop and return its exit code."""
-        assert self._process is not None
         self.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Its exit code, when it has ended by itself."""
+        assert self._process is not None
         return self._process.wait(PATIENCE)
 
     def kill(self) -> None:

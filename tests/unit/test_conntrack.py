@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import gc
+from collections import Counter
+from collections.abc import Iterable
+from ipaddress import ip_address
+from typing import Any
+
 import pytest
 
-from tests.balancers import BACKENDS, CLIENT, VIP, Balancer, config, flags, service
+from fastlb import reconcile
+from fastlb._core import FlowMemory, Pipeline
+from fastlb.config import Config
+from fastlb.workers import open_pipelines, owner_of_shard
+from tests.balancers import BACKENDS, CLIENT, HOSTS, KEY, VIP, Balancer, config, flags, reply_to, service
 from tests.frames import ACK, FIN, RST, SYN, UDP, frame
 
 TIMEOUTS = {"tcp_syn": 15, "tcp_established": 900, "tcp_closing": 30, "udp": 60}
@@ -400,3 +410,254 @@ def test_protocols_do_not_mix() -> None:
     balancer.send(frame(CLIENT[4], 40000, VIP[4], 80))
     balancer.send(frame(CLIENT[4], 40000, VIP[4], 80, "udp"))
     assert sorted(flow[0] for flow in balancer.flows()) == [6, UDP]
+
+
+# --- one table, several workers -----------------------------------------------
+
+SHARDS = 64
+EVEN, ODD = range(0, SHARDS, 2), range(1, SHARDS, 2)
+PORTS = range(40000, 40200)
+
+
+class Part(Balancer):
+    """A balancer whose pipeline is one of several over one flow table."""
+
+    def __init__(self, settings: Config, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+        self.ids = reconcile.BackendIds()
+        self.hosts = list(HOSTS)
+        self.reload(settings)
+
+    def owned(self) -> set[int]:
+        """The ports of PORTS whose packets it takes; makes their flows."""
+        return {port for port in PORTS if self.send(client("S", port))[0] != "wrong_worker"}
+
+
+def parts(settings: Config, *shards: Iterable[int]) -> list[Part]:
+    memory = FlowMemory(settings.flows, KEY)
+    return [Part(settings, Pipeline(memory, shards=part)) for part in shards]
+
+
+def two_parts(forward: str = "dsr") -> list[Part]:
+    return parts(config(service(forward, backends=ONE[forward]), timeouts=TIMEOUTS), EVEN, ODD)
+
+
+def seen_of(part: Part, but: tuple[str, ...]) -> tuple[Any, ...]:
+    """All that a packet could change, but these counters."""
+    counters = {name: count for name, count in part.pipeline.counters().items() if name not in but}
+    stats = [part.pipeline.backend_stats(number) for number in range(1, part.ids.highest + 1)]
+    return counters, stats, part.flows(), part.pipeline.flow_count()
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 7, 64])
+def test_every_packet_has_one_worker(workers: int) -> None:
+    settings = config(service("dsr", backends=ONE["dsr"]))
+    members = [Part(settings, pipeline) for pipeline in open_pipelines(settings.flows, workers)]
+    taken = Counter(port for member in members for port in member.owned())
+    assert taken == dict.fromkeys(PORTS, 1)
+    assert [member.pipeline.flow_count() for member in members] == [len(PORTS)] * workers
+
+
+@pytest.mark.parametrize("workers", range(1, SHARDS + 1))
+def test_every_worker_has_its_share_of_the_shards(workers: int) -> None:
+    owners = [owner_of_shard(shard, workers) for shard in range(SHARDS)]
+    counts = Counter(owners)
+    assert owners == sorted(owners)
+    assert set(counts) == set(range(workers))
+    assert max(counts.values()) - min(counts.values()) <= 1
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_both_legs_of_a_flow_have_one_worker(version: int) -> None:
+    members = parts(config(service("nat", version)), EVEN, ODD)
+    taken = [0, 0]
+    for port in PORTS:
+        opened = [member.send(frame(CLIENT[version], port, VIP[version], 80)) for member in members]
+        (owner,) = (at for at, (reason, _, _) in enumerate(opened) if reason == "scheduled")
+        sent = opened[owner][1]
+        assert sent is not None
+        answer = reply_to(sent)
+        assert members[owner].send(answer)[0] == "conntrack"
+        assert members[1 - owner].send(answer)[::2] == ("wrong_worker", None)
+        taken[owner] += 1
+    assert min(taken) > len(PORTS) / 4
+    assert all(member.pipeline.counters()["wrong_worker"] == 2 * len(PORTS) - 2 * own
+               for member, own in zip(members, taken, strict=True))  # fmt: skip
+
+
+def test_a_flow_is_seen_by_all() -> None:
+    members = two_parts()
+    owned = [member.owned() for member in members]
+    assert owned[0] | owned[1] == set(PORTS)
+    assert not owned[0] & owned[1]
+    assert members[0].flows() == members[1].flows()
+    assert {flow[2] for flow in members[0].flows()} == set(PORTS)
+    for member in members:
+        assert member.pipeline.flow_count() == len(PORTS)
+        assert member.pipeline.memory() == members[0].pipeline.memory()
+        for port in PORTS:
+            known = member.pipeline.find(ip_address(CLIENT[4]), port, ip_address(VIP[4]), 80, 6)
+            assert known is not None
+            assert known[2:4] == (1, "syn")
+
+
+def test_a_packet_of_another_worker_changes_nothing() -> None:
+    members = two_parts("nat")
+    owned = [member.owned() for member in members]
+    before = [seen_of(member, ("wrong_worker", "packets", "bytes")) for member in members]
+    counted = [member.pipeline.counters()["wrong_worker"] for member in members]
+    for at, member in enumerate(members):
+        for port in owned[1 - at]:
+            for letters in ("S", "A", "FA", "R"):
+                for raw in (client(letters, port), backend(letters, port)):
+                    verdict, reason, sent, number, _ = member.pipeline.process([raw], 5000)[0]
+                    assert (verdict, reason, sent, number) == (2, "wrong_worker", None, 0)
+    assert [seen_of(member, ("wrong_worker", "packets", "bytes")) for member in members] == before
+    for at, member in enumerate(members):
+        counters = member.pipeline.counters()
+        assert counters["wrong_worker"] - counted[at] == 8 * len(owned[1 - at])
+        assert counters["packets"] == counters["wrong_worker"] + counters["forwarded"]
+
+
+def test_malformed_packets_are_everyone_s() -> None:
+    """They get their own reason wherever they arrive; only sound ones, and ours, have a shard."""
+    (member,) = parts(config(service("dsr")), [63])
+    reasons = {member.send(client(letters, port))[0] for letters in ("SF", "S") for port in PORTS}
+    assert reasons == {"wrong_worker", "scheduled", "tcp_flags"}
+    assert member.send(frame(CLIENT[4], 1, "203.0.113.99", 80))[0] == "no_service"
+
+
+def test_backend_counters_add_up() -> None:
+    members = two_parts()
+    whole = Balancer(config(service("dsr", backends=ONE["dsr"]), timeouts=TIMEOUTS))
+    for port in PORTS:
+        for letters in "SA":
+            for balancer in (*members, whole):
+                balancer.send(client(letters, port))
+    stats: list[Any] = [member.pipeline.backend_stats(1) for member in members]
+    assert all(each["active_flows"] > len(PORTS) / 4 for each in stats)
+    assert {name: sum(each[name] for each in stats) for name in stats[0]} == whole.pipeline.backend_stats(1)
+    assert whole.pipeline.flow_count() == members[0].pipeline.flow_count()
+
+
+def test_each_sweeps_its_own_shards() -> None:
+    members = two_parts()
+    owned = [member.owned() for member in members]
+    for at, left in ((0, owned[1]), (1, set())):
+        members[at].pipeline.process([], 15_001)
+        members[at].pipeline.process([], 25_002)
+        assert {flow[2] for flow in members[0].flows()} == left
+        assert [member.pipeline.flow_count() for member in members] == [len(left)] * 2
+        assert members[at].pipeline.counters()["flows_expired"] == len(owned[at])
+        assert members[at].pipeline.backend_stats(1)["active_flows"] == 0
+    assert members[1].pipeline.backend_stats(1)["new_flows"] == len(owned[1])
+
+
+@pytest.mark.parametrize("shards", [[0], [63], [5, 6, 40], range(64)])
+def test_the_sweep_of_few_shards_takes_no_less_and_no_longer(shards: Iterable[int]) -> None:
+    """A tenth of a worker's own buckets in a tenth of the period, however many they are."""
+    settings = config(service("dsr", backends=ONE["dsr"]), timeouts=TIMEOUTS, flows=100_000)
+    (member,) = parts(settings, shards)
+    member.pipeline.process(stream(30_000, "S"), 1000)
+    before = member.pipeline.flow_count()
+    assert before > 200
+    for now in range(1000, 16_000, 100):
+        member.pipeline.process([], now)
+    assert member.pipeline.flow_count() == before
+    left = []
+    for now in range(16_001, 26_102, 100):
+        member.pipeline.process([], now)
+        left.append(member.pipeline.flow_count() / before)
+    assert left[-1] == 0
+    assert all(abs(part - (1 - at / 100)) < 0.15 for at, part in enumerate(left[:100]))
+
+
+def test_renew_forgets_in_its_own_shards() -> None:
+    settings = config(service("dsr"), timeouts=TIMEOUTS)
+    members = parts(settings, EVEN, ODD)
+    owned = [member.owned() for member in members]
+    of_two = {flow[2] for flow in members[0].flows() if flow[5] == 2}
+    others = {flow[2] for flow in members[0].flows() if flow[5] != 2}
+    assert of_two & owned[0]
+    assert of_two & owned[1]
+    members[0].pipeline.renew({2})
+    assert {flow[2] for flow in members[1].flows()} == others | of_two & owned[1]
+    assert set(members[0].pipeline.backend_stats(2).values()) == {0}
+    assert members[1].pipeline.backend_stats(2)["active_flows"] == len(of_two & owned[1])
+    members[1].pipeline.renew({2})
+    assert {flow[2] for flow in members[1].flows()} == others
+    assert set(members[1].pipeline.backend_stats(2).values()) == {0}
+    assert members[0].pipeline.flow_count() == len(others)
+
+
+def test_a_flood_of_one_worker_s_flows_leaves_the_others_alone() -> None:
+    settings = config(service("dsr", backends=ONE["dsr"]), timeouts=TIMEOUTS, flows=1024)
+    flooded, other = parts(settings, EVEN, ODD)
+    other.pipeline.process(stream(300, "S"), 0)
+    before = seen_of(other, ())[1:3]
+    flooded.pipeline.process(stream(20_000, "S", first=100_000), 0)
+    assert flooded.pipeline.counters()["flows_evicted"] > 5000
+    mine = {flow[1:3] for flow in other.flows()} - {flow[1:3] for flow in before[1]}
+    assert mine
+    assert [flow for flow in other.flows() if flow[1:3] not in mine] == before[1]
+    assert seen_of(other, ())[1] == before[0]
+
+
+def test_flows_outlive_a_pipeline() -> None:
+    """A worker's place is taken by another one, with other shards: the table is the same."""
+    memory = FlowMemory(4096, KEY)
+    settings = config(service("dsr", backends=ONE["dsr"]), timeouts=TIMEOUTS)
+    first = Part(settings, Pipeline(memory, shards=EVEN))
+    owned = first.owned()
+    del first
+    gc.collect()
+    second = Part(settings, Pipeline(memory))
+    del memory
+    gc.collect()
+    reasons = {port: second.send(client("A", port))[0] for port in PORTS}
+    assert reasons == {port: "conntrack" if port in owned else "maglev" for port in PORTS}
+
+
+def test_another_key_is_another_table() -> None:
+    """Memory alone decides: a pipeline over it has its key."""
+    drawn = [Part(config(service("dsr")), Pipeline(FlowMemory(4096))) for _ in range(2)]
+    for member in drawn:
+        member.owned()
+    first, second = (member.flows() for member in drawn)
+    assert sorted(first) == sorted(second)
+    assert first != second, "the same flows in other places"
+
+
+@pytest.mark.parametrize(
+    ("shards", "error", "message"),
+    [
+        ([], ValueError, "a pipeline owns at least one shard"),
+        ([64], ValueError, "shards are 0..63, not 64"),
+        ([0, -1], ValueError, "shards are 0..63, not -1"),
+        (range(65), ValueError, "shards are 0..63, not 64"),
+        (["0"], TypeError, ""),
+        (None, TypeError, ""),
+    ],
+)
+def test_shards_that_cannot_be(shards: Any, error: type[Exception], message: str) -> None:
+    for flows in (64, FlowMemory(64)):
+        with pytest.raises(error) as caught:
+            Pipeline(flows, shards=shards)
+        assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((0,), ValueError, "a flow table takes 1..1073741824 flows, not 0"),
+        (((1 << 30) + 1,), ValueError, "a flow table takes 1..1073741824 flows, not 1073741825"),
+        ((64, b""), ValueError, "the flow table's key has 32 bytes, not 0"),
+        ((64, bytes(33)), ValueError, "the flow table's key has 32 bytes, not 33"),
+        (("many",), TypeError, ""),
+        ((), TypeError, ""),
+    ],
+)
+def test_memory_that_cannot_be(arguments: tuple[Any, ...], error: type[Exception], message: str) -> None:
+    with pytest.raises(error) as caught:
+        FlowMemory(*arguments)
+    assert message in str(caught.value)
