@@ -1,11 +1,20 @@
 """The measuring loop: frames from a pool in memory, a batch at a time, through the pipeline itself.
 
 The pool stands for the receive ring: frames lie one behind the other in the order in which they arrive. A batch is
-copied out of it, because the pipeline rewrites in place and the pool must stay as it is. `walk` does that and touches
-each frame; `run` does that and calls `run_batch`. The difference is what the pipeline costs.
+copied out of it, because the pipeline rewrites in place and the pool must stay as it is. Then it goes through
+`run_batch`, or only through the pipeline's beginning, up to one of STAGES; how much longer a beginning takes than the
+one before it is what its last stage costs.
+
+    walk       the copy, and a look at the addresses        the pool, not the pipeline
+    parse      + parse                                      first pass
+    classify   + classify, with shard and fingerprint       first pass
+    prefetch   + owns, prefetch_flow: `receive`, whole      first pass
+    track      + track_client                               second pass
+    forward    + forward_to_backend: `dispatch`, whole      second pass
+    counters   + the totals: `run_batch`, whole             both
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
@@ -13,12 +22,13 @@ from fastlb._core cimport Pipeline
 from fastlb.dataplane.abi cimport (
     MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, madvise, mmap, munmap, timespec)
 from fastlb.dataplane.checksum cimport difference, sum_bytes, update_checksum
-from fastlb.dataplane.flowhash cimport SHARDS
-from fastlb.dataplane.machine cimport load16, load64
-from fastlb.dataplane.pipeline cimport run_batch
+from fastlb.dataplane.machine cimport likely, load16, load64
+from fastlb.dataplane.parse cimport parse
+from fastlb.dataplane.pipeline cimport PipelineState, dispatch, receive, run_batch, track_client
 from fastlb.dataplane.publish cimport pick_up
-from fastlb.dataplane.reasons cimport VIA_REJECT
-from fastlb.dataplane.types cimport BATCH, Packet
+from fastlb.dataplane.reasons cimport PASS_NO_SERVICE, VIA_CONNTRACK, VIA_REJECT
+from fastlb.dataplane.service cimport classify
+from fastlb.dataplane.types cimport BATCH, LEG_NONE, Packet, Snapshot
 from fastlb.dataplane.wire cimport (
     ETH_LEN, IP4_CSUM, IP4_LEN, IP4_SRC, IP6_LEN, IP6_SRC, TCP_CSUM, TCP_FLAGS, write_be16, write_be32)
 
@@ -27,6 +37,14 @@ cdef extern from "<time.h>" nogil:
         CLOCK_MONOTONIC
     int clock_gettime(int clock, timespec *now) noexcept
 
+cdef extern from *:
+    """
+    #define APART __attribute__((noinline, flatten)) void
+    """
+    # A function that has all it calls copied into it. Without it `parse` and `track_client` would have more callers
+    # here than in the worker, and the compiler would no longer inline them into `receive` and `dispatch`.
+    ctypedef void apart "APART"
+
 
 cdef enum:
     LINE = 64
@@ -34,6 +52,18 @@ cdef enum:
     HEADROOM = 66            # keeps IP headers aligned to four, as in the ring
     FIRST_PORT = 1024
     CLIENT_NET = 100 << 24   # 100.0.0.0, or the last 32 bits of an IPv6 address
+
+
+cdef enum:
+    WALK
+    PARSE
+    CLASSIFY
+    PREFETCH
+    TRACK
+    FORWARD
+    COUNTERS
+
+STAGES = ("walk", "parse", "classify", "prefetch", "track", "forward", "counters")
 
 
 cdef struct Batch:
@@ -148,9 +178,9 @@ cdef class Frames:
             munmap(self.memory, self.stride * self.count)
 
 
-cdef inline int take(Batch *batch, Frames frames, uint32_t first, uint32_t ifindex) noexcept nogil:
+cdef inline int take(Batch *batch, Frames frames, uint32_t at, uint32_t most, uint32_t ifindex) noexcept nogil:
     """Copy the next frames out of the pool and describe them as the ring does; how many."""
-    cdef int count = min(<uint32_t>BATCH, frames.count - first)
+    cdef int count = min(min(<uint32_t>BATCH, most), frames.count - at)
     cdef Packet *p
     cdef int i
     for i in range(count):
@@ -160,10 +190,61 @@ cdef inline int take(Batch *batch, Frames frames, uint32_t first, uint32_t ifind
         p.ifindex = ifindex
         memset(&p.vnet, 0, sizeof(p.vnet))
         p.vlan_tpid = 0
-        memcpy(p.frame, frames.frame(first + i), LINE)
+        memcpy(p.frame, frames.frame(at + i), LINE)
         if frames.stride != LINE:
-            memcpy(p.frame + LINE, frames.frame(first + i) + LINE, LINE)
+            memcpy(p.frame + LINE, frames.frame(at + i) + LINE, LINE)
     return count
+
+
+# --- the beginnings of the pipeline: its own functions, in its own two passes ----------------------------------------
+
+cdef apart parse_alone(Packet *p) noexcept nogil:
+    p.reason = <uint8_t>-parse(p)
+
+
+cdef apart parse_and_classify(const Snapshot *snap, const uint64_t *key, Packet *p) noexcept nogil:
+    cdef int failed = parse(p)
+    p.leg = LEG_NONE
+    p.backend = 0
+    p.reason = <uint8_t>-failed
+    if likely(not failed):
+        classify(snap.services, key, p)
+        p.reason = PASS_NO_SERVICE if p.leg == LEG_NONE else p.fault
+
+
+cdef apart track_alone(PipelineState *pipe, const Snapshot *snap, Packet *p, uint32_t now) noexcept nogil:
+    p.reason = <uint8_t>track_client(pipe, snap, p, now)
+
+
+cdef inline uint32_t first_pass(
+        int stage, PipelineState *pipe, const Snapshot *snap, Packet *packets, int count) noexcept nogil:
+    """Up to PARSE, CLASSIFY or PREFETCH; 0 when all are ours and sound."""
+    cdef uint32_t astray = 0
+    cdef int i
+    for i in range(count):
+        if stage == PARSE:
+            parse_alone(&packets[i])
+        elif stage == CLASSIFY:
+            parse_and_classify(snap, pipe.flows.key, &packets[i])
+        else:
+            packets[i].reason = <uint8_t>receive(pipe, snap, &packets[i])
+        astray |= packets[i].reason
+    return astray
+
+
+cdef inline uint32_t second_pass(
+        int stage, PipelineState *pipe, const Snapshot *snap, Packet *packets, int count, uint32_t now,
+        ) noexcept nogil:
+    """Up to TRACK or FORWARD; 0 when the flow table knew them all."""
+    cdef uint32_t astray = 0
+    cdef int i
+    for i in range(count):
+        if stage == TRACK:
+            track_alone(pipe, snap, &packets[i], now)
+        else:
+            packets[i].reason = <uint8_t>dispatch(pipe, snap, &packets[i], now)
+        astray |= packets[i].reason ^ <uint32_t>VIA_CONNTRACK
+    return astray
 
 
 cdef class Drive:
@@ -179,67 +260,64 @@ cdef class Drive:
         if self.batch == NULL:
             raise MemoryError
 
-    def walk(self, Frames frames not None, int passes=1):
-        """Take every frame and touch its addresses, ``passes`` times; the seconds it took."""
+    def run(self, Frames frames not None, uint32_t at, uint32_t packets, uint32_t ifindex, uint32_t now_ms,
+            str last="counters"):
+        """Take ``packets`` frames from position ``at`` on, over and over the pool; the seconds it took.
+
+        ``last``: the stage of STAGES after which they stop. Raises RuntimeError when they stop before the pipeline's
+        end and one of them went another way than a packet from the client of an established flow.
+        """
+        cdef int stage = STAGES.index(last)
+        cdef uint32_t astray = 0
         cdef double start = seconds()
-        cdef int _
-        with nogil:
-            for _ in range(passes):
-                self.walk_once(frames)
-        return seconds() - start
-
-    def run(self, Frames frames not None, uint32_t ifindex, uint32_t now_ms, int passes=1):
-        """Take every frame and run it through the pipeline, ``passes`` times; the seconds it took."""
-        cdef double start = seconds()
-        cdef int _
-        with nogil:
-            for _ in range(passes):
-                self.run_once(frames, ifindex, now_ms)
-        return seconds() - start
-
-    cdef void walk_once(self, Frames frames) noexcept nogil:
-        cdef uint32_t first = 0
-        cdef int i, count
-        while first < frames.count:
-            count = take(self.batch, frames, first, 0)
-            for i in range(count):
-                self.seen += load64(self.batch.packets[i].frame + frames.addresses)
-            first += count
-
-    cdef void run_once(self, Frames frames, uint32_t ifindex, uint32_t now_ms) noexcept nogil:
-        cdef uint32_t first = 0
         cdef int count
-        while first < frames.count:
-            count = self.run_at(frames, first, ifindex, now_ms)
-            first += count
+        with nogil:
+            while packets != 0:
+                count = take(self.batch, frames, at, packets, ifindex)
+                astray |= self.go(frames.addresses, stage, count, now_ms)
+                packets -= count
+                at += count
+                if at == frames.count:
+                    at = 0
+        start = seconds() - start
+        if astray != 0:
+            raise RuntimeError(f"not every packet took the fast path up to {last}")
+        return start
 
-    cdef inline int run_at(self, Frames frames, uint32_t first, uint32_t ifindex, uint32_t now_ms) noexcept nogil:
-        """One batch, as a worker does it; how many frames it had."""
-        cdef int count = take(self.batch, frames, first, ifindex)
-        run_batch(&self.pipeline.state, pick_up(&self.pipeline.publication), self.batch.packets, count, now_ms)
-        return count
+    cdef uint32_t go(self, uint32_t addresses, int stage, int count, uint32_t now_ms) noexcept nogil:
+        """One batch, as a worker does it, up to a stage; 0 when no packet went astray."""
+        cdef PipelineState *pipe = &self.pipeline.state
+        cdef Packet *packets = self.batch.packets
+        cdef const Snapshot *snap
+        cdef uint32_t astray
+        cdef int i
+        if stage == WALK:
+            for i in range(count):
+                self.seen += load64(packets[i].frame + addresses)
+            return 0
+        snap = pick_up(&self.pipeline.publication)
+        if stage == COUNTERS:
+            run_batch(pipe, snap, packets, count, now_ms)
+            return 0
+        astray = first_pass(stage, pipe, snap, packets, count)
+        if stage >= TRACK:
+            astray |= second_pass(stage, pipe, snap, packets, count, now_ms)
+        return astray
 
     def answers(self, Frames frames not None, bytes template not None, uint32_t ifindex, uint32_t now_ms):
         """Run every frame through the pipeline; a pool of what the backends would answer, in the same order."""
         cdef Frames replies = Frames(template, frames.count)
-        cdef uint32_t first = 0
+        cdef uint32_t at = 0
         cdef int i, count
-        while first < frames.count:
-            count = self.run_at(frames, first, ifindex, now_ms)
+        while at < frames.count:
+            count = take(self.batch, frames, at, BATCH, ifindex)
+            self.go(frames.addresses, COUNTERS, count, now_ms)
             for i in range(count):
                 if self.batch.packets[i].reason > VIA_REJECT:
-                    raise RuntimeError(f"frame {first + i} was not forwarded")
-                replies.answer(first + i, self.batch.packets[i].frame)
-            first += count
+                    raise RuntimeError(f"frame {at + i} was not forwarded")
+                replies.answer(at + i, self.batch.packets[i].frame)
+            at += count
         return replies
-
-    def forget_all(self):
-        """Empty the flow table."""
-        cdef int64_t backend
-        memset(self.pipeline.state.flows.buckets, 0, self.pipeline.memory()[0])
-        memset(self.pipeline.state.flows.flows, 0, SHARDS * sizeof(uint64_t))
-        for backend in range(1 << 10):
-            self.pipeline.state.flows.stats[backend].active_flows = 0
 
     def __dealloc__(self):
         free(self.batch)

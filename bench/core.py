@@ -1,4 +1,4 @@
-"""What does a packet cost in memory? Nanoseconds per packet of the pipeline, next to a bare walk of the same frames.
+"""What does a packet cost in memory? Nanoseconds per packet of the pipeline, and how they divide over its stages.
 
 Every case is measured once a round, one after another, so that whatever else the machine does hits all of them.
 See README.md beside this file for how to read the numbers.
@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from ipaddress import ip_address, ip_network
 from struct import pack
 from typing import Any, NamedTuple
@@ -22,14 +23,22 @@ from fastlb._core import Pipeline, Routes
 from fastlb.config import Config
 
 BACKENDS = 100
-FEW, MANY, FULL = 1_000, 1_000_000, 10_000_000
-LEAST_ROUNDS = 9
+FEW, MANY, MOST, FULL = 1_000, 1_000_000, 8_000_000, 10_000_000
+LEAST_ROUNDS, ROUNDS = 9, 13
 POOL = 1 << 16  # frames at least: 4 MiB, so that few flows do not mean few frames
-FRAMES = 1 << 20  # per measurement at least: some 50 ms
+FRAMES = 1 << 20  # per measurement: some 50 ms
 SYN, ACK = 0x02, 0x10
 CLIENT_SIDE, BACKEND_SIDE = 1, 2  # interface indices
 NOW = 1_000_000  # ms
-TARGETS = {("dsr", FEW): 60, ("dsr", MANY): 100, ("nat", FEW): 90, ("nat", MANY): 130}  # ns, IPv4
+HOUR = 3_600_000  # ms, longer than any flow stays without a packet
+WHOLE = "counters"  # the last stage
+TARGETS = {  # ns, IPv4; those of nat are for either leg
+    ("dsr", FEW): 50,
+    ("dsr", MANY): 80,
+    ("dsr", MOST): 100,
+    ("nat", FEW): 90,
+    ("nat", MANY): 130,
+}
 
 
 class Addresses(NamedTuple):
@@ -49,13 +58,32 @@ ADDRESSES = {
 }
 
 
-class Case(NamedTuple):
-    """One thing to measure; ``measure`` returns the ns per packet of one round."""
+@dataclass
+class Case:
+    """One thing to measure, up to a stage of the pipeline; ``measure`` returns the ns per packet of one round."""
 
     name: str
     version: int
     flows: int
+    stage: str
     measure: Callable[[], float]
+    rounds: list[float] = field(default_factory=list)
+
+    @property
+    def spread(self) -> Spread:
+        return Spread.of(self.rounds)
+
+    @property
+    def target(self) -> int | None:
+        """What the project has promised for this case, in ns."""
+        return TARGETS.get((self.name.removesuffix(" reply"), self.flows)) if self.version == 4 else None
+
+
+class Group(NamedTuple):
+    """Cases over one flow table; ``warm`` brings the caches to what they are while such traffic lasts."""
+
+    warm: Callable[[], None]
+    cases: list[Case]
 
 
 # --- the balancer, as a host between a gateway and a network of backends --------------------------------------------
@@ -123,26 +151,23 @@ class Leg:
 
     def __init__(self, pipeline: Pipeline, drive: Any, frames: Any, ifindex: int):
         self.pipeline, self.drive, self.frames, self.ifindex = pipeline, drive, frames, ifindex
-        self.passes = max(1, FRAMES // frames.count)
+        self.at = 0
 
     def warm(self) -> None:
-        """One pass that does not count: the case before has filled the caches with its own."""
-        self.drive.run(self.frames, self.ifindex, NOW)
+        """Every frame once."""
+        self.drive.run(self.frames, 0, self.frames.count, self.ifindex, NOW)
 
-    def through_pipeline(self) -> float:
-        """ns per packet; raises RuntimeError unless every packet was forwarded by its flow's entry."""
-        self.warm()
+    def through(self, stage: str) -> float:
+        """ns per packet up to ``stage``, of the FRAMES that follow those of the last time.
+
+        Raises RuntimeError unless every packet was forwarded by its flow's entry.
+        """
         before = self.pipeline.counters()["conntrack"]
-        seconds = self.drive.run(self.frames, self.ifindex, NOW, self.passes)
-        packets = self.frames.count * self.passes
-        if self.pipeline.counters()["conntrack"] - before != packets:
+        seconds = self.drive.run(self.frames, self.at, FRAMES, self.ifindex, NOW, stage)
+        self.at = (self.at + FRAMES) % self.frames.count
+        if stage == WHOLE and self.pipeline.counters()["conntrack"] - before != FRAMES:
             raise RuntimeError(f"not all packets took the fast path: {self.pipeline.counters()}")
-        return float(seconds * 1e9 / packets)
-
-    def walk(self) -> float:
-        """ns per packet without the pipeline."""
-        self.drive.walk(self.frames)
-        return float(self.drive.walk(self.frames, self.passes) * 1e9 / (self.frames.count * self.passes))
+        return float(seconds * 1e9 / FRAMES)
 
 
 class NewFlows:
@@ -150,13 +175,19 @@ class NewFlows:
 
     def __init__(self, drive_module: Any, version: int, mode: str, frames: Any):
         self.pipeline = make_pipeline(version, mode, MANY)
-        self.drive, self.frames = drive_module.Drive(self.pipeline), frames
-        self.drive.run(frames, CLIENT_SIDE, NOW)  # the table's pages exist from here on
+        self.drive, self.frames, self.now = drive_module.Drive(self.pipeline), frames, NOW
 
-    def measure(self) -> float:
+    def warm(self) -> None:
+        """Make the entries, so that the table's pages exist, and let them all expire."""
+        self.drive.run(self.frames, 0, MANY, CLIENT_SIDE, self.now)
+        self.now += HOUR
+        self.pipeline.process([], self.now)
+        if self.pipeline.flow_count() != 0:
+            raise RuntimeError(f"{self.pipeline.flow_count()} flows have not expired")
+
+    def open(self) -> float:
         """ns per packet; raises RuntimeError unless every packet made an entry."""
-        self.drive.forget_all()
-        seconds = self.drive.run(self.frames, CLIENT_SIDE, NOW)
+        seconds = self.drive.run(self.frames, 0, MANY, CLIENT_SIDE, self.now)
         if self.pipeline.flow_count() != MANY:
             raise RuntimeError(f"not every flow was tracked: {self.pipeline.counters()}")
         return float(seconds * 1e9 / MANY)
@@ -164,7 +195,7 @@ class NewFlows:
 
 def established(drive_module: Any, version: int, mode: str, flows: int, frames: Any) -> list[Leg]:
     """The client's leg, and in nat the reply leg, of flows whose handshake is over."""
-    pipeline = make_pipeline(version, mode, MANY)
+    pipeline = make_pipeline(version, mode, max(flows, MANY))
     drive = drive_module.Drive(pipeline)
     frames.set_flags(SYN)
     replies = drive.answers(frames, template(version), CLIENT_SIDE, NOW)
@@ -178,31 +209,34 @@ def established(drive_module: Any, version: int, mode: str, flows: int, frames: 
     return legs
 
 
-def make_cases(drive_module: Any) -> Iterator[Case]:
-    """Every case, in the order in which a round measures them."""
+def make_groups(drive_module: Any, counts: Sequence[int]) -> Iterator[Group]:
+    """Every case, in the order in which a round measures them; stage by stage for IPv4 from the client."""
     for version in ADDRESSES:
-        for flows in (FEW, MANY):
+        stages = drive_module.STAGES[1:] if version == 4 else (WHOLE,)
+        for flows in counts:
             frames = drive_module.Frames(template(version), max(POOL // flows * flows, flows))
             frames.assign(0, flows)
-            (dsr,) = established(drive_module, version, "dsr", flows, frames)
-            nat, reply = established(drive_module, version, "nat", flows, frames)
-            yield Case("bare walk", version, flows, dsr.walk)
-            yield Case("dsr", version, flows, dsr.through_pipeline)
-            yield Case("nat", version, flows, nat.through_pipeline)
-            yield Case("nat reply", version, flows, reply.through_pipeline)
-    opening = drive_module.Frames(template(4, SYN), MANY)
-    opening.assign(0, MANY)
+            for mode in ("dsr", "nat"):
+                client, *reply = established(drive_module, version, mode, flows, frames)
+                cases = [Case(mode, version, flows, stage, partial(client.through, stage)) for stage in stages]
+                if mode == "dsr":
+                    cases.insert(0, Case("bare walk", version, flows, "walk", partial(client.through, "walk")))
+                cases += [Case("nat reply", version, flows, WHOLE, partial(leg.through, WHOLE)) for leg in reply]
+                yield Group(client.warm, cases)
+    frames = drive_module.Frames(template(4, SYN), MANY)
+    frames.assign(0, MANY)
     for mode in ("dsr", "nat"):
-        yield Case(f"{mode} new flow", 4, MANY, NewFlows(drive_module, 4, mode, opening).measure)
+        new = NewFlows(drive_module, 4, mode, frames)
+        yield Group(new.warm, [Case(f"{mode} new flow", 4, MANY, WHOLE, new.open)])
 
 
-def measure(cases: Sequence[Case], rounds: int) -> list[Spread]:
-    """Each case once a round; in the order of ``cases``."""
-    values: list[list[float]] = [[] for _ in cases]
+def measure(groups: Sequence[Group], rounds: int) -> None:
+    """Each case once a round."""
     for _ in range(rounds):
-        for case, found in zip(cases, values, strict=True):
-            found.append(case.measure())
-    return [Spread.of(found) for found in values]
+        for group in groups:
+            group.warm()
+            for case in group.cases:
+                case.rounds.append(case.measure())
 
 
 # --- memory ---------------------------------------------------------------------------------------------------------
@@ -228,11 +262,11 @@ def fill(drive_module: Any, flows: int) -> dict[str, float]:
         frames.assign(first, MANY)
         for flags in (SYN, ACK):
             frames.set_flags(flags)
-            drive.run(frames, CLIENT_SIDE, NOW)
+            drive.run(frames, 0, MANY, CLIENT_SIDE, NOW)
     before = pipeline.counters()
     for first in range(0, flows, MANY):
         frames.assign(first, MANY)
-        drive.run(frames, CLIENT_SIDE, NOW)
+        drive.run(frames, 0, MANY, CLIENT_SIDE, NOW)
     counters = pipeline.counters()
     return memory(pipeline, flows) | {
         "tracked": pipeline.flow_count(),
@@ -245,25 +279,59 @@ def fill(drive_module: Any, flows: int) -> dict[str, float]:
 # --- what is told ---------------------------------------------------------------------------------------------------
 
 
-def target_of(case: Case) -> int | None:
-    """What the project has promised for this case, in ns."""
-    return TARGETS.get((case.name.removesuffix(" reply"), case.flows)) if case.version == 4 else None
-
-
-def tell_cases(cases: Sequence[Case], spreads: Sequence[Spread]) -> list[dict[str, Any]]:
-    """Print the table of cases; the same as data."""
-    measured = list(zip(cases, spreads, strict=True))
-    walks = {(case.version, case.flows): spread.median for case, spread in measured if case.name == "bare walk"}
+def tell_cases(cases: Sequence[Case]) -> list[dict[str, Any]]:
+    """Print the table of whole packets; the same as data."""
+    walks = {(case.version, case.flows): case.spread.median for case in cases if case.name == "bare walk"}
     rows, data = [], []
-    for case, spread in measured:
-        above, target = spread.median - walks[case.version, case.flows], target_of(case)
-        data.append({**case._asdict(), **asdict(spread), "above_walk": above, "target": target})
-        del data[-1]["measure"]
-        name, span = f"IPv{case.version} {case.name}", f"{spread.p10:.1f} .. {spread.p90:.1f}"
-        limit = f"<= {target}" if target else ""
-        rows.append((name, f"{case.flows:,}", f"{spread.median:.1f}", span, f"{above:.1f}", limit))
-    print_table(("", "flows", "ns", "p10 .. p90", "above walk", "target"), rows)
+    for case in cases:
+        spread, target = case.spread, case.target
+        above = spread.median - walks[case.version, case.flows]
+        met = spread.median <= target if target else None
+        found = {"name": case.name, "version": case.version, "flows": case.flows, **asdict(spread)}
+        data.append({**found, "above_walk": above, "target": target, "met": met})
+        verdict = (f"<= {target}", "met" if met else "not met") if target else ("", "")
+        name = f"IPv{case.version} {case.name}"
+        rows.append((name, f"{case.flows:,}", f"{spread.median:.1f}", span(spread), f"{above:.1f}", *verdict))
+    print_table(("", "flows", "ns", "p10 .. p90", "above walk", "target", ""), rows)
     return data
+
+
+def span(spread: Spread) -> str:
+    return f"{spread.p10:.1f} .. {spread.p90:.1f}"
+
+
+def stage_costs(cases: Sequence[Case]) -> Iterator[Spread]:
+    """What each stage adds to those before it: the difference of the medians, and the range of the differences within
+    a round. ``cases``: from the walk on, each one stage longer.
+    """
+    before = [0.0] * len(cases[0].rounds)
+    for case in cases:
+        within = Spread.of(ns - less for ns, less in zip(case.rounds, before, strict=True))
+        yield Spread(case.spread.median - Spread.of(before).median, within.p10, within.p90)
+        before = case.rounds
+
+
+def tell_stages(walks: Sequence[Case], cases: Sequence[Case]) -> list[dict[str, Any]]:
+    """Print how the ns of an established client's packet divide over the stages; the same as data.
+
+    ``walks``: one for each number of flows; ``cases``: of one mode, by number of flows, then by stage.
+    """
+    runs = [[walk, *(case for case in cases if case.flows == walk.flows)] for walk in walks]
+    costs = [list(stage_costs(run)) for run in runs]
+    rows = [
+        (run[0].stage, *(word for spread in row for word in (f"{spread.median:.1f}", span(spread))))
+        for run, row in zip(zip(*runs, strict=True), zip(*costs, strict=True), strict=True)
+    ]
+    whole = [run[-1].spread for run in runs]
+    rows.append(("whole", *(word for spread in whole for word in (f"{spread.median:.1f}", span(spread)))))
+    heads = (word for walk in walks for word in (f"{walk.flows:,} flows", "p10 .. p90"))
+    print()
+    print_table((f"IPv4 {cases[0].name} by stage, ns", *heads), rows)
+    return [
+        {"name": cases[0].name, "flows": case.flows, "stage": case.stage, **asdict(cost), "so_far": asdict(case.spread)}
+        for run, row in zip(runs, costs, strict=True)
+        for case, cost in zip(run, row, strict=True)
+    ]
 
 
 def tell_memory(found: Sequence[dict[str, float]]) -> None:
@@ -278,37 +346,45 @@ def tell_memory(found: Sequence[dict[str, float]]) -> None:
             )
 
 
-def bars(cases: Sequence[Case], spreads: Sequence[Spread]) -> list[Bar]:
+def bars(cases: Sequence[Case]) -> list[Bar]:
+    colours = {FEW: 0, MANY: 2, MOST: 3}
     return [
         Bar(
             f"IPv{case.version} {case.name}, {case.flows:,} flows",
-            spread,
-            colour=1 if case.name == "bare walk" else 2 * (case.flows == MANY),
-            target=target_of(case),
+            case.spread,
+            colour=1 if case.name == "bare walk" else colours[case.flows],
+            target=case.target,
         )
-        for case, spread in zip(cases, spreads, strict=True)
+        for case in cases
     ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Nanoseconds per packet of the pipeline in memory.")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, and no table of ten million flows")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, and no table of over a million flows")
     parser.add_argument("--rounds", type=int, help=f"how often each case is measured, at least {LEAST_ROUNDS}")
     options = parser.parse_args()
-    rounds = max(LEAST_ROUNDS, options.rounds or (LEAST_ROUNDS if options.quick else 21))
+    rounds = max(LEAST_ROUNDS, options.rounds or (LEAST_ROUNDS if options.quick else ROUNDS))
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     drive = build("_drive")
-    cases = list(make_cases(drive))
-    spreads = measure(cases, rounds)
-    title = f"ns per packet in memory: {BACKENDS} backends, batches of 32, {rounds} rounds"
-    print(title)
-    data = tell_cases(cases, spreads)
     tables = [memory(make_pipeline(4, "dsr", MANY), MANY)]
     if not options.quick:
         tables.append(fill(drive, FULL))
+    groups = list(make_groups(drive, (FEW, MANY) if options.quick else (FEW, MANY, MOST)))
+    measure(groups, rounds)
+    cases = [case for group in groups for case in group.cases]
+    whole = [case for case in cases if case.stage in ("walk", WHOLE)]
+    walks = [case for case in whole if case.stage == "walk" and case.version == 4]
+    title = f"ns per packet in memory: {BACKENDS} backends, batches of 32, {rounds} rounds"
+    print(title)
+    found = {"rounds": rounds, "cases": tell_cases(whole)}
+    found["stages"] = [
+        row
+        for mode in ("dsr", "nat")
+        for row in tell_stages(walks, [case for case in cases if case.version == 4 and case.name == mode])
+    ]
     tell_memory(tables)
-    found = {"rounds": rounds, "cases": data, "memory": tables}
-    write("core", title, found, bars(cases, spreads), "ns per packet")
+    write("core", title, {**found, "memory": tables}, bars(whole), "ns per packet")
 
 
 if __name__ == "__main__":
