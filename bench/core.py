@@ -1,6 +1,6 @@
 """What does a packet cost in memory? Nanoseconds per packet of the pipeline, and how they divide over its stages.
 
-Every case is measured once a round, one after another, so that whatever else the machine does hits all of them.
+Cases take turns, a few milliseconds each, so that whatever else the machine does hits all of them.
 See README.md beside this file for how to read the numbers.
 """
 
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from ipaddress import ip_address, ip_network
+from statistics import fmean
 from struct import pack
 from typing import Any, NamedTuple
 
@@ -26,7 +27,8 @@ BACKENDS = 100
 FEW, MANY, MOST, FULL = 1_000, 1_000_000, 8_000_000, 10_000_000
 LEAST_ROUNDS, ROUNDS = 9, 13
 POOL = 1 << 16  # frames at least: 4 MiB, so that few flows do not mean few frames
-FRAMES = 1 << 20  # per measurement: some 50 ms
+FRAMES = 1 << 17  # a turn: some 5 ms
+TURNS = 8  # a round
 SYN, ACK = 0x02, 0x10
 CLIENT_SIDE, BACKEND_SIDE = 1, 2  # interface indices
 NOW = 1_000_000  # ms
@@ -60,7 +62,7 @@ ADDRESSES = {
 
 @dataclass
 class Case:
-    """One thing to measure, up to a stage of the pipeline; ``measure`` returns the ns per packet of one round."""
+    """One thing to measure, up to a stage of the pipeline; ``measure`` returns the ns per packet of one turn."""
 
     name: str
     version: int
@@ -83,6 +85,7 @@ class Group(NamedTuple):
     """Cases over one flow table; ``warm`` brings the caches to what they are while such traffic lasts."""
 
     warm: Callable[[], None]
+    turns: int  # a round
     cases: list[Case]
 
 
@@ -222,21 +225,22 @@ def make_groups(drive_module: Any, counts: Sequence[int]) -> Iterator[Group]:
                 if mode == "dsr":
                     cases.insert(0, Case("bare walk", version, flows, "walk", partial(client.through, "walk")))
                 cases += [Case("nat reply", version, flows, WHOLE, partial(leg.through, WHOLE)) for leg in reply]
-                yield Group(client.warm, cases)
+                yield Group(client.warm, TURNS, cases)
     frames = drive_module.Frames(template(4, SYN), MANY)
     frames.assign(0, MANY)
     for mode in ("dsr", "nat"):
         new = NewFlows(drive_module, 4, mode, frames)
-        yield Group(new.warm, [Case(f"{mode} new flow", 4, MANY, WHOLE, new.open)])
+        yield Group(new.warm, 1, [Case(f"{mode} new flow", 4, MANY, WHOLE, new.open)])
 
 
 def measure(groups: Sequence[Group], rounds: int) -> None:
-    """Each case once a round."""
+    """A round's value of a case is the mean of its turns."""
     for _ in range(rounds):
         for group in groups:
             group.warm()
-            for case in group.cases:
-                case.rounds.append(case.measure())
+            turns = [[case.measure() for case in group.cases] for _ in range(group.turns)]
+            for case, values in zip(group.cases, zip(*turns, strict=True), strict=True):
+                case.rounds.append(fmean(values))
 
 
 # --- memory ---------------------------------------------------------------------------------------------------------
@@ -301,8 +305,9 @@ def span(spread: Spread) -> str:
 
 
 def stage_costs(cases: Sequence[Case]) -> Iterator[Spread]:
-    """What each stage adds to those before it: the difference of the medians, and the range of the differences within
-    a round. ``cases``: from the walk on, each one stage longer.
+    """What each stage adds to those before it: the difference of the medians, the range of those within a round.
+
+    ``cases``: from the walk on, each one stage longer.
     """
     before = [0.0] * len(cases[0].rounds)
     for case in cases:

@@ -1,72 +1,88 @@
-"""The yardstick of lab.py as a process: reflects frames between two interfaces until SIGTERM.
+"""The yardstick as a process: reflects frames out of another interface until SIGTERM.
 
-    reflector.py INTERFACE NEXT_HOP_MAC INTERFACE NEXT_HOP_MAC ADDRESS:PORT/PROTOCOL...
+    reflector.py WAY_OUT --reflect IN:OUT:NEXT_HOP_MAC... --take ADDRESS:PORT/PROTOCOL... [--core N] [--blocks N]
 
-What enters one interface leaves by the other towards its NEXT_HOP_MAC. Only frames from or to one of the given
-endpoints are taken, by fastlb's own filter and guard, so that the kernel does the same work for both forwarders.
-Prints "ready" when it runs.
+What enters IN leaves by OUT towards NEXT_HOP_MAC; WAY_OUT is sendmmsg, xdp or tx_ring. Only frames from or to one of
+the given endpoints are taken, by fastlb's own filter and guard, so that the kernel does the same work for both
+forwarders. Prints "ready" when it runs.
 """
 
 from __future__ import annotations
 
-import ctypes
+import argparse
 import mmap
+import os
 import signal
-import socket
-import sys
 import threading
-from collections.abc import Sequence
 from contextlib import ExitStack
 from ipaddress import ip_address
-from struct import pack
 from typing import Any, NamedTuple
 
 from extension import build
+from sockets import (
+    BLOCK_SIZE,
+    DESCRIPTORS,
+    SLOT_SIZE,
+    SLOTS,
+    Mapped,
+    mac_of,
+    open_ring,
+    open_sender,
+    open_tx_ring,
+    open_xsk,
+)
 
 from fastlb import guard
 from fastlb.classifier import Classifier, Key
 
-SOL_PACKET = 263
-PACKET_RX_RING, PACKET_VERSION, PACKET_RESERVE, PACKET_VNET_HDR, PACKET_IGNORE_OUTGOING = 5, 10, 12, 15, 23
-SO_ATTACH_BPF, SO_SNDBUFFORCE = 50, 32
-ETH_P_ALL = 3
-TPACKET_V3 = 2
-BLOCK_SIZE, BLOCKS, TIMEOUT_MS, RESERVE = 256 << 10, 64, 1, 66  # fastlb's defaults
+WAYS_OUT = ("sendmmsg", "xdp", "tx_ring")
+BLOCKS = 64  # fastlb's default
 
 
-class Port(NamedTuple):
-    """One interface: its ring, the sockets to receive from and to send by, and its own MAC address."""
+class Direction(NamedTuple):
+    """Frames from one interface to a neighbour on another."""
 
-    memory: mmap.mmap
-    way_in: socket.socket
-    way_out: socket.socket
-    mac: bytes
+    entry: str
+    leave: str
+    next_hop: bytes
 
-
-def open_port(interface: str, filter_fd: int) -> Port:
-    """A ring behind a filter, and a sender, on one interface."""
-    way_in = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-    ring = pack("7I", BLOCK_SIZE, BLOCKS, BLOCK_SIZE, BLOCKS, TIMEOUT_MS, 0, 0)
-    way_in.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
-    way_in.setsockopt(SOL_PACKET, PACKET_VERSION, TPACKET_V3)
-    way_in.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
-    way_in.setsockopt(SOL_PACKET, PACKET_RESERVE, RESERVE)
-    way_in.setsockopt(socket.SOL_SOCKET, SO_ATTACH_BPF, filter_fd)
-    way_in.setsockopt(SOL_PACKET, PACKET_RX_RING, ring)
-    memory = mmap.mmap(way_in.fileno(), BLOCK_SIZE * BLOCKS)
-    way_in.bind((interface, ETH_P_ALL))
-    way_out = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-    way_out.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
-    way_out.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 16 << 20)
-    way_out.bind((interface, 0))
-    return Port(memory, way_in, way_out, way_out.getsockname()[4])
+    @classmethod
+    def parse(cls, text: str) -> Direction:
+        """From "eth0:eth1:02:00:00:00:00:01"."""
+        entry, leave, mac = text.split(":", 2)
+        return cls(entry, leave, bytes.fromhex(mac.replace(":", "")))
 
 
-def side(entry: Port, leave: Port, next_hop: str) -> tuple[int, int, int, bytes]:
-    """What the reflector needs to know of one direction."""
-    address = ctypes.addressof(ctypes.c_char.from_buffer(entry.memory))
-    macs = bytes.fromhex(next_hop.replace(":", "")) + leave.mac
-    return address, entry.way_in.fileno(), leave.way_out.fileno(), macs
+def open_side(ring: Mapped, leave: str, next_hop: bytes, way_out: str, queue: int, stack: ExitStack) -> Any:
+    """What `Reflector` needs to know of a ring and of the way out of it; opens the latter."""
+    way, mac = WAY_OPENERS[way_out](leave, ring.memory, queue, stack)
+    blocks = len(ring.memory) // BLOCK_SIZE
+    return ring.address, ring.socket.fileno(), BLOCK_SIZE, blocks, next_hop + mac, (way_out, *way)
+
+
+def by_sendmmsg(interface: str, ring: mmap.mmap, queue: int, stack: ExitStack) -> tuple[tuple[int, ...], bytes]:
+    """Whatever came in can leave, super-frames included."""
+    sender = stack.enter_context(open_sender(interface, vnet_hdr=True))
+    return (sender.fileno(),), sender.getsockname()[4]
+
+
+def by_xdp(interface: str, ring: mmap.mmap, queue: int, stack: ExitStack) -> tuple[tuple[int, ...], bytes]:
+    """From the ring itself; frames of up to a chunk, with their checksums."""
+    xsk = open_xsk(interface, queue, ring)
+    stack.callback(xsk.close)
+    tx, completions = xsk.tx, xsk.completions
+    places = (tx.entries, DESCRIPTORS, tx.producer, tx.flags, completions.producer, completions.consumer)
+    return (xsk.socket.fileno(), *places), mac_of(interface)
+
+
+def by_tx_ring(interface: str, ring: mmap.mmap, queue: int, stack: ExitStack) -> tuple[tuple[int, ...], bytes]:
+    """Frames that fit in a slot, with their checksums."""
+    sender = open_tx_ring(interface)
+    stack.callback(sender.close)
+    return (sender.socket.fileno(), sender.address, SLOTS, SLOT_SIZE), mac_of(interface)
+
+
+WAY_OPENERS = {"sendmmsg": by_sendmmsg, "xdp": by_xdp, "tx_ring": by_tx_ring}
 
 
 def key_of(endpoint: str) -> Key:
@@ -87,19 +103,32 @@ def run_until_sigterm(reflector: Any) -> None:
     worker.join()
 
 
-def main(words: Sequence[str]) -> None:
-    first, first_hop, second, second_hop, *endpoints = words
-    keys = [key_of(endpoint) for endpoint in endpoints]
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Reflect frames out of another interface until SIGTERM.")
+    parser.add_argument("--core", type=int, help="run on this core alone")
+    parser.add_argument("--blocks", type=int, default=BLOCKS, help=f"of each ring, {BLOCK_SIZE >> 10} KiB each")
+    parser.add_argument("way_out", choices=WAYS_OUT)
+    parser.add_argument("--reflect", metavar="IN:OUT:MAC", type=Direction.parse, nargs="+", required=True)
+    parser.add_argument("--take", metavar="ADDRESS:PORT/PROTOCOL", type=key_of, nargs="+", required=True)
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    if arguments.core is not None:
+        os.sched_setaffinity(0, {arguments.core})
     with ExitStack() as stack:
         classifier = stack.enter_context(Classifier())
-        classifier.replace(keys, keys, ())
-        for interface in (first, second):
-            stack.callback(guard.detach, interface)
-            guard.attach(interface, classifier.guard_fd)
-        near, far = (open_port(interface, classifier.filter_fd) for interface in (first, second))
-        sides = [side(near, far, second_hop), side(far, near, first_hop)]
-        run_until_sigterm(build("_reflect").Reflector(sides, BLOCK_SIZE, BLOCKS))
+        classifier.replace(arguments.take, arguments.take, ())
+        sides = []
+        for entry, leave, next_hop in arguments.reflect:
+            stack.callback(guard.detach, entry)
+            guard.attach(entry, classifier.guard_fd)
+            ring = open_ring(entry, classifier.filter_fd, arguments.blocks)
+            stack.callback(ring.close)
+            sides.append(open_side(ring, leave, next_hop, arguments.way_out, 0, stack))
+        run_until_sigterm(build("_reflect").Reflector(sides))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

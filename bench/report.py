@@ -51,6 +51,34 @@ class Bar:
     target: float | None = None
 
 
+@dataclass(frozen=True)
+class Goal:
+    """A target, and what was measured for it; the median decides. ``unit`` comes behind the numbers."""
+
+    title: str
+    measured: Spread
+    bound: float
+    at_most: bool = False
+    unit: str = ""
+
+    @property
+    def met(self) -> bool:
+        return self.measured.median <= self.bound if self.at_most else self.measured.median >= self.bound
+
+    def row(self) -> tuple[str, ...]:
+        """For `print_table` under GOAL_COLUMNS."""
+        bound = f"{'≤' if self.at_most else '≥'} {self.bound:g}{self.unit}"
+        return (self.title, *shown(self.measured, unit=self.unit), bound, "met" if self.met else "NOT met")
+
+
+GOAL_COLUMNS = ("", "median", "p10 .. p90", "target", "")
+
+
+def shown(spread: Spread, digits: int = 2, unit: str = "") -> tuple[str, str]:
+    """Two columns of a table: the median and the range."""
+    return f"{spread.median:.{digits}f}{unit}", f"{spread.p10:.{digits}f} .. {spread.p90:.{digits}f}"
+
+
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print aligned columns: the first to the left, the others to the right."""
     lines = [tuple(columns), *map(tuple, rows)]

@@ -71,6 +71,7 @@ class PublishedSnapshot:
 class FlowMemory:
     def __new__(cls, flows: int, key: bytes | None = ...) -> Self: ...
 
+@final
 class Pipeline:
     def __new__(
         cls, flows: int | FlowMemory = ..., key: bytes | None = ..., shards: Iterable[int] = ...

@@ -33,7 +33,8 @@ from fastlb.dataplane.conntrack cimport (
 from fastlb.dataplane.flowhash cimport SHARDS, flow_hash
 from fastlb.dataplane.icmp cimport REJECTS_PER_SECOND
 from fastlb.dataplane.lookup cimport MISSING, find, key_meta, table_free, table_init, table_put
-from fastlb.dataplane.machine cimport assert_equal, bswap16, load_acquire_u32, load_acquire_u64, spin_pause, store_release_u32
+from fastlb.dataplane.machine cimport (
+    assert_equal, bswap16, load_acquire_u32, load_acquire_u64, spin_pause, store_release_u32)
 from fastlb.dataplane.maglev cimport MAX_MEMBERS, Turn, populate
 from fastlb.dataplane.pipeline cimport run_batch, still_holds
 from fastlb.dataplane.publish cimport passed, pick_up, publish

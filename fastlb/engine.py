@@ -35,6 +35,7 @@ ASKED_FOR = 60.0  # seconds that a client without a MAC is asked for
 MAX_ASKED = 1024  # such clients at a time: forged addresses must not fill the kernel's table
 FIRST_NEIGHBOURS = 1.0  # seconds that the start waits for next hops to be resolved
 FLOW_BYTES = 75  # of the flow table, hot and cold, for each of config.flows
+REOPENED_WITHIN = 10.0  # seconds in which the rings must be open again; then fastlb stops
 REPLACEMENTS, REPLACED_WITHIN = 3, 60.0  # so many workers may be replaced in so many seconds; then fastlb stops
 
 P = ParamSpec("P")
@@ -76,6 +77,7 @@ class Engine:
         self._links: dict[str, int] = {}  # the interfaces whose rings are open
         self._gone: set[str] = set()  # those that do not exist, or were never up
         self._replaced: list[float] = []  # when workers were replaced, lately
+        self._closed_since: float | None = None  # that the rings could not be opened again
         self._started = time.time()
         self._failure: FastlbError | None = None
 
@@ -130,12 +132,22 @@ class Engine:
     def _reopen_packet_path(self) -> None:
         """Rings of an interface that was deleted and made again are gone, and so is its guard. Flows stay."""
         self._workers.close()
-        for interface in self._interface_links(self._view):
-            outside_the_loop(guard.attach, interface, self._classifier.guard_fd)
         try:
+            for interface in self._interface_links(self._view):
+                outside_the_loop(guard.attach, interface, self._classifier.guard_fd)
             self._open_workers(earlier=self._workers.totals())
             self._workers.start(self._view, self._links_out())
-        except FastlbError as error:
+            self._closed_since = None
+        except KernelError as error:
+            self._not_reopened(error)
+
+    def _not_reopened(self, error: KernelError) -> None:
+        """Mostly an interface went away meanwhile: tried again at each tick, with what is known of the links then."""
+        now = time.monotonic()
+        if self._closed_since is None:
+            self._closed_since = now
+            log.warning("the rings cannot be opened; trying again", reason=str(error))
+        if now - self._closed_since > REOPENED_WITHIN:
             self._failure = error
 
     def _interface_links(self, view: KernelView) -> dict[str, int]:
@@ -249,6 +261,8 @@ class Engine:
     def _tick(self) -> None:
         for pipeline in self._pipelines:
             pipeline.reclaim()
+        if self._closed_since is not None:
+            self._reopen_packet_path()
         self._look_after_workers()
         self._ask_for_clients()
         self._workers.follow(self._view, self._links_out())

@@ -1,0 +1,157 @@
+"""A load generator that works without the GIL, and the reader of the time stamps that its frames bear.
+
+A stamped frame carries, STAMP bytes from its start, the nanoseconds of CLOCK_REALTIME just before it was sent. The
+kernel writes the same clock's time of arrival into a TPACKET_V2 ring, slot by slot; `read_latencies` compares the two
+when all is over, so that nothing runs at the receiving end meanwhile.
+"""
+
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
+
+from cpython cimport array
+
+import array
+
+from fastlb.dataplane.abi cimport TP_STATUS_USER, clock_gettime, errno, iovec, mmsghdr, sendmmsg, sendto, timespec
+from fastlb.dataplane.machine cimport load64, load_acquire_u32, store64
+
+cdef extern from "<linux/if_packet.h>" nogil:
+    struct tpacket2_hdr:
+        uint32_t tp_status
+        uint32_t tp_sec
+        uint32_t tp_nsec
+        unsigned short tp_mac
+
+cdef extern from "<time.h>" nogil:
+    enum:
+        CLOCK_MONOTONIC
+        CLOCK_REALTIME
+    int nanosleep(const timespec *duration, timespec *rest) noexcept
+
+
+cdef enum:
+    BATCH = 32               # frames a system call; also the grain of a paced flood
+    STAMP = 42               # behind the Ethernet, IPv4 and UDP headers
+    LEAD_NS = 200 * 1000     # of a sleep, before the time that is waited for: the rest is spun
+
+
+cdef inline int64_t nanoseconds(int clock) noexcept nogil:
+    cdef timespec now
+    clock_gettime(clock, &now)
+    return now.tv_sec * 1000000000 + now.tv_nsec
+
+
+cdef inline void wait_until(int64_t due) noexcept nogil:
+    """By the monotonic clock. Sleeps as long as there is time for it, and then spins."""
+    cdef int64_t left = due - nanoseconds(CLOCK_MONOTONIC)
+    cdef timespec duration
+    if left > 2 * LEAD_NS:
+        duration.tv_sec = (left - LEAD_NS) // 1000000000
+        duration.tv_nsec = (left - LEAD_NS) % 1000000000
+        nanosleep(&duration, NULL)
+    while nanoseconds(CLOCK_MONOTONIC) < due:
+        pass
+
+
+cdef class Load:
+    """Sends the same frames round and round by a packet socket.
+
+    ``frames``: bytes, all of one length. Raises OSError when the kernel refuses one.
+    """
+
+    cdef object sender
+    cdef mmsghdr *messages
+    cdef iovec *vectors
+    cdef uint8_t *memory
+    cdef uint32_t count
+    cdef uint32_t length
+    cdef uint32_t following
+    cdef int fd
+
+    def __cinit__(self, sender, frames):
+        cdef bytes frame
+        cdef uint32_t at
+        self.sender, self.fd = sender, sender.fileno()
+        self.count, self.length = len(frames), len(frames[0])
+        self.memory = <uint8_t *>calloc(self.count, self.length)
+        self.vectors = <iovec *>calloc(self.count, sizeof(iovec))
+        self.messages = <mmsghdr *>calloc(self.count, sizeof(mmsghdr))
+        if self.memory == NULL or self.vectors == NULL or self.messages == NULL:
+            raise MemoryError
+        for at, frame in enumerate(frames):
+            if len(frame) != <Py_ssize_t>self.length:
+                raise ValueError("frames differ in length")
+            memcpy(self.frame(at), <const char *>frame, self.length)
+            self.vectors[at].iov_base = self.frame(at)
+            self.vectors[at].iov_len = self.length
+            self.messages[at].msg_hdr.msg_iov = &self.vectors[at]
+            self.messages[at].msg_hdr.msg_iovlen = 1
+
+    cdef inline uint8_t *frame(self, uint32_t at) noexcept nogil:
+        return self.memory + <size_t>at * self.length
+
+    def flood(self, uint64_t total, double rate=0):
+        """Send ``total`` frames, ``rate`` a second or, with 0, as many as can be; the seconds it took."""
+        cdef int64_t start = nanoseconds(CLOCK_MONOTONIC)
+        cdef uint64_t sent = 0
+        cdef int done = 1
+        with nogil:
+            while sent < total and done > 0:
+                if rate:
+                    wait_until(start + <int64_t>(sent / rate * 1e9))
+                done = self.send_batch(total - sent)
+                sent += done
+        if done <= 0:
+            raise OSError(errno, "the generator cannot send")
+        return (nanoseconds(CLOCK_MONOTONIC) - start) * 1e-9
+
+    cdef int send_batch(self, uint64_t most) noexcept nogil:
+        """The next few frames; how many, or less than one when the kernel refuses."""
+        cdef uint32_t count = min(min(<uint64_t>BATCH, most), <uint64_t>(self.count - self.following))
+        cdef int sent = sendmmsg(self.fd, &self.messages[self.following], count, 0)
+        if sent > 0:
+            self.following = (self.following + sent) % self.count
+        return sent
+
+    def send_stamped(self, array.array times not None):
+        """Send one stamped frame at each of these times, in nanoseconds from now, an array of type "q"."""
+        cdef const int64_t *due = <const int64_t *>times.data.as_longlongs
+        cdef uint32_t count = len(times)
+        cdef int64_t start = nanoseconds(CLOCK_MONOTONIC)
+        cdef uint32_t sent = 0
+        with nogil:
+            while sent < count:
+                wait_until(start + due[sent])
+                if self.send_one() < 0:
+                    break
+                sent += 1
+        if sent < count:
+            raise OSError(errno, "the generator cannot send")
+
+    cdef ssize_t send_one(self) noexcept nogil:
+        cdef uint8_t *frame = self.frame(self.following)
+        self.following = (self.following + 1) % self.count
+        store64(frame + STAMP, nanoseconds(CLOCK_REALTIME))
+        return sendto(self.fd, frame, self.length, 0, NULL, 0)
+
+    def __dealloc__(self):
+        free(self.messages)
+        free(self.vectors)
+        free(self.memory)
+
+
+def read_latencies(uintptr_t ring, uint32_t slots, uint32_t slot_size):
+    """Nanoseconds from stamp to arrival of every frame in a TPACKET_V2 ring that nobody has read yet, in order."""
+    cdef array.array found = array.array("q")
+    cdef const tpacket2_hdr *slot
+    cdef int64_t arrived, sent
+    cdef uint32_t at
+    for at in range(slots):
+        slot = <const tpacket2_hdr *>(ring + <size_t>at * slot_size)
+        if not load_acquire_u32(&slot.tp_status) & TP_STATUS_USER:
+            break
+        arrived = <int64_t>slot.tp_sec * 1000000000 + slot.tp_nsec
+        sent = <int64_t>load64(<const uint8_t *>slot + slot.tp_mac + STAMP)
+        found.append(arrived - sent)
+    return found
