@@ -41,8 +41,8 @@ cdef extern from *:
     """
     #define APART __attribute__((noinline, flatten)) void
     """
-    # A function that has all it calls copied into it. Without it `parse` and `track_client` would have more callers
-    # here than in the worker, and the compiler would no longer inline them into `receive` and `dispatch`.
+    # A function with a copy of all that it calls. Otherwise `parse` and `track_client` would have more callers here
+    # than in the worker, and the compiler would no longer inline them into `receive` and `dispatch`.
     ctypedef void apart "APART"
 
 
@@ -270,6 +270,7 @@ cdef class Drive:
         cdef int stage = STAGES.index(last)
         cdef uint32_t astray = 0
         cdef double start = seconds()
+        cdef double took
         cdef int count
         with nogil:
             while packets != 0:
@@ -279,10 +280,10 @@ cdef class Drive:
                 at += count
                 if at == frames.count:
                     at = 0
-        start = seconds() - start
+        took = seconds() - start
         if astray != 0:
             raise RuntimeError(f"not every packet took the fast path up to {last}")
-        return start
+        return took
 
     cdef uint32_t go(self, uint32_t addresses, int stage, int count, uint32_t now_ms) noexcept nogil:
         """One batch, as a worker does it, up to a stage; 0 when no packet went astray."""
