@@ -11,17 +11,16 @@ import struct
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from ipaddress import ip_address
-from operator import methodcaller
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from fastlb import guard
-from tests.frames import ACK, BALANCER_MAC, SYN, TCP, frame, take_apart
+from tests.frames import ACK, SYN, TCP, frame
 from tests.netns.balancer import Balancer, drops, fastlb, until, within
 from tests.netns.rig import (
     BACKEND,
@@ -38,7 +37,7 @@ from tests.netns.rig import (
     service,
     settled,
 )
-from tests.netns.wire import Wire, leave_to_device, payload
+from tests.netns.wire import Wire, leave_to_device
 
 LAB_DIR = Path(__file__).resolve().parents[2] / "netns-lab"
 sys.path.insert(0, str(LAB_DIR))
@@ -477,7 +476,8 @@ def intact(rig: Rig, balancer: Balancer, floods: Floods) -> None:
     exchange(rig, flows, SYN)
     exchange(rig, flows)
     after = settled(balancer)
-    assert min(after - before for after, before in zip(packets(after), before, strict=True)) == 3 * len(flows) // WORKERS
+    grown = [now - then for now, then in zip(packets(after), before, strict=True)]
+    assert min(grown) == 3 * len(flows) // WORKERS
 
 
 def late_drops(status: dict[str, Any]) -> int:
