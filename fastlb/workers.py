@@ -186,9 +186,10 @@ class Workers:
         for member in self._members:
             member.worker.stop()
         deadline = time.monotonic() + END_TIMEOUT
-        while left := [member.number for member in self._members if member.runs()]:
-            if time.monotonic() > deadline:
-                self._give_up(left)
+        while left := [member for member in self._members if member.runs()]:
+            now = time.monotonic()
+            if now > deadline or all(member.is_stuck(now) for member in left):
+                self._give_up([member.number for member in left])
             time.sleep(0.001)
         self._totals, self._members = self.totals(), []
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.netns.balancer import Balancer
+from tests.netns.rig import Preload, build_preload
 
 
 @pytest.fixture
@@ -15,3 +16,9 @@ def balancer(running: Balancer) -> Iterator[Balancer]:
     yield running
     running.show_log()
     assert running.running
+
+
+@pytest.fixture(scope="session")
+def preload(tmp_path_factory: pytest.TempPathFactory) -> Preload:
+    """Makes the environment of a fastlb that has faults: preload(REFUSE="bind"), see refuse.c."""
+    return build_preload(tmp_path_factory.mktemp("preload"))

@@ -4,6 +4,7 @@
  *   socket    no AF_XDP at all
  *   metadata  no transmit metadata, as before Linux 6.8
  *   bind      the device cannot be bound to
+ *   ring      no memory for a receive ring
  *   unshare   no network namespace of one's own, as without CAP_SYS_ADMIN
  *
  * FAULTS names a directory. A worker that is about to sleep and finds a file there takes the file away, and:
@@ -23,7 +24,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { FAMILY_XDP = 44, LEVEL_XDP = 283, UMEM_REG = 4, WITH_METADATA = 4 };
+enum { FAMILY_XDP = 44, LEVEL_XDP = 283, UMEM_REG = 4, WITH_METADATA = 4, LEVEL_PACKET = 263, RX_RING = 5 };
 
 static const char WORKER[] = "worker-"; /* and its number: the name of its thread */
 
@@ -75,6 +76,10 @@ int setsockopt(int fd, int level, int name, const void *value, socklen_t length)
     int (*real)(int, int, int, const void *, socklen_t) = dlsym(RTLD_NEXT, "setsockopt");
     if (level == LEVEL_XDP && name == UMEM_REG && ((const uint32_t *)value)[6] & WITH_METADATA && refused("metadata")) {
         errno = EINVAL;
+        return -1;
+    }
+    if (level == LEVEL_PACKET && name == RX_RING && refused("ring")) {
+        errno = ENOMEM;
         return -1;
     }
     return real(fd, level, name, value, length);

@@ -4,8 +4,8 @@
       c0  (mtu 9000) ─────────── l0 10.9.0.2   fd09::2
                                  l1 10.8.0.2   fd08::2 ──────── s0 10.8.0.11  fd08::11 (mtu 9000)
 
-Raw frames come from 10.9.0.99 and fd09::99, which no kernel holds; so does what is said to them go nowhere else. The
-servers' kernel answers for its MAC, and for nothing else: it has no route to the clients.
+Raw frames come from 10.9.0.99 and fd09::99, which no kernel holds. The servers' kernel is asked for its MAC, and has no
+route by which it could answer anything else.
 """
 
 from __future__ import annotations
@@ -17,21 +17,26 @@ import os
 import socket
 import struct
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
+from ipaddress import ip_address
 from operator import methodcaller
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from tests.frames import BALANCER_MAC, ROUTER_MAC, frame
-from tests.netns.balancer import Balancer, until
+from fastlb import guard
+from tests.frames import ACK, BALANCER_MAC, ROUTER_MAC, TCP, frame
+from tests.netns.balancer import Balancer, until, within
 from tests.netns.namespaces import Namespace, veth
-from tests.netns.wire import PLAIN, Wire
+from tests.netns.wire import PLAIN, Arrival, Wire
 
 HERE = Path(__file__).resolve().parent
+CORES = frozenset(os.sched_getaffinity(0))  # before any test has its frames sent by one of them
 CLIENT = {4: "10.9.0.99", 6: "fd09::99"}
 BACKEND = {4: "10.8.0.11", 6: "fd08::11"}
 HAIRPIN = "10.9.0.50"  # a backend on the client's link
@@ -40,7 +45,11 @@ VIP = {
     ("dsr", 4): "203.0.113.20", ("dsr", 6): "2001:db8:cafe::20",
     ("hairpin", 4): "203.0.113.30",
 }  # fmt: skip
-PORT = 80
+PORT, PROBE_PORT = 80, 1
+WORKERS = 2  # where there are several
+SHARDS = 64
+WAYS = [(kind, version, protocol) for kind in ("nat", "dsr") for version in (4, 6) for protocol in ("tcp", "udp")]
+RING = {"block_size": "128KiB", "blocks": 64}
 AF_XDP, SOL_XDP, UMEM_REG, FILL_RING, COMPLETION_RING, TX_RING, COPY = 44, 283, 4, 5, 6, 3, 2
 
 _ports = iter(range(2000, 60000))
@@ -63,7 +72,7 @@ def config(**changes: Any) -> dict[str, Any]:
     """fastlb's configuration for the rig; ``changes`` replace top-level keys."""
     return {
         "interfaces": ["l0", "l1"], "workers": 1, "flows": 10_000, "maglev_size": 251,
-        "ring": {"block_size": "128KiB", "blocks": 64},
+        "ring": RING,
         "services": [service(*at, protocol) for at in VIP for protocol in ("tcp", "udp")],
     } | changes  # fmt: skip
 
@@ -72,8 +81,7 @@ class Rig:
     """The namespaces, and both ends of the wire; ``queues`` of each interface."""
 
     def __init__(self, undo: ExitStack, queues: int = 1) -> None:
-        undo.callback(os.sched_setaffinity, 0, os.sched_getaffinity(0))
-        self._here = {min(os.sched_getaffinity(0))}
+        undo.callback(os.sched_setaffinity, 0, CORES)
         self._undo, self._queues = undo, queues
         self.client_side, self.host, self.server_side = (
             undo.enter_context(Namespace(label)) for label in ("client", "host", "servers")
@@ -112,10 +120,9 @@ class Rig:
         index = self.host.index(interface)
         self.host.rtnl(methodcaller("link", "del", index=index))
 
-    def balancer(
-        self, directory: Path, environment: Mapping[str, str] | None = None, **changes: Any
-    ) -> Balancer:
+    def balancer(self, directory: Path, environment: Mapping[str, str] | None = None, **changes: Any) -> Balancer:
         """Not started yet; with these changes to ``config``, and in this environment when one is given."""
+        os.sched_setaffinity(0, CORES)  # which it inherits
         balancer = Balancer(self.host.name, config(**changes), directory)
         if environment is not None:
             balancer.start = partial(balancer.start, env=environment)  # type: ignore[method-assign]
@@ -123,7 +130,7 @@ class Rig:
 
     def send_in_order(self) -> None:
         """What one processor sends arrives in order; call it when the balancer runs, which shall have them all."""
-        os.sched_setaffinity(0, self._here)
+        os.sched_setaffinity(0, {min(CORES)})
 
     def reach(self, balancer: Balancer, *services: tuple[str, int]) -> None:
         """Wait until the kernel has resolved the backends of these (kind, version), and fastlb can send to them.
@@ -131,7 +138,7 @@ class Rig:
         Those of dsr when none is named. What has arrived by then is forgotten.
         """
         for kind, version in services or (("dsr", 4), ("dsr", 6)):
-            probe = frame(CLIENT[version], 1, VIP[kind, version], PORT, "udp", payload=b"probe")
+            probe = frame(CLIENT[version], PROBE_PORT, VIP[kind, version], PORT, "udp", payload=b"probe")
 
             def answered(probe: bytes = probe) -> bool:
                 before = balancer.status()["counters"]["transmitted"]
@@ -143,6 +150,12 @@ class Rig:
         self.send_in_order()
         for wire in (self.client, self.servers):
             wire.arrived()
+
+
+def make_rig(queues: int) -> Iterator[Rig]:
+    """For a fixture to yield from."""
+    with ExitStack() as undo:
+        yield Rig(undo, queues)
 
 
 def settled(balancer: Balancer) -> dict[str, Any]:
@@ -157,6 +170,85 @@ def settled(balancer: Balancer) -> dict[str, Any]:
 
     assert until(same)
     return found[-1]
+
+
+def owner(client: str, port: int) -> int:
+    """The worker, of two, that has this client's shard: by the words of its address and the port, as in the frame."""
+    mixed = int.from_bytes(port.to_bytes(2, "big"), sys.byteorder)
+    for word in struct.unpack("=4I", ip_address(client).packed.rjust(16, b"\0")):
+        mixed ^= word
+    return ((mixed * 0x9E3779B1 & 0xFFFFFFFF) >> 26) * WORKERS // SHARDS
+
+
+def port_of(worker: int, version: int = 4) -> int:
+    """A fresh port of the client's, whose flows are this worker's."""
+    return next(port for port in iter(next_port, 0) if owner(CLIENT[version], port) == worker)
+
+
+class Flow(NamedTuple):
+    """A flow of the client's."""
+
+    kind: str
+    version: int
+    protocol: str
+    port: int
+
+    def request(self, flags: int) -> bytes:
+        where = VIP[self.kind, self.version]
+        return frame(CLIENT[self.version], self.port, where, PORT, self.protocol, flags=flags, payload=b"question")
+
+    def reply(self, flags: int) -> bytes:
+        return frame(
+            BACKEND[self.version], PORT, CLIENT[self.version], self.port, self.protocol, flags=flags, payload=b"answer"
+        )
+
+    def at_backend(self) -> tuple[object, ...]:
+        where = (BACKEND if self.kind == "nat" else {self.version: VIP["dsr", self.version]})[self.version]
+        return (CLIENT[self.version], self.port, where, PORT, self.protocol)
+
+    def at_client(self) -> tuple[object, ...]:
+        return (VIP["nat", self.version], PORT, CLIENT[self.version], self.port, self.protocol)
+
+
+def new_flows(each: int) -> list[Flow]:
+    """So many of each worker, in each way."""
+    return [Flow(*way, port_of(at, way[1])) for way in WAYS for at in range(WORKERS) for _ in range(each)]
+
+
+def exchange(rig: Rig, flows: Sequence[Flow], flags: int = ACK) -> None:
+    """A packet of each flow arrives, once, and so does the answer of a nat backend."""
+    for flow in flows:
+        rig.client.send(flow.request(flags))
+    assert arrivals(rig.servers, len(flows)) == Counter(flow.at_backend() for flow in flows)
+    two_way = [flow for flow in flows if flow.kind == "nat"]
+    for flow in two_way:
+        rig.servers.send(flow.reply(flags | ACK))
+    assert arrivals(rig.client, len(two_way)) == Counter(flow.at_client() for flow in two_way)
+
+
+def receive(wire: Wire) -> Arrival:
+    """The next frame from fastlb that is no late probe of ``Rig.reach``."""
+    while (arrival := wire.receive()).seen.sport == PROBE_PORT:
+        pass
+    return arrival
+
+
+def arrivals(wire: Wire, count: int) -> Counter[tuple[object, ...]]:
+    """The next frames from fastlb, as ``Flow`` describes them."""
+    seen = [receive(wire).seen for _ in range(count)]
+    return Counter((s.src, s.sport, s.dst, s.dport, "tcp" if s.protocol == TCP else "udp") for s in seen)
+
+
+def guards_of(rig: Rig) -> list[guard.GuardInfo]:
+    return within(rig.host.name, guard.show)
+
+
+def leftovers(rig: Rig, balancer: Balancer) -> list[str]:
+    """What a fastlb that has ended may not leave behind."""
+    left = [f"guard on {found.interface}" for found in within(rig.host.name, guard.show)]
+    sockets = within(rig.host.name, Path("/proc/thread-self/net/packet").read_text)
+    left += [f"packet socket: {line}" for line in sockets.splitlines()[1:]]
+    return left + [str(balancer.socket_path)] * balancer.socket_path.exists()
 
 
 class Flood:
