@@ -28,12 +28,12 @@ from generator import ip_packet
 from namespaces import inside, write_sysctl
 from pyroute2 import IPRoute, netns
 from sockets import mac_of, open_sender
-from topology import add_address, index_of
+from topology import add_address, index_of, own_prefix, remove_abandoned
 
 from fastlb import bpf, guard
 from fastlb.bpf import Assembler, Reg
 
-PREFIX = "fastlb-bench-rig-"
+PREFIX = own_prefix("bench")
 NODES = ("gen", "lb", "sink")
 QUEUES = 2
 WIRES = (("gen", "g0", "lb", "in0"), ("lb", "out0", "sink", "s0"))
@@ -70,6 +70,7 @@ class Rig:
         self.macs: dict[str, bytes] = {}
 
     def __enter__(self) -> Rig:
+        remove_abandoned()
         with ExitStack() as stack:
             self.run_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=PREFIX)))
             for node in NODES:
@@ -173,8 +174,6 @@ class Rig:
 
 def make_namespace(node: str, stack: ExitStack) -> None:
     name = PREFIX + node
-    if name in netns.listnetns():
-        raise RigError(f"namespace {name} exists: another measurement runs, or one was killed (ip netns del {name})")
     netns.create(name)
     stack.callback(netns.remove, name)
     with inside(name):

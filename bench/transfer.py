@@ -16,7 +16,7 @@ from statistics import median
 
 import forwarders
 from report import GOAL_COLUMNS, Bar, Goal, Spread, print_table, shown, write
-from topology import VIPS, Lab, LabError, address
+from topology import VIPS, Lab, LabError, address, own_prefix
 
 HERE = Path(__file__).resolve().parent
 
@@ -35,7 +35,7 @@ Found = dict[str, dict[str, list[float]]]
 
 def run(pairs: int) -> None:
     """Measure, print and write."""
-    with Lab("fastlb-bench-") as lab:
+    with Lab(own_prefix("bench")) as lab:
         with lab.rtnl("router") as rtnl:
             rtnl.route("add", dst=f"{address(BACKEND, 'eth0', 4)}/32", gateway=address("lb", "eth0", 4))
         found = measure(lab, max(PAIRS, pairs))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from types import FrameType
 from typing import Any
 
 from namespaces import become_root, inside
-from topology import BACKENDS, HERE, VIPS, Lab, LabError, address
+from topology import BACKENDS, HERE, VIPS, Lab, LabError, address, own_prefix, remove_abandoned
 
 DEADLINE = 110  # seconds for the whole demonstration
 START_TIMEOUT = 20.0  # seconds until fastlb must answer
@@ -232,7 +231,8 @@ def show_drops(lab: Lab, report: Report) -> None:
 
 def demonstrate(report: Report, options: argparse.Namespace) -> None:
     """Everything between an empty machine and an empty machine."""
-    lab = Lab(f"fastlb-demo{os.getpid()}-")
+    remove_abandoned()
+    lab = Lab(own_prefix("demo"))
     started = time.monotonic()
     with lab:
         report.check(True, f"lab up, six namespaces and their servers ({time.monotonic() - started:.1f} s)")

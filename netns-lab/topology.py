@@ -32,6 +32,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -163,6 +164,8 @@ SYSCTLS: tuple[tuple[tuple[str, ...], str, int], ...] = (
     (BACKENDS, "net.ipv4.tcp_max_syn_backlog", 4096),
 )
 
+PURPOSES = ("bench", "demo", "test")  # of the labs that a process makes for itself
+
 CARRIER_TIMEOUT = 5.0  # seconds until every link must be up
 SERVER_TIMEOUT = 10.0  # seconds until every server must listen
 STOP_TIMEOUT = 3.0  # seconds from SIGTERM to SIGKILL
@@ -180,7 +183,7 @@ def address(node: str, interface: str, version: int) -> str:
 class Lab:
     """The whole lab as a context manager: up on entry, gone on exit, also when ``up`` fails half way.
 
-        with Lab("fastlb-test-") as lab:
+        with Lab("fastlb-trial-") as lab:
             answer = lab.client("fetch", VIPS["dsr", 4], "--count", "200")
 
     ``prefix`` starts every namespace's name and the run directory's, so that labs with different
@@ -501,6 +504,32 @@ def service(application: Application, forward: str, version: int) -> dict[str, A
         "forward": forward,
         "backends": backends,
     }
+
+
+def own_prefix(purpose: str) -> str:
+    """The prefix of a lab that no other process has; ``purpose`` is one of PURPOSES."""
+    return f"fastlb-{purpose}{os.getpid()}-"
+
+
+def remove_abandoned() -> list[str]:
+    """Take down what processes with an `own_prefix` left behind when they were killed; needs root.
+
+    Returns the names of the namespaces and run directories that were there.
+    """
+    named = re.compile(rf"fastlb-(?:{'|'.join(PURPOSES)})(\d+)-.*")
+    labs = [path.name for path in Path("/run").glob("fastlb-*lab")]
+    gone = [name for name in labs + netns.listnetns() if (own := named.fullmatch(name)) and not is_running(own[1])]
+    for name in gone:
+        if name in labs:
+            Lab(name.removesuffix("lab")).down()
+    for name in set(gone) & set(netns.listnetns()):
+        netns.remove(name)
+    return gone
+
+
+def is_running(pid: str) -> bool:
+    """Is there a process of this number?"""
+    return Path("/proc", pid).exists()
 
 
 def index_of(rtnl: IPRoute, interface: str) -> int:

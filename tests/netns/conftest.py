@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.netns.balancer import Balancer
 from tests.netns.rig import Preload, build_preload
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "netns-lab"))
+
+from topology import remove_abandoned
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_abandoned() -> None:
+    """A run that was killed leaves its namespaces; they go before this one begins."""
+    if os.geteuid() == 0:
+        remove_abandoned()
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ class Namespace:
     """A fresh network namespace with lo up; addresses are usable at once (no IPv6 duplicate detection)."""
 
     def __init__(self, label: str = "ns") -> None:
-        self.name = f"fastlb-test-{os.getpid()}-{next(_numbers)}-{label}"
+        self.name = f"fastlb-test{os.getpid()}-{next(_numbers)}-{label}"
 
     def __enter__(self) -> Namespace:
         netns.create(self.name)

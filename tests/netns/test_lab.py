@@ -17,10 +17,11 @@ LAB_DIR = Path(__file__).resolve().parents[2] / "netns-lab"
 sys.path.insert(0, str(LAB_DIR))
 
 import generator  # noqa: E402
-from topology import BACKENDS, NODES, VIPS, Lab, LabError, address  # noqa: E402
+from topology import BACKENDS, NODES, VIPS, Lab, LabError, address, own_prefix, remove_abandoned  # noqa: E402
 
 from fastlb.config import load_config  # noqa: E402
 
+GONE = own_prefix("test") + "gone-"
 STEPS = (
     "_create_namespaces",
     "_set_sysctls",
@@ -35,7 +36,7 @@ STEPS = (
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    with Lab("fastlb-labtest-") as lab:
+    with Lab(own_prefix("test") + "lab-") as lab:
         yield lab
 
 
@@ -201,7 +202,7 @@ def test_check_tells_what_failed(lab: Lab) -> None:
 
 def test_down_leaves_nothing() -> None:
     links = host_links()
-    lab = Lab("fastlb-gone-")
+    lab = Lab(GONE)
     with lab:
         assert len(lab.leftovers()) == len(NODES) + 1 + len(BACKENDS), "namespaces, run directory, servers"
         assert host_links() == links
@@ -210,7 +211,7 @@ def test_down_leaves_nothing() -> None:
 
 
 def test_down_ends_a_process_that_ignores_sigterm() -> None:
-    with Lab("fastlb-gone-") as lab:
+    with Lab(GONE) as lab:
         stubborn = ["sh", "-c", "trap '' TERM; echo; exec sleep 1000"]
         child = lab.run("client", stubborn, stdout=subprocess.PIPE)
         assert child.stdout is not None
@@ -231,7 +232,7 @@ def test_failure_in_the_middle_leaves_nothing(step: str, monkeypatch: pytest.Mon
         raise RuntimeError(step)
 
     monkeypatch.setattr(Lab, step, fails_at_its_end)
-    lab = Lab("fastlb-gone-")
+    lab = Lab(GONE)
     with pytest.raises(RuntimeError, match=step):
         lab.up()
     assert lab.leftovers() == []
@@ -240,33 +241,51 @@ def test_failure_in_the_middle_leaves_nothing(step: str, monkeypatch: pytest.Mon
 
 def test_a_server_that_cannot_start_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("topology.HERE", Path("/nonexistent"))
-    lab = Lab("fastlb-gone-")
+    lab = Lab(GONE)
     with pytest.raises(LabError, match=r"servers of b1 did not start: .*No such file"):
         lab.up()
     assert lab.leftovers() == []
 
 
 def test_second_lab_of_the_same_name_is_refused(lab: Lab) -> None:
-    with pytest.raises(LabError, match="fastlb-labtest-client exists"):
+    with pytest.raises(LabError, match=f"{lab.prefix}client exists"):
         Lab(lab.prefix).up()
     assert lab.client("fetch", "127.0.0.1", "--count", 1, node="b1")["backends"] == {"b1": 1}, "still there"
+
+
+def test_what_a_killed_process_leaves_is_removed_by_the_next() -> None:
+    """And what belongs to a process that still runs is not."""
+    program = f"import sys; sys.path.insert(0, {str(LAB_DIR)!r}); import topology; "
+    program += "topology.Lab(topology.own_prefix('test')).up(); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as killed:
+        assert killed.stdout is not None
+        assert killed.stdout.readline() == b"\n"
+        prefix = f"fastlb-test{killed.pid}-"
+        with Lab(GONE) as lab:
+            assert remove_abandoned() == []
+            killed.kill()
+            killed.wait()
+            assert sorted(remove_abandoned()) == sorted([f"{prefix}lab", *(prefix + node for node in NODES)])
+            assert len(lab.pids()) == len(BACKENDS), "still there"
+    assert Lab(prefix).leftovers() == []
+    assert remove_abandoned() == []
 
 
 def test_command_line() -> None:
     """Up in one process, used and taken down from others."""
 
     def command(*words: str) -> str:
-        argv = [sys.executable, str(LAB_DIR / "lab"), "--prefix", "fastlb-gone-", *words]
+        argv = [sys.executable, str(LAB_DIR / "lab"), "--prefix", GONE, *words]
         return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60).stdout
 
     try:
         said = command("up")
-        assert "enter lb fastlb run -c /run/fastlb-gone-lab/fastlb.yaml" in said
-        assert len(Lab("fastlb-gone-").pids()) == 3
+        assert f"enter lb fastlb run -c /run/{GONE}lab/fastlb.yaml" in said
+        assert len(Lab(GONE).pids()) == 3
         assert "(b3)" in command("status")
         fetch = (str(LAB_DIR / "client.py"), "fetch", "10.3.0.12", "--count", "5")
         assert '"answered": 5' in command("enter", "b1", *fetch)
     finally:
         command("down")
     assert command("status") == "The lab is down.\n"
-    assert Lab("fastlb-gone-").leftovers() == []
+    assert Lab(GONE).leftovers() == []

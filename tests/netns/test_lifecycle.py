@@ -29,7 +29,7 @@ from tests.netns.balancer import PATIENCE, Balancer, backends, fastlb, snmp, unt
 LAB_DIR = Path(__file__).resolve().parents[2] / "netns-lab"
 sys.path.insert(0, str(LAB_DIR))
 
-from topology import ADDRESSES, APPLICATIONS, BACKENDS, VIPS, Lab, add_address, index_of, service  # noqa: E402
+from topology import ADDRESSES, APPLICATIONS, BACKENDS, VIPS, Lab, add_address, index_of, own_prefix, service  # noqa: E402
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
 
@@ -44,7 +44,7 @@ REQUEST = b"GET %s HTTP/1.1\r\nHost: lab\r\n\r\n"
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    with Lab("fastlb-life-") as lab:
+    with Lab(own_prefix("test") + "life-") as lab:
         yield lab
 
 

@@ -17,7 +17,7 @@ from tests.netns.balancer import Balancer, drops, forget_neighbours, until, with
 LAB_DIR = Path(__file__).resolve().parents[2] / "netns-lab"
 sys.path.insert(0, str(LAB_DIR))
 
-from topology import BACKENDS, VIPS, Lab, address, index_of  # noqa: E402
+from topology import BACKENDS, VIPS, Lab, address, index_of, own_prefix  # noqa: E402
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
 
@@ -29,7 +29,7 @@ PROCFS = {4: "ipv4", 6: "ipv6"}
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    with Lab("fastlb-nexthop-") as lab:
+    with Lab(own_prefix("test") + "nexthop-") as lab:
         for version in (4, 6):  # a silent neighbour is doubted after a second, not after thirty
             for key, value in (
                 ("base_reachable_time_ms", 1000),

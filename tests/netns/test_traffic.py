@@ -23,7 +23,7 @@ from tests.netns.balancer import PATIENCE, Balancer, backends, drops, forget_nei
 LAB_DIR = Path(__file__).resolve().parents[2] / "netns-lab"
 sys.path.insert(0, str(LAB_DIR))
 
-from topology import BACKENDS, VIPS, Lab, address  # noqa: E402
+from topology import BACKENDS, VIPS, Lab, address, own_prefix  # noqa: E402
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
 
@@ -50,7 +50,7 @@ def plain(forward: str, version: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    with Lab("fastlb-traffic-") as lab:
+    with Lab(own_prefix("test") + "traffic-") as lab:
         yield lab
 
 

@@ -40,7 +40,7 @@ from tests.netns.wire import Offload, Wire, leave_to_device, payload
 LAB_DIR = Path(__file__).resolve().parents[2] / "netns-lab"
 sys.path.insert(0, str(LAB_DIR))
 
-from topology import BACKENDS, VIPS, Lab  # noqa: E402
+from topology import BACKENDS, VIPS, Lab, own_prefix  # noqa: E402
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
 
@@ -58,7 +58,7 @@ def balancer_of(rig: Rig, mode: str, directory: Path, **settings: Any) -> Balanc
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    with Lab("fastlb-tx-") as lab:
+    with Lab(own_prefix("test") + "tx-") as lab:
         yield lab
 
 

@@ -27,7 +27,7 @@ def idle() -> Iterator[Pipeline]:
     """The pipeline of a worker that has nothing to do."""
     pipeline, memory = Pipeline(64), RingMemory(1, 128 << 10, 2)
     publish(pipeline)
-    with Namespace("fastlb-test-worker-a") as here, Namespace("fastlb-test-worker-b") as there, Classifier() as ours:
+    with Namespace("worker") as here, Namespace("peer") as there, Classifier() as ours:
         veth(here, "eth0", there, "eth0")
         ring = here.run(lambda: Ring("eth0", ours.filter_fd, memory, 1))
         worker = here.run(lambda: Worker(pipeline, [ring]))

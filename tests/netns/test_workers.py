@@ -50,7 +50,7 @@ from tests.netns.wire import OFFLOADS, SEGMENT, Wire, leave_to_device, payload
 LAB_DIR = Path(__file__).resolve().parents[2] / "netns-lab"
 sys.path.insert(0, str(LAB_DIR))
 
-from topology import BACKENDS, VIPS, Lab  # noqa: E402
+from topology import BACKENDS, VIPS, Lab, own_prefix  # noqa: E402
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces"),
@@ -98,7 +98,7 @@ def events(balancer: Balancer) -> list[str]:
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    with Lab("fastlb-workers-") as lab:
+    with Lab(own_prefix("test") + "workers-") as lab:
         yield lab
 
 
