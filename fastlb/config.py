@@ -111,7 +111,9 @@ class Ring(_Model):
     )
     blocks: fields.Blocks = Field(default=64, description="number of blocks")
     timeout: fields.RingTimeout = Field(
-        default=0.001, description="after this time the kernel hands a block over though it is not full"
+        default="auto",
+        description="after this time the kernel hands a block over though it is not full: auto, 1ms, or 20ms where "
+        "open blocks are read",
     )
     open_blocks: fields.OpenBlocks = Field(
         default="auto",

@@ -256,11 +256,14 @@ Timeout = Annotated[
     _quantity_schema(SECONDS, {"type": "number", "minimum": 1, "maximum": LONGEST}),
 ]
 RingTimeout = Annotated[
-    float,
-    _quantity(SECONDS),
-    Field(ge=0.001, le=1),
-    _expects('a time from 1ms to 1s: "1ms", or a number of seconds'),
-    _quantity_schema(SECONDS, {"type": "number", "minimum": 0.001, "maximum": 1}),
+    Literal["auto"]
+    | Annotated[
+        float,
+        _quantity(SECONDS),
+        Field(ge=0.001, le=1),
+        _quantity_schema(SECONDS, {"type": "number", "minimum": 0.001, "maximum": 1}),
+    ],
+    _expects('"auto" or a time from 1ms to 1s: "1ms", or a number of seconds'),
 ]
 Spin = Annotated[
     float,

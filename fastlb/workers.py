@@ -33,6 +33,7 @@ from fastlb.neighbour import KernelView
 from fastlb.paths import TransmitPaths
 
 END_TIMEOUT = 5.0  # seconds that a worker may take to finish its block
+BLOCK_TIMEOUT, OPEN_BLOCK_TIMEOUT = 1, 20  # ms
 STUCK = 5.0  # seconds without a round of its loop, which takes 100 ms when there is nothing to do
 
 _SO_ATTACH_BPF, _SOL_PACKET, _PACKET_IGNORE_OUTGOING, _ETH_P_ALL = 50, 263, 23, 3
@@ -136,12 +137,22 @@ class Workers:
         self._groups.append(group)
         return group
 
+    def _block_timeout(self) -> int:
+        """Milliseconds until the kernel hands over a block that is not full.
+
+        Who reads open blocks, and is woken by a doorbell, does not wait for that. Each expiry is an interrupt, for
+        every ring: 30 µs on some virtual machines, which is what a packet that came then waits.
+        """
+        timeout = self._config.ring.timeout
+        if timeout != "auto":
+            return round(timeout * 1000)
+        return OPEN_BLOCK_TIMEOUT if self._open_blocks else BLOCK_TIMEOUT
+
     def _ring(self, interface: str, memory: RingMemory, group: Group | None, stack: ExitStack) -> Ring:
         ring = self._config.ring
-        timeout_ms = max(1, round(ring.timeout * 1000))
         program = self._classifier.filter_fd if group is None else self._classifier.nothing_fd
         try:
-            opened = Ring(interface, program, memory, timeout_ms, self._open_blocks)
+            opened = Ring(interface, program, memory, self._block_timeout(), self._open_blocks)
             stack.callback(opened.close)
             if group is not None:
                 opened.join(group.join_argument)

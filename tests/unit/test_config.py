@@ -124,6 +124,7 @@ def test_a_configuration_does_not_change() -> None:
         ({"timeouts": {"udp": "168h"}}, 604800.0),
         ({"ring": {"timeout": "1ms"}}, 0.001),
         ({"ring": {"timeout": 1}}, 1.0),
+        ({"ring": {"timeout": "auto"}}, "auto"),
         ({"ring": {"block_size": "128KiB"}}, 131072),
         ({"ring": {"block_size": "1MiB"}}, 1048576),
         ({"ring": {"block_size": 4194304}}, 4194304),
@@ -181,7 +182,7 @@ def test_open_blocks_in_yaml(tmp_path: Path, text: str, value: object) -> None:
 
 def test_a_default_that_is_written_down_changes_nothing() -> None:
     """Else a reload would be refused, though nothing is new: floats of the two must be the very same."""
-    written = {"block_size": "256KiB", "blocks": 64, "timeout": "1ms", "open_blocks": "auto", "spin": "50us"}
+    written = {"block_size": "256KiB", "blocks": 64, "timeout": "auto", "open_blocks": "auto", "spin": "50us"}
     assert Config.from_dict({"ring": written, "workers": "auto"}) == Config.from_dict({})
 
 
@@ -288,7 +289,7 @@ def test_yaml_numbers_and_aliases(tmp_path: Path) -> None:
             "ring:\n  timeout: 2s",
             2,
             "ring.timeout",
-            'found "2s"; it must be a time from 1ms to 1s: "1ms", or a number of seconds',
+            'found "2s"; it must be "auto" or a time from 1ms to 1s: "1ms", or a number of seconds',
         ),
         ("ring: {open_blocks: on}", 1, "ring.open_blocks", 'found "on"; it must be auto, true or false'),
         ("ring: {open_blocks: no}", 1, "ring.open_blocks", 'found "no"; it must be auto, true or false'),
@@ -305,7 +306,7 @@ def test_yaml_numbers_and_aliases(tmp_path: Path) -> None:
         ("ring: {spin: 50}", 1, "ring.spin", f"found 50; it must be {SPIN}"),
         ("ring: {spin: '0'}", 1, "ring.spin", f'found "0"; it must be {SPIN}'),
         ("ring: {spin: true}", 1, "ring.spin", f"found true; it must be {SPIN}"),
-        ("ring: {timeout: 500us}", 1, "ring.timeout", 'found "500us"; it must be a time from 1ms to 1s: '
+        ("ring: {timeout: 500us}", 1, "ring.timeout", 'found "500us"; it must be "auto" or a time from 1ms to 1s: '
          '"1ms", or a number of seconds'),
         ("services: {}", 1, "services", "found a mapping; it must be a list ([] when there are none)"),
         (
