@@ -1,17 +1,21 @@
 # Every target does its own set-up: tools/setup.sh makes .venv and says what is missing when it cannot.
-# The packet path is built in the profile FASTLB_PROFILE (release, debug, trace or asan; see setup.py).
+# The packet path is built in the profile FASTLB_PROFILE (release, debug, coverage or asan; see setup.py).
 
 PY := .venv/bin/python
 PYTEST := $(PY) -m pytest
 STAMP := .venv/set-up
 TRANSMIT := auto
 WORKERS := 1
+COVERAGE := build/coverage
+COVERED := tests/unit tests/property tests/ext --ignore=tests/ext/test_embed.py \
+	tests/netns/test_frames.py tests/netns/test_worker.py
+FLOOR := 94
 
-.PHONY: help demo test build lint bench asan clean
+.PHONY: help demo test build lint bench asan coverage clean
 
 help: ## this list
 	@echo "fastlb: make one of"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' Makefile
 
 demo: build ## traffic through a lab of network namespaces, verified (root, or sudo; TRANSMIT=xdp|sendmmsg forces the way out, WORKERS=2)
 	tools/as_root.sh $(PY) netns-lab/demo.py --transmit $(TRANSMIT) --workers $(WORKERS)
@@ -33,7 +37,8 @@ lint: build ## ruff, mypy, cython-lint, stubtest and the gate on the generated C
 	$(PY) -m mypy --scripts-are-modules netns-lab/lab
 	$(PY) -m mypy bench
 	$(PY) -m mypy tools
-	PATH=".venv/bin:$$PATH" cython-lint fastlb
+	$(PY) -m mypy examples/embed/replay.py
+	PATH=".venv/bin:$$PATH" cython-lint fastlb examples
 	$(PY) -m mypy.stubtest fastlb._core
 	$(PY) tools/nogil_gate.py fastlb/_core.c
 
@@ -46,6 +51,16 @@ asan: ## the tests that need no root, under AddressSanitizer and UBSan
 	@FASTLB_PROFILE=asan $(MAKE) --no-print-directory build
 	ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD=$$($${CC:-cc} -print-file-name=libasan.so) \
 		$(PYTEST) tests --ignore=tests/netns
+
+# In a copy of the tree, so that the build in place stays what it is. COVERED=tests takes all tests, and minutes more.
+coverage: $(STAMP) ## tests with assertions on; which lines they reach, and a floor for the packet path (root, or sudo)
+	tools/as_root.sh rm -rf $(COVERAGE)
+	mkdir -p $(COVERAGE)
+	tar -c --exclude='./.*' --exclude=./build --exclude='*.so' --exclude=./fastlb/_core.c . | tar -x -C $(COVERAGE)
+	cd $(COVERAGE) && FASTLB_PROFILE=coverage $(CURDIR)/$(PY) setup.py --quiet build_ext --inplace
+	cd $(COVERAGE) && tools/as_root.sh $(CURDIR)/$(PY) -m coverage run -m pytest -p no:cacheprovider $(COVERED)
+	cd $(COVERAGE) && $(CURDIR)/$(PY) -m coverage combine --quiet && $(CURDIR)/$(PY) -m coverage report
+	$(PY) tools/coverage_lines.py --floor $(FLOOR) $(COVERAGE)
 
 clean: ## everything that was built, the virtual environment too
 	rm -rf .venv build dist *.egg-info fastlb/_core.c fastlb/_core.html fastlb/*.so

@@ -1,12 +1,12 @@
 """Builds the one extension module, ``fastlb._core``; everything else about the package is in pyproject.toml.
 
-The profile comes from the environment, ``FASTLB_PROFILE=release|debug|trace|asan``:
+The profile comes from the environment, ``FASTLB_PROFILE=release|debug|coverage|asan``:
 
 ========  ============================================================================================
-release   what users run (the default)
-debug     no optimisation, C assertions and Cython's bounds checks on
-trace     line tracing, for coverage of the Cython sources
-asan      AddressSanitizer and UndefinedBehaviorSanitizer (``make asan`` runs the tests under it)
+release   what users run (the default); assertions cost nothing
+debug     no optimisation, assertions (``must``) and Cython's bounds checks on
+coverage  debug, and gcc counts every line that runs (``make coverage`` runs the tests under it)
+asan      assertions, AddressSanitizer and UndefinedBehaviorSanitizer (``make asan`` runs the tests under it)
 ========  ============================================================================================
 """
 
@@ -29,11 +29,11 @@ DIRECTIVES = {
     "autotestdict": False,
 }
 
-# profile: (directives that differ, compiler flags, linker flags, macros)
-PROFILES: dict[str, tuple[dict[str, object], list[str], list[str], list[tuple[str, str | None]]]] = {
-    "release": ({}, ["-O3", "-fno-semantic-interposition", "-fno-plt"], [], []),
-    "debug": ({"boundscheck": True}, ["-O0", "-g", "-UNDEBUG"], [], []),
-    "trace": ({"linetrace": True}, ["-O1"], [], [("CYTHON_TRACE", "1"), ("CYTHON_TRACE_NOGIL", "1")]),
+# profile: (directives that differ, compiler flags, linker flags); literals, which bench/extension.py reads as text
+PROFILES: dict[str, tuple[dict[str, object], list[str], list[str]]] = {
+    "release": ({}, ["-O3", "-DNDEBUG", "-fno-semantic-interposition", "-fno-plt"], []),
+    "debug": ({"boundscheck": True}, ["-O0", "-g", "-UNDEBUG"], []),
+    "coverage": ({"boundscheck": True}, ["-O0", "-g", "-UNDEBUG", "--coverage"], ["--coverage"]),
     "asan": (
         {},
         [
@@ -45,7 +45,6 @@ PROFILES: dict[str, tuple[dict[str, object], list[str], list[str], list[tuple[st
             "-fno-sanitize-recover=undefined",
         ],
         ["-fsanitize=address,undefined"],
-        [],
     ),
 }
 
@@ -71,7 +70,7 @@ def generated_c_is_stale() -> bool:
     return any(Path(p).stat().st_mtime > generated.stat().st_mtime for p in ("setup.py", PROFILE_STAMP))
 
 
-directives, cflags, ldflags, macros = PROFILES[chosen_profile()]
+directives, cflags, ldflags = PROFILES[chosen_profile()]
 core = Extension(
     "fastlb._core",
     sources=["fastlb/_core.pyx"],
@@ -85,7 +84,6 @@ core = Extension(
     include_dirs=["fastlb/dataplane"],
     extra_compile_args=[*cflags, "-Wall", "-Wno-unused-function"],
     extra_link_args=ldflags,
-    define_macros=macros,
 )
 
 setup(

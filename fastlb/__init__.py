@@ -1,8 +1,10 @@
 """fastlb: a layer-4 load balancer for Linux hosts.
 
-Three ways in: the ``fastlb`` command (`fastlb.cli`), embedding (`Datapath`), and the tables themselves
-(`maglev_table`, `flow_hash`).
+Four ways in: the ``fastlb`` command (`fastlb.cli`), embedding (`Datapath`), the tables themselves (`maglev_table`,
+`flow_hash`), and the packet path for other extensions (`get_include`).
 """
+
+from pathlib import Path
 
 from fastlb.config import Config, load_config
 from fastlb.datapath import Datapath, Result, Trace, Verdict, flow_hash
@@ -23,6 +25,12 @@ __all__ = [
     "Trace",
     "Verdict",
     "flow_hash",
+    "get_include",
     "load_config",
     "maglev_table",
 ]
+
+
+def get_include() -> str:
+    """The directory of the C headers that an extension which cimports ``fastlb._core`` is compiled with."""
+    return str(Path(__file__).parent / "dataplane")

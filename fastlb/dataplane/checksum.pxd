@@ -6,7 +6,7 @@ Sums are taken over 16-bit words as they lie in memory. The one's complement sum
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from fastlb.dataplane.machine cimport load16, load32, load64, store16
+from fastlb.dataplane.machine cimport load16, load32, load64, must, store16
 from fastlb.dataplane.types cimport Addr
 
 
@@ -16,7 +16,9 @@ cdef inline uint16_t fold(uint64_t total) noexcept nogil:
     total = (total & 0xFFFFFFFFU) + (total >> 32)
     total = (total & 0xFFFF) + (total >> 16)
     total = (total & 0xFFFF) + (total >> 16)
-    return <uint16_t>((total & 0xFFFF) + (total >> 16))
+    total = (total & 0xFFFF) + (total >> 16)
+    must(total <= 0xFFFF)
+    return <uint16_t>total
 
 
 cdef inline uint64_t sum_addr(Addr addr) noexcept nogil:
@@ -29,6 +31,7 @@ cdef inline uint64_t sum_bytes(const uint8_t *data, uint32_t length) noexcept no
     """The unfolded sum of up to 64 KiB."""
     cdef uint64_t total = 0
     cdef uint64_t word
+    must(length <= 65536)
     while length >= 8:
         word = load64(data)
         total += (word & 0xFFFFFFFFU) + (word >> 32)

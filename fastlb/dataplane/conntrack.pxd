@@ -20,7 +20,7 @@ from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastlb.dataplane.flowhash cimport SHARDS
 from fastlb.dataplane.flowhash cimport fingerprint as flow_fingerprint
-from fastlb.dataplane.machine cimport likely, prefetch, unlikely
+from fastlb.dataplane.machine cimport likely, must, prefetch, unlikely
 from fastlb.dataplane.types cimport LEG_CLIENT, PROTO_TCP, Addr, Backend, BackendStats, Packet, Service, ServiceTable
 from fastlb.dataplane.wire cimport TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, same_addr
 
@@ -163,6 +163,7 @@ cdef inline FlowTuple *tuple_of(FlowTable *table, FlowEntry *entry) noexcept nog
 
 
 cdef inline void forget(FlowTable *table, uint32_t shard, FlowEntry *entry) noexcept nogil:
+    must(entry.fingerprint != 0 and owns(table, shard) and table.flows[shard] > 0)
     table.stats[backend_of(entry)].active_flows -= 1
     table.flows[shard] -= 1
     entry.fingerprint = 0
@@ -174,6 +175,7 @@ cdef inline bint owns(const FlowTable *table, uint32_t shard) noexcept nogil:
 
 cdef inline Bucket *bucket_at(FlowTable *table, uint32_t shard, uint32_t hashed) noexcept nogil:
     """Any number of buckets: the hash scales to it by multiplication."""
+    must(shard < SHARDS)
     return &table.buckets[<uint64_t>shard * table.per_shard + (<uint64_t>hashed * table.per_shard >> 32)]
 
 
@@ -193,11 +195,16 @@ cdef inline void prefetch_flow(FlowTable *table, uint32_t shard, uint64_t finger
 
 
 cdef inline FlowEntry *find_in(Bucket *bucket, uint64_t fingerprint) noexcept nogil:
-    cdef int i
-    for i in range(ENTRIES):
-        if bucket.entries[i].fingerprint == fingerprint:
-            return &bucket.entries[i]
-    return NULL
+    """The entry with this fingerprint, which at most one has; NULL when there is none.
+
+    Its place is computed, without a branch: which of the four it is cannot be predicted, and in a table at its
+    intended load a wrong guess costs more than the comparisons.
+    """
+    cdef uint32_t at = ((bucket.entries[1].fingerprint == fingerprint)
+                        + 2 * (bucket.entries[2].fingerprint == fingerprint)
+                        + 3 * (bucket.entries[3].fingerprint == fingerprint))
+    cdef FlowEntry *entry = &bucket.entries[at & (ENTRIES - 1)]
+    return entry if likely(entry.fingerprint == fingerprint) else NULL
 
 
 cdef inline FlowEntry *find_flow(FlowTable *table, uint32_t shard, uint64_t fingerprint) noexcept nogil:
@@ -357,6 +364,7 @@ cdef inline FlowEntry *insert_flow(
     if unlikely(entry == NULL):
         table.untracked += 1
         return NULL
+    must(owns(table, shard) and 0 < backend < MAX_BACKENDS and FLOW_NONE < state < FLOW_STATES)
     entry.fingerprint = fingerprint
     entry.owner = backend | state << BACKEND_BITS
     entry.seen = now

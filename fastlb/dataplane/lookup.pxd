@@ -3,7 +3,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
-from fastlb.dataplane.machine cimport mul_fold
+from fastlb.dataplane.machine cimport mul_fold, must
 from fastlb.dataplane.types cimport Addr, Slot, Table
 
 
@@ -51,11 +51,13 @@ cdef inline void table_free(Table *table) noexcept nogil:
 
 cdef inline void table_put(Table *table, Addr addr, uint64_t meta, uint32_t value) noexcept nogil:
     """Insert or overwrite; the caller sized the table for all its keys."""
-    cdef uint64_t at = key_hash(addr, meta) & table.mask
+    cdef uint64_t home = key_hash(addr, meta) & table.mask
+    cdef uint64_t at = home
     while table.slots[at].used and not (
             table.slots[at].key.meta == meta and table.slots[at].key.addr.lo == addr.lo
             and table.slots[at].key.addr.hi == addr.hi):
         at = (at + 1) & table.mask
+        must(at != home)
     table.slots[at].key.addr = addr
     table.slots[at].key.meta = meta
     table.slots[at].value = value

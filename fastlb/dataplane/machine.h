@@ -1,8 +1,9 @@
 /* What Cython cannot say: atomics with an order, prefetch, unaligned access, 64x64->128 multiplication,
- * branch hints, and compile-time checks of layouts that the kernel or a cache line dictates. */
+ * branch hints, assertions, and compile-time checks of layouts that the kernel or a cache line dictates. */
 #ifndef FASTLB_MACHINE_H
 #define FASTLB_MACHINE_H
 
+#include <assert.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -18,6 +19,12 @@
 #define fastlb_prefetch(p) __builtin_prefetch((p), 1, 3)
 #define fastlb_likely(x) __builtin_expect(!!(x), 1)
 #define fastlb_unlikely(x) __builtin_expect(!!(x), 0)
+
+#ifdef NDEBUG
+#define fastlb_must(condition) ((void)(condition)) /* still "used", and has no effect that would be left */
+#else
+#define fastlb_must(condition) assert(condition)
+#endif
 
 #define FASTLB_ASSERT_EQUAL(a, b) _Static_assert((a) == (b), #a " must be " #b)
 

@@ -20,6 +20,10 @@ cdef extern from "machine.h" nogil:
     bint likely "fastlb_likely"(bint condition) noexcept
     bint unlikely "fastlb_unlikely"(bint condition) noexcept
 
+    # What the code around it guarantees, whatever comes in from outside: it ends the program in every build profile but
+    # release, where it costs nothing: the condition has no effect and no atomic load, so nothing of it is left.
+    void must "fastlb_must"(bint condition) noexcept
+
     # At compile time; both sides must be constants to the C compiler.
     void assert_equal "FASTLB_ASSERT_EQUAL"(size_t a, size_t b) noexcept
 

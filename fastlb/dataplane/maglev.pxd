@@ -6,6 +6,8 @@ each turn that it takes raises its target by the largest weight.
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
+from fastlb.dataplane.machine cimport must
+
 
 cdef enum:
     EMPTY_SLOT = 0xFFFF
@@ -31,7 +33,9 @@ cdef inline void populate(uint16_t *slots, uint32_t size, Turn *turns, uint32_t 
     for i in range(size):
         slots[i] = EMPTY_SLOT
     for i in range(count):
+        must(turns[i].target == 0 and turns[i].next < size and 0 < turns[i].skip < size)
         largest = max(largest, <uint64_t>turns[i].weight)
+    must(largest > 0)                                    # else nothing below would ever fill a slot
     while True:
         step += 1
         for i in range(count):

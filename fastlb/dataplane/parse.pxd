@@ -11,7 +11,7 @@ of what follows, or a negative value: minus the reason.
 
 from libc.stdint cimport int32_t, uint8_t, uint16_t
 
-from fastlb.dataplane.machine cimport load16, unlikely
+from fastlb.dataplane.machine cimport load16, must, unlikely
 from fastlb.dataplane.reasons cimport (
     DROP_IP_LENGTH, DROP_ROUTING_HEADER, DROP_TCP_FLAGS, DROP_TCP_HEADER, DROP_UDP_LENGTH, PASS_FRAGMENT,
     PASS_IP_HEADER, PASS_NOT_IP, PASS_NOT_TCP_UDP, PASS_TRUNCATED)
@@ -155,6 +155,7 @@ cdef inline int parse(Packet *p) noexcept nogil:
         return -PASS_TRUNCATED
     p.protocol = <uint8_t>following
     p.l4 = <uint16_t>(cursor - p.frame)
+    must(p.l3 < p.l4 and p.frame + p.l4 == cursor)
     p.be_sport = load16(cursor)
     p.be_dport = load16(cursor + 2)
     available = <int32_t>p.l3_length - (p.l4 - p.l3)

@@ -13,7 +13,7 @@ from fastlb.dataplane.conntrack cimport (
 from fastlb.dataplane.flowhash cimport fingerprint as flow_fingerprint
 from fastlb.dataplane.flowhash cimport flow_hash
 from fastlb.dataplane.icmp cimport RejectLimit, answerable, may_reject, reject
-from fastlb.dataplane.machine cimport likely, load_acquire_u32, store_release_u32, unlikely
+from fastlb.dataplane.machine cimport likely, load_acquire_u32, must, store_release_u32, unlikely
 from fastlb.dataplane.parse cimport parse
 from fastlb.dataplane.reasons cimport (
     DROP_NAT_CONFLICT, DROP_NO_BACKEND, DROP_NO_NEIGHBOUR, DROP_OVER_MTU, DROP_REJECT_LIMIT, DROP_REPLY_UNKNOWN,
@@ -24,7 +24,7 @@ from fastlb.dataplane.route cimport find_route, hop_to_address, hop_to_backend
 from fastlb.dataplane.schedule cimport hash_of_flow, maglev_backend
 from fastlb.dataplane.service cimport classify
 from fastlb.dataplane.types cimport (
-    FORWARD_NAT, LEG_CLIENT, LEG_NONE, NO_BACKEND_RESET, NO_HOP, PROTO_TCP, Addr,
+    BATCH, FORWARD_NAT, LEG_CLIENT, LEG_NONE, NO_BACKEND_RESET, NO_HOP, PROTO_TCP, Addr,
     Backend, BackendStats, Hop, LinkRoute, Packet, Service, Snapshot)
 from fastlb.dataplane.wire cimport TCP_ACK, TCP_RST, TCP_SYN, same_addr
 
@@ -209,6 +209,7 @@ cdef inline int forward_to_backend(PipelineState *pipe, const Snapshot *snap, Pa
     cdef BackendStats *stats = &pipe.flows.stats[p.backend]
     cdef const Hop *hop = NULL
     cdef int fault = hop_to_backend(snap.routes, p.backend, &hop)
+    must(0 < p.backend < snap.services.backend_limit and backend.present)
     if unlikely(fault):
         return fault
     if unlikely(not fits(p, hop)):
@@ -315,6 +316,7 @@ cdef inline void run_batch(
     """Give each of `count` <= BATCH packets its reason. `now` in milliseconds, one for the whole batch."""
     cdef Packet *p
     cdef int i
+    must(0 <= count <= BATCH)
     for i in range(count):
         p = &packets[i]
         pipe.bytes += p.length
@@ -324,6 +326,7 @@ cdef inline void run_batch(
         p = &packets[i]
         if likely(p.reason == 0):
             p.reason = <uint8_t>dispatch(pipe, snap, p, now)
+        must(p.reason < REASONS)
         pipe.reasons[p.reason] += 1
         if likely(p.reason <= VIA_REJECT):
             pipe.forwarded += 1

@@ -5,7 +5,7 @@ from libc.string cimport memcpy
 
 from fastlb.dataplane.checksum cimport (
     difference, sum_addr, update_checksum, update_partial_checksum, update_udp_checksum)
-from fastlb.dataplane.machine cimport likely, load16, store16, store32, unlikely
+from fastlb.dataplane.machine cimport likely, load16, must, store16, store32, unlikely
 from fastlb.dataplane.reasons cimport DROP_TTL_EXPIRED
 from fastlb.dataplane.types cimport FAMILY_4, PROTO_TCP, VNET_NEEDS_CSUM, Addr, Hop, Packet
 from fastlb.dataplane.wire cimport (
@@ -22,6 +22,7 @@ cdef inline bint fits(const Packet *p, const Hop *hop) noexcept nogil:
 
 cdef inline void move_frame(Packet *p, int by) noexcept nogil:
     """Let the frame begin `by` bytes later (earlier when negative); offsets keep pointing at the same headers."""
+    must(<int>p.l3 - by >= ETH_LEN)
     p.frame += by
     p.length -= by
     p.l3 -= by
@@ -49,6 +50,7 @@ cdef inline void restore_tag(Packet *p) noexcept nogil:
 
 cdef inline void set_link_header(Packet *p, const Hop *hop) noexcept nogil:
     """Address the frame to its next hop. VLAN tags belong to the link: they stay on it and do not cross to another."""
+    must(hop.fault == 0)
     if unlikely(hop.ifindex != p.ifindex):
         strip_tags(p)
     elif unlikely(p.vlan_tpid != 0):
@@ -75,6 +77,7 @@ cdef inline void fix_transport_checksum(Packet *p, uint64_t addresses, uint64_t 
     """`addresses` and `ports`: what the rewritten words add to a checksum over the pseudo-header and the segment."""
     cdef uint32_t at = p.l4 + (TCP_CSUM if p.protocol == PROTO_TCP else UDP_CSUM)
     cdef uint8_t *field = p.frame + at
+    must(at + 2 <= p.length)
     if p.vnet.flags & VNET_NEEDS_CSUM and <uint32_t>p.vnet.csum_start + p.vnet.csum_offset == at:
         update_partial_checksum(field, addresses)     # the device adds the ports itself
     elif p.protocol == PROTO_TCP:

@@ -28,7 +28,7 @@ from fastlb.dataplane.abi cimport (
     TP_STATUS_KERNEL, TP_STATUS_USER, TP_STATUS_VLAN_TPID_VALID, TP_STATUS_VLAN_VALID, sockaddr_ll, tpacket3_hdr,
     tpacket_block_desc)
 from fastlb.dataplane.machine cimport (
-    load_acquire_u16, load_acquire_u32, prefetch, store_release_u32, unlikely)
+    load_acquire_u16, load_acquire_u32, must, prefetch, store_release_u32, unlikely)
 from fastlb.dataplane.reasons cimport DROP_RING_CLAMPED, DROP_RING_HOLE
 from fastlb.dataplane.types cimport VNET_HDR_LEN, Packet
 from fastlb.dataplane.wire cimport ETHERTYPE_VLAN
@@ -126,6 +126,7 @@ cdef inline void advance(RxRing *ring, tpacket3_hdr *slot, bint closed) noexcept
 
 cdef inline void hold_block(RxRing *ring) noexcept nogil:
     """The current block, which is closed, has been read; go on to the next."""
+    must(not all_held(ring))
     ring.held += 1
     ring.current = ring.current + 1 if ring.current + 1 < ring.blocks else 0
     ring.next = BLOCK_HEADER
@@ -135,6 +136,7 @@ cdef inline void hold_block(RxRing *ring) noexcept nogil:
 cdef inline void kernel_may_refill(RxRing *ring) noexcept nogil:
     """Give the oldest held block back, its used bytes zeroed where open blocks are read."""
     cdef tpacket_block_desc *block = <tpacket_block_desc *>(ring.memory + <uint64_t>ring.oldest * ring.block_size)
+    must(ring.held > 0)
     if ring.open_blocks and block.hdr.bh1.blk_len > BLOCK_HEADER:
         memset(<uint8_t *>block + BLOCK_HEADER, 0, block.hdr.bh1.blk_len - BLOCK_HEADER)
     store_release_u32(&block.hdr.bh1.block_status, TP_STATUS_KERNEL)
@@ -148,6 +150,7 @@ cdef inline int take_frame(const RxRing *ring, tpacket3_hdr *slot, Packet *p) no
         return DROP_RING_HOLE
     if unlikely(slot.tp_snaplen != slot.tp_len):
         return DROP_RING_CLAMPED
+    must(slot.tp_mac >= SLOT_HEADER + HEADROOM and ring.next + slot.tp_mac + slot.tp_snaplen <= ring.block_size)
     p.frame = <uint8_t *>slot + slot.tp_mac
     p.length = slot.tp_snaplen
     p.ifindex = ring.ifindex

@@ -10,7 +10,7 @@ from libc.string cimport memcpy, memset
 from fastlb.dataplane.abi cimport (
     AF_PACKET, EAGAIN, EINTR, EMSGSIZE, ENETDOWN, ENOBUFS, ENODEV, ENXIO, MSG_DONTWAIT, errno, iovec, mmsghdr,
     sendmmsg, sockaddr_ll)
-from fastlb.dataplane.machine cimport unlikely
+from fastlb.dataplane.machine cimport must, unlikely
 from fastlb.dataplane.reasons cimport DROP_TX_ERROR, DROP_TX_FULL, DROP_TX_LINK_DOWN, DROP_TX_TOO_BIG
 from fastlb.dataplane.types cimport VNET_HDR_LEN, Packet
 
@@ -76,6 +76,7 @@ cdef inline void send_messages(MessageQueue *queue) noexcept nogil:
 cdef inline void enqueue(MessageQueue *queue, Packet *p) noexcept nogil:
     """Queue one frame; its memory stays in use until the next `send_messages`."""
     cdef int at = queue.count
+    must(0 <= at < TX_BATCH)
     if p.vnet.gso_type != 0:
         p.vnet.hdr_len = p.l4 + p.l4_header              # exact, so that the kernel copies no payload as header
     memcpy(p.frame - VNET_HDR_LEN, &p.vnet, VNET_HDR_LEN)

@@ -15,7 +15,8 @@ from fastlb.dataplane.abi cimport (
     CLOCK_MONOTONIC, CLOCK_MONOTONIC_COARSE, MSG_DONTWAIT, POLLERR, POLLIN, SO_ERROR, SOL_SOCKET, clock_gettime,
     getsockopt, poll, pollfd, recv, timespec, tpacket3_hdr)
 from fastlb.dataplane.conntrack cimport sweep
-from fastlb.dataplane.machine cimport load_acquire_u32, spin_pause, store_fence, store_release_u32, store_release_u64
+from fastlb.dataplane.machine cimport (
+    load_acquire_u32, must, spin_pause, store_fence, store_release_u32, store_release_u64)
 from fastlb.dataplane.pipeline cimport PipelineState, run_batch
 from fastlb.dataplane.publish cimport Publication, pick_up
 from fastlb.dataplane.reasons cimport VIA_REJECT
@@ -93,6 +94,7 @@ cdef inline bint read_ring(WorkerState *worker, RxRing *ring, uint32_t now) noex
     cdef int count = 0
     cdef int reason
     while slot != NULL:
+        must(count < BATCH)
         reason = take_frame(ring, slot, &worker.packets[count])
         advance(ring, slot, closed)
         if reason:
