@@ -3,6 +3,8 @@
 A stamped frame carries, STAMP bytes from its start, the nanoseconds of CLOCK_REALTIME just before it was sent. The
 kernel writes the same clock's time of arrival into a TPACKET_V2 ring, slot by slot; `read_latencies` compares the two
 when all is over, so that nothing runs at the receiving end meanwhile.
+
+`Handover` is what the machine itself takes to let one core know of something on another, without any network.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
@@ -13,8 +15,11 @@ from cpython cimport array
 
 import array
 
-from fastlb.dataplane.abi cimport TP_STATUS_USER, clock_gettime, errno, iovec, mmsghdr, sendmmsg, sendto, timespec
-from fastlb.dataplane.machine cimport load64, load_acquire_u32, store64
+from fastlb.dataplane.abi cimport (
+    POLLIN, TP_STATUS_USER, clock_gettime, errno, eventfd_write, iovec, mmsghdr, poll, pollfd, sendmmsg, sendto,
+    timespec,
+)
+from fastlb.dataplane.machine cimport load64, load_acquire_u32, spin_pause, store64, store_release_u32
 
 cdef extern from "<linux/if_packet.h>" nogil:
     struct tpacket2_hdr:
@@ -28,6 +33,9 @@ cdef extern from "<time.h>" nogil:
         CLOCK_MONOTONIC
         CLOCK_REALTIME
     int nanosleep(const timespec *duration, timespec *rest) noexcept
+
+cdef extern from "<unistd.h>" nogil:
+    ssize_t read(int fd, void *data, size_t length) noexcept
 
 
 cdef enum:
@@ -139,6 +147,70 @@ cdef class Load:
         free(self.messages)
         free(self.vectors)
         free(self.memory)
+
+
+cdef class Handover:
+    """Two threads, one on each core: `post` writes a time stamp, `watch` notes how late it sees that.
+
+    Instead of packets through a balancer: what is left is the machine's own share. ``bell``: an eventfd, on which the
+    watcher sleeps in poll(); -1: it spins. ``count``: how many stamps.
+    """
+
+    cdef int64_t *stamps
+    cdef uint32_t count
+    cdef uint32_t posted
+    cdef int bell
+
+    def __cinit__(self, uint32_t count, int bell):
+        self.count, self.bell = count, bell
+        self.stamps = <int64_t *>calloc(count, sizeof(int64_t))
+        if self.stamps == NULL:
+            raise MemoryError
+
+    def post(self, array.array times not None):
+        """At each of these times, in nanoseconds from now, an array of type "q" and length ``count``."""
+        cdef const int64_t *due = <const int64_t *>times.data.as_longlongs
+        cdef int64_t start = nanoseconds(CLOCK_MONOTONIC)
+        cdef uint32_t at
+        if <Py_ssize_t>self.count != len(times):
+            raise ValueError(f"{len(times)} times for {self.count} stamps")
+        with nogil:
+            for at in range(self.count):
+                wait_until(start + due[at])
+                self.stamps[at] = nanoseconds(CLOCK_MONOTONIC)
+                store_release_u32(&self.posted, at + 1)
+                if self.bell >= 0:
+                    eventfd_write(self.bell, 1)
+
+    def watch(self, double seconds):
+        """Nanoseconds that each stamp was old when it was seen, an array of type "q"; waits so many seconds at most."""
+        cdef array.array found = array.array("q", bytes(self.count * sizeof(int64_t)))
+        cdef int64_t *ages = <int64_t *>found.data.as_longlongs
+        cdef int64_t end = nanoseconds(CLOCK_MONOTONIC) + <int64_t>(seconds * 1e9)
+        cdef uint32_t seen = 0, posted
+        cdef int64_t now = 0
+        with nogil:
+            while seen < self.count and now < end:
+                if self.bell >= 0:
+                    self.sleep()
+                else:
+                    spin_pause()
+                posted = load_acquire_u32(&self.posted)
+                now = nanoseconds(CLOCK_MONOTONIC)
+                while seen < posted:
+                    ages[seen] = now - self.stamps[seen]
+                    seen += 1
+        return found[:seen]
+
+    cdef void sleep(self) noexcept nogil:
+        cdef pollfd bell
+        cdef uint64_t rings
+        bell.fd, bell.events = self.bell, POLLIN
+        if poll(&bell, 1, 1000) > 0:
+            read(self.bell, &rings, sizeof(rings))
+
+    def __dealloc__(self):
+        free(self.stamps)
 
 
 def read_latencies(uintptr_t ring, uint32_t slots, uint32_t slot_size):

@@ -5,14 +5,18 @@ ring that is read when all is over. So the path needs two cores and no third: th
 as the balancer's ring, and the forwarder's, which takes it on to the sink.
 
 "wire" is the same path where the kernel hands every frame on by itself, in the sender's own context. What a
-forwarder takes longer than that is what it adds.
+forwarder takes longer than that is what it adds. "machine" has no packets at all: a thread on the sender's core writes
+the time, and one on the forwarder's looks for it, by spinning or, after a pause, from its sleep in poll(). Nothing
+that hands packets from core to core can be quicker than that.
 """
 
 from __future__ import annotations
 
+import os
 import random
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing
 from dataclasses import asdict
 from itertools import accumulate
@@ -30,6 +34,7 @@ RATE = 50_000  # packets a second of a busy link
 BUSY_PACKETS = 50_000
 IDLE_PACKETS = 50  # each turn
 IDLE_GAPS = (0.020, 0.050)  # seconds between them, at random
+PATIENCE = 5.0  # seconds after the last is due
 PERCENTILES = (50, 90, 99, 100)  # the last is the maximum
 
 
@@ -60,7 +65,7 @@ def after_pauses() -> array[int]:
     return array("q", accumulate(gaps))
 
 
-WIRE, OURS, BARE = "wire", "fastlb", "reflector, AF_XDP over the ring"
+MACHINE, WIRE, OURS, BARE = "machine", "wire", "fastlb", "reflector, AF_XDP over the ring"
 FORWARDERS: Mapping[str, Callable[[Rig], AbstractContextManager[None]]] = {
     WIRE: Rig.wire,
     OURS: fastlb_on,
@@ -75,10 +80,12 @@ Found = dict[tuple[str, str], list[Distribution]]
 
 def run(pairs: int) -> None:
     """Measure, print and write."""
-    found: Found = {(name, title): [] for name in LOADS for title in FORWARDERS}
+    found: Found = {(name, title): [] for name in LOADS for title in (MACHINE, *FORWARDERS)}
     with Rig() as rig:
         load = build("_load").Load(rig.sender(), rig.frames(checksum=False))
         for _ in range(max(PAIRS, pairs)):
+            for name, times in LOADS.items():
+                found[name, MACHINE].append(without_packets(times(), asleep=name == IDLE))
             for title, forwarder in FORWARDERS.items():
                 with forwarder(rig), on_core(cores()[0]):
                     rig.warm_up(load)
@@ -95,6 +102,26 @@ def distribution(rig: Rig, load: Any, times: array[int]) -> Distribution:
         found = build("_load").read_latencies(ring.address, len(times), STAMP_SLOT)
     if not found:
         raise RigError(f"none of {len(times)} packets arrived")
+    return Distribution.of(found, len(times))
+
+
+def without_packets(times: array[int], asleep: bool) -> Distribution:
+    """From one core to the other through memory."""
+    bell = os.eventfd(0) if asleep else -1
+    handover = build("_load").Handover(len(times), bell)
+    sender, forwarder = cores()
+
+    def watch() -> array[int]:
+        with on_core(forwarder):
+            found: array[int] = handover.watch(times[-1] / 1e9 + PATIENCE)
+            return found
+
+    with ThreadPoolExecutor(1) as pool, on_core(sender):
+        watching = pool.submit(watch)
+        handover.post(times)
+        found = watching.result()
+    if asleep:
+        os.close(bell)
     return Distribution.of(found, len(times))
 
 
