@@ -483,7 +483,7 @@ def test_more_frames_than_the_ring_holds(rig: Rig) -> None:
         got += numbers(rig.servers, 50)
     after = rig.balancer.status()["counters"]
     assert got == list(range(5000))
-    assert after["blocks_read"] - before["blocks_read"] > 2 * BLOCKS
+    assert after["blocks_read"] - before["blocks_read"] > BLOCKS, "each block has been used again"
     assert after["ring_drops"] == before["ring_drops"]
     assert rig.new_drops() == {}
 
