@@ -57,12 +57,14 @@ def gre_header(inner: int, *, key: int | None = None, flags: int = 0) -> bytes:
     return start + (b"" if key is None else struct.pack("!I", key))
 
 
-def tunnel(mode: str, outer: int, packet: bytes, **headers: Any) -> bytes:
+def tunnel(
+    mode: str, outer: int, packet: bytes, *, key: int | None = None, port: int = PORT, **headers: Any
+) -> bytes:
     """The packet in a tunnel, as an Ethernet frame."""
     inner = packet[0] >> 4
     if mode == "ipip":
         return ethernet(outer_packet(outer, PROTOCOL[inner], packet, **headers))
     if mode == "gre":
-        return ethernet(outer_packet(outer, GRE, gre_header(inner) + packet, **headers))
+        return ethernet(outer_packet(outer, GRE, gre_header(inner, key=key) + packet, **headers))
     payload = (gue_header(inner) if mode == "gue" else b"") + packet
-    return ethernet(outer_packet(outer, UDP, udp_segment(outer, payload), **headers))
+    return ethernet(outer_packet(outer, UDP, udp_segment(outer, payload, port), **headers))
