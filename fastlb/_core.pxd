@@ -3,6 +3,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastlb.dataplane.conntrack cimport FlowTable
+from fastlb.dataplane.decap cimport Decap
 from fastlb.dataplane.pipeline cimport PipelineState
 from fastlb.dataplane.publish cimport Publication
 from fastlb.dataplane.ring cimport RxRing
@@ -99,3 +100,9 @@ cdef class Worker:
     cdef int open_in(self, Xsk *xsk, uint32_t ifindex, uint32_t queue) except -1
     cdef const Xsk *any_xsk(self) noexcept
     cdef Xsk *slot_of(self, uint32_t ifindex) noexcept
+
+
+cdef class Decapsulator:
+    cdef Decap state
+    cdef Ring ring                    # while, and after, it is read
+    cdef int bell                     # an eventfd that ends a sleep

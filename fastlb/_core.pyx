@@ -26,10 +26,14 @@ from fastlb.dataplane.abi cimport (
     XDP_USE_NEED_WAKEUP, bind_socket, errno, eventfd, eventfd_write, getsockopt, madvise, mmap, munmap, open_socket,
     setsockopt, sockaddr_ll, sockaddr_xdp, tpacket3_hdr, tpacket_block_desc, umem_reg, xdp_desc, xdp_mmap_offsets,
     xdp_ring_offset)
+from fastlb.dataplane.coalesce cimport init_coalescer, write_waiting
 from fastlb.dataplane.conntrack cimport (
     ENTRIES, FLOW_CLOSING, FLOW_ESTABLISHED, FLOW_FIN_BACKEND, FLOW_FIN_CLIENT, FLOW_PICKED_UP, FLOW_RESET, FLOW_STATES,
     FLOW_SYN, FLOW_SYN_ACK, FLOW_UDP, FLOW_UDP_NEW, MAX_BACKENDS, Bucket, FlowEntry, FlowTable, FlowTuple, backend_of,
     find_flow, forget, is_over, owned_after, owns, state_of, sweep)
+from fastlb.dataplane.decap cimport (
+    DECAP_REASONS, DECAP_TUN_REFUSED, DECAPSULATED, MODE_GRE, MODE_GUE, MODE_IPIP, decap_reason_name, run_decap,
+    take_packet)
 from fastlb.dataplane.flowhash cimport SHARDS, flow_hash
 from fastlb.dataplane.icmp cimport REJECTS_PER_SECOND
 from fastlb.dataplane.lookup cimport MISSING, find, key_meta, table_free, table_init, table_put
@@ -61,3 +65,4 @@ include "dataplane/maglev.pxi"
 include "dataplane/snapshot.pxi"
 include "dataplane/pipeline.pxi"
 include "dataplane/worker.pxi"
+include "dataplane/decap.pxi"

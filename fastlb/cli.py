@@ -7,8 +7,9 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
 from fastlb import __version__, log
@@ -73,7 +74,58 @@ def _parser() -> argparse.ArgumentParser:
     guard.add_argument("action", choices=("show", "remove"), help="remove refuses while a running fastlb uses them")
     guard.add_argument("--json", action="store_true", help="print what was found as JSON")
     guard.set_defaults(run=_guard)
+
+    _add_decap(commands.add_parser("decap", help="on a backend: take packets out of tunnels, until SIGTERM"))
     return parser
+
+
+def _add_decap(decap: argparse.ArgumentParser) -> None:
+    decap.description = (
+        "Receive ipip, gre and gue on a host whose kernel has no tunnel devices, and hand what is inside to the host "
+        "by a TUN device. SIGUSR1 logs the counters. See docs/decap.md."
+    )
+    decap.add_argument("interface", metavar="INTERFACE", help="where the tunnels' packets arrive")
+    decap.add_argument("--mode", type=_modes, metavar="MODES", help="some of ipip,gre,gue (default: all)")
+    decap.add_argument("--tun", type=_interface_name, default="fastlb0", metavar="NAME", help="(default: fastlb0)")
+    decap.add_argument("--port", type=_number(1, 65535), default=6080, help="UDP port of gue (default: 6080)")
+    decap.add_argument("--key", type=_number(0, (1 << 32) - 1), help="that gre must have (default: it must have none)")
+    decap.add_argument(
+        "--address", type=_address, action="append", default=[], metavar="ADDR",
+        help="take only packets to this one; may be repeated (default: all that the interface has at the start)",
+    )  # fmt: skip
+    decap.add_argument("--log-level", choices=("info", "warning", "error"), default="info", help="(default: info)")
+    decap.set_defaults(run=_decap)
+
+
+def _number(least: int, most: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        number = int(text, 0)
+        if not least <= number <= most:
+            raise argparse.ArgumentTypeError(f"{text} is not in {least}..{most}")
+        return number
+
+    parse.__name__ = "number"  # "invalid number value: 'x'"
+    return parse
+
+
+def _modes(text: str) -> tuple[str, ...]:
+    modes = tuple(dict.fromkeys(text.split(",")))
+    if unknown := [mode for mode in modes if mode not in ("ipip", "gre", "gue")]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of ipip, gre, gue")
+    return modes
+
+
+def _interface_name(text: str) -> str:
+    if not 0 < len(text.encode()) < 16 or "/" in text or text in (".", "..") or any(map(str.isspace, text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no name for an interface: 1 to 15 characters, no / or space")
+    return text
+
+
+def _address(text: str) -> IPv4Address | IPv6Address:
+    try:
+        return ip_address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _add_socket(parser: argparse.ArgumentParser) -> None:
@@ -94,6 +146,22 @@ def _run(arguments: argparse.Namespace) -> None:
 
     log.configure(arguments.log_level)
     Engine(arguments.config).run()
+
+
+def _decap(arguments: argparse.Namespace) -> None:
+    from fastlb import decap  # as with run
+
+    log.configure(arguments.log_level)
+    decap.run(
+        decap.Options(
+            interface=arguments.interface,
+            modes=arguments.mode or decap.MODES,
+            tun=arguments.tun,
+            port=arguments.port,
+            key=arguments.key,
+            addresses=tuple(arguments.address),
+        )
+    )
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -176,3 +176,4 @@ cdef extern from "abi.h" nogil:
     int close_descriptor "close"(int fd) noexcept
     ssize_t recv(int fd, void *data, size_t length, int flags) noexcept
     int madvise(void *at, size_t length, int advice) noexcept
+    ssize_t writev(int fd, iovec *parts, int count) noexcept

@@ -1,0 +1,442 @@
+"""Decapsulation: from a tunnel's packet to the packet inside it, and to a TUN device. The receiving end of `encap`.
+
+    | Ethernet | outer IP |                    | inner IP ...     ipip: protocol 4 or 41 (RFC 2003, RFC 4213, RFC 2473)
+    | Ethernet | outer IP | GRE 4 [key 4]      | inner IP ...     gre: RFC 2784, RFC 2890
+    | Ethernet | outer IP | UDP 8 | GUE 4 + n  | inner IP ...     gue: draft-ietf-intarea-gue, variant 0
+    | Ethernet | outer IP | UDP 8              | inner IP ...     gue: variant 1, the IP version tells it
+
+Invariants: no byte beyond `end` is read, and every packet ends in exactly one reason. What a tunnel brings is written
+as it is but for the ECN bits (RFC 6040); its own checksums are checked by the kernel behind the TUN device, or by
+`coalesce`.
+
+Every parser has one shape: cursor, end, out-pointer; it checks the bounds first, advances the cursor and returns the
+protocol of what follows, or a negative value: minus the reason. The outer header's rules are those of the receive
+filter (fastlb/decap.py): an IPv6 header may have one Destination Options header, where tunnels put their encapsulation
+limit.
+"""
+
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memset
+
+from fastlb.dataplane.abi cimport POLLERR, SO_ERROR, SOL_SOCKET, getsockopt, poll, pollfd, tpacket3_hdr
+from fastlb.dataplane.checksum cimport difference, fold, sum_addr, sum_bytes, update_checksum
+from fastlb.dataplane.coalesce cimport Coalescer, Inner, coalesce, write_waiting
+from fastlb.dataplane.machine cimport bswap16, load16, load32, load_acquire_u32, must, unlikely
+from fastlb.dataplane.ring cimport (
+    RxRing, advance, has_frames, hold_block, kernel_may_refill, next_slot, take_frame)
+from fastlb.dataplane.reasons cimport DROP_RING_HOLE
+from fastlb.dataplane.types cimport FAMILY_4, FAMILY_6, PROTO_UDP, VNET_NEEDS_CSUM, Packet
+from fastlb.dataplane.wire cimport (
+    ETH_LEN, ETH_TYPE, ETHERTYPE_IP4, ETHERTYPE_IP6, EXT_DEST_OPTS, IP4_CSUM, IP4_DST, IP4_FRAG, IP4_FRAG_MASK, IP4_LEN,
+    IP4_PROTO, IP4_SRC, IP4_TOTAL, IP6_DST, IP6_LEN, IP6_NEXT, IP6_PAYLOAD, IP6_SRC, UDP_CSUM, UDP_LEN, UDP_LENGTH,
+    read_addr4, read_addr6, read_be16)
+
+
+cdef enum:
+    MODE_IPIP = 1            # bits of Decap.modes
+    MODE_GRE = 2
+    MODE_GUE = 4
+    PROTO_IP4 = 4            # IPv4 in IP
+    PROTO_IP6 = 41
+    PROTO_GRE = 47
+    GRE_LEN = 4
+    GRE_KEY_LEN = 4
+    GRE_HAS_KEY = 0x2000     # every other bit must be zero: checksum, sequence number, routing, another version
+    GUE_LEN = 4
+    GUE_CONTROL = 0x20       # in the first byte, below the two bits of the variant
+    GUE_HLEN = 0x1F          # words of four bytes behind the fixed header
+    ECN_NOT_ECT = 0
+    ECN_ECT1 = 1
+    ECN_CE = 3
+    IDLE_MS = 1000           # the longest sleep
+
+
+cdef enum DecapReason:
+    DECAPSULATED             # counted when it is written
+    DECAP_NOT_TUNNEL
+    DECAP_OUTER_HEADER
+    DECAP_OUTER_FRAGMENT
+    DECAP_OUTER_CHECKSUM
+    DECAP_GRE_HEADER
+    DECAP_GRE_KEY
+    DECAP_GRE_PROTOCOL
+    DECAP_UDP_LENGTH
+    DECAP_GUE_HEADER
+    DECAP_GUE_CONTROL
+    DECAP_GUE_PROTOCOL
+    DECAP_INNER_HEADER
+    DECAP_INNER_TRUNCATED
+    DECAP_NESTED
+    DECAP_ECN
+    DECAP_OFFLOAD
+    DECAP_RING_HOLE
+    DECAP_RING_CLAMPED
+    DECAP_TUN_REFUSED
+    DECAP_REASONS
+
+
+cdef inline const char *decap_reason_name(int reason) noexcept nogil:
+    """The counter's name."""
+    if reason == DECAPSULATED:
+        return "decapsulated"
+    elif reason == DECAP_NOT_TUNNEL:        # of no tunnel that is received here; the filter keeps these out
+        return "not_tunnel"
+    elif reason == DECAP_OUTER_HEADER:      # wrong version, or lengths that disagree with the frame
+        return "outer_header"
+    elif reason == DECAP_OUTER_FRAGMENT:    # left to the host; the filter keeps these out
+        return "outer_fragment"
+    elif reason == DECAP_OUTER_CHECKSUM:    # of the outer IPv4 or UDP header
+        return "outer_checksum"
+    elif reason == DECAP_GRE_HEADER:        # truncated, or with fields other than a key
+        return "gre_header"
+    elif reason == DECAP_GRE_KEY:           # another key, or one where none is expected, or none
+        return "gre_key"
+    elif reason == DECAP_GRE_PROTOCOL:
+        return "gre_protocol"
+    elif reason == DECAP_UDP_LENGTH:
+        return "udp_length"
+    elif reason == DECAP_GUE_HEADER:        # truncated, another variant, or with flags
+        return "gue_header"
+    elif reason == DECAP_GUE_CONTROL:
+        return "gue_control"
+    elif reason == DECAP_GUE_PROTOCOL:
+        return "gue_protocol"
+    elif reason == DECAP_INNER_HEADER:      # not of the IP version that the tunnel promises, or too short a header
+        return "inner_header"
+    elif reason == DECAP_INNER_TRUNCATED:   # says to be longer than what the tunnel brought
+        return "inner_truncated"
+    elif reason == DECAP_NESTED:            # a tunnel in the tunnel
+        return "nested"
+    elif reason == DECAP_ECN:               # congestion that the inner packet cannot tell its receiver, RFC 6040
+        return "ecn"
+    elif reason == DECAP_OFFLOAD:           # left to the device: something that nobody can do behind the tunnel
+        return "offload"
+    elif reason == DECAP_RING_HOLE:
+        return "ring_hole"
+    elif reason == DECAP_RING_CLAMPED:
+        return "ring_clamped"
+    elif reason == DECAP_TUN_REFUSED:       # the TUN device took it not
+        return "tun_refused"
+    return "?"
+
+
+cdef struct Decap:
+    Coalescer out
+    Packet packet            # the one that is taken
+    pollfd fds[2]            # the ring's, and the one that ends a sleep
+    uint64_t reasons[DECAP_REASONS]
+    uint64_t packets
+    uint64_t blocks
+    RxRing *ring
+    uint32_t modes
+    uint32_t be_key
+    bint has_key
+    uint16_t be_port         # of GUE
+    uint32_t stopping        # set by another thread, which then writes to fds[1]
+
+
+# --- the outer headers -----------------------------------------------------------------------------------------------
+
+cdef inline int strip_ip4(const uint8_t **cursor, const uint8_t **end, Packet *p, Inner *inner) noexcept nogil:
+    """RFC 791. ``end`` comes back to where the packet says that it ends."""
+    cdef const uint8_t *ip = cursor[0]
+    cdef int32_t header, total
+    if unlikely(end[0] - ip < IP4_LEN):
+        return -DECAP_OUTER_HEADER
+    header = (ip[0] & 0x0F) * 4
+    total = read_be16(ip + IP4_TOTAL)
+    if unlikely(ip[0] >> 4 != 4 or header < IP4_LEN or total < header or end[0] - ip < total):
+        return -DECAP_OUTER_HEADER
+    if unlikely(read_be16(ip + IP4_FRAG) & IP4_FRAG_MASK):
+        return -DECAP_OUTER_FRAGMENT
+    if unlikely(fold(sum_bytes(ip, header)) != 0xFFFF):
+        return -DECAP_OUTER_CHECKSUM
+    p.src = read_addr4(ip + IP4_SRC)
+    p.dst = read_addr4(ip + IP4_DST)
+    inner.outer_ecn = ip[1] & 3
+    cursor[0] = ip + header
+    end[0] = ip + total
+    return ip[IP4_PROTO]
+
+
+cdef inline int strip_ip6(const uint8_t **cursor, const uint8_t **end, Packet *p, Inner *inner) noexcept nogil:
+    """RFC 8200. ``end`` comes back to where the packet says that it ends."""
+    cdef const uint8_t *ip = cursor[0]
+    cdef int32_t total
+    if unlikely(end[0] - ip < IP6_LEN):
+        return -DECAP_OUTER_HEADER
+    total = IP6_LEN + read_be16(ip + IP6_PAYLOAD)
+    if unlikely(ip[0] >> 4 != 6 or end[0] - ip < total):
+        return -DECAP_OUTER_HEADER
+    p.src = read_addr6(ip + IP6_SRC)
+    p.dst = read_addr6(ip + IP6_DST)
+    inner.outer_ecn = ip[1] >> 4 & 3
+    cursor[0] = ip + IP6_LEN
+    end[0] = ip + total
+    return step_over_options(cursor, end[0], ip[IP6_NEXT])
+
+
+cdef inline int step_over_options(const uint8_t **cursor, const uint8_t *end, int following) noexcept nogil:
+    """One Destination Options header (RFC 8200 section 4.6), as RFC 2473 section 4.1.1 puts into tunnels."""
+    cdef const uint8_t *options = cursor[0]
+    cdef int32_t length
+    if following != EXT_DEST_OPTS:
+        return following
+    if unlikely(end - options < 8):
+        return -DECAP_OUTER_HEADER
+    length = (options[1] + 1) * 8
+    if unlikely(end - options < length):
+        return -DECAP_OUTER_HEADER
+    cursor[0] += length
+    return options[0]
+
+
+cdef inline int strip_gre(const uint8_t **cursor, const uint8_t *end, const Decap *decap) noexcept nogil:
+    """RFC 2784, with the key of RFC 2890."""
+    cdef const uint8_t *gre = cursor[0]
+    cdef int32_t length = GRE_LEN
+    cdef uint16_t flags, protocol
+    cdef bint has_key
+    if unlikely(end - gre < GRE_LEN):
+        return -DECAP_GRE_HEADER
+    flags = read_be16(gre)
+    has_key = flags & GRE_HAS_KEY != 0
+    if has_key:
+        length += GRE_KEY_LEN
+    if unlikely(flags & ~<uint16_t>GRE_HAS_KEY or end - gre < length):
+        return -DECAP_GRE_HEADER
+    if unlikely(has_key != decap.has_key or has_key and load32(gre + GRE_LEN) != decap.be_key):
+        return -DECAP_GRE_KEY
+    cursor[0] += length
+    protocol = read_be16(gre + 2)
+    if protocol == ETHERTYPE_IP4:
+        return PROTO_IP4
+    return PROTO_IP6 if protocol == ETHERTYPE_IP6 else -DECAP_GRE_PROTOCOL
+
+
+cdef inline bint udp_checksum_holds(const uint8_t *udp, uint16_t length, const Packet *p) noexcept nogil:
+    """Zero is none: RFC 768, and RFC 6935 for tunnels over IPv6. One that is left to the device is not there yet, and
+    where the inner one is left it does not fit yet."""
+    if load16(udp + UDP_CSUM) == 0 or p.vnet.flags & VNET_NEEDS_CSUM:
+        return True
+    return fold(sum_addr(p.src) + sum_addr(p.dst) + bswap16(length) + <uint32_t>bswap16(PROTO_UDP)
+                + sum_bytes(udp, length)) == 0xFFFF
+
+
+cdef inline int strip_udp(
+        const uint8_t **cursor, const uint8_t **end, const Packet *p, const Decap *decap) noexcept nogil:
+    """RFC 768. 0, and ``end`` comes back to where the datagram says that it ends."""
+    cdef const uint8_t *udp = cursor[0]
+    cdef int32_t length
+    if unlikely(end[0] - udp < UDP_LEN):
+        return -DECAP_UDP_LENGTH
+    if unlikely(load16(udp + 2) != decap.be_port):
+        return -DECAP_NOT_TUNNEL
+    length = read_be16(udp + UDP_LENGTH)
+    if unlikely(length < UDP_LEN or end[0] - udp < length):
+        return -DECAP_UDP_LENGTH
+    if unlikely(not udp_checksum_holds(udp, <uint16_t>length, p)):
+        return -DECAP_OUTER_CHECKSUM
+    cursor[0] += UDP_LEN
+    end[0] = udp + length
+    return 0
+
+
+cdef inline int strip_gue(const uint8_t **cursor, const uint8_t *end) noexcept nogil:
+    """draft-ietf-intarea-gue-09 section 3. A flag announces a field that can change how the rest must be read; none of
+    them is known here, so any flag is refused. Words without a flag are private data, and are stepped over."""
+    cdef const uint8_t *gue = cursor[0]
+    cdef int32_t length
+    if unlikely(end - gue < GUE_LEN):
+        return -DECAP_GUE_HEADER
+    if gue[0] >> 4 == 4:                                 # variant 1: the first bits of an IP header
+        return PROTO_IP4
+    if gue[0] >> 4 == 6:
+        return PROTO_IP6
+    length = GUE_LEN + (gue[0] & GUE_HLEN) * 4
+    if unlikely(gue[0] >> 6 != 0 or load16(gue + 2) != 0 or end - gue < length):
+        return -DECAP_GUE_HEADER
+    if unlikely(gue[0] & GUE_CONTROL):
+        return -DECAP_GUE_CONTROL
+    cursor[0] += length
+    return gue[1] if gue[1] == PROTO_IP4 or gue[1] == PROTO_IP6 else -DECAP_GUE_PROTOCOL
+
+
+cdef inline int strip_tunnel(
+        const uint8_t **cursor, const uint8_t **end, Packet *p, const Decap *decap, Inner *inner) noexcept nogil:
+    """Everything in front of the inner packet; its protocol (PROTO_IP4 or PROTO_IP6), or minus the reason."""
+    cdef uint16_t ethertype
+    cdef int following
+    if unlikely(end[0] - cursor[0] < ETH_LEN):
+        return -DECAP_OUTER_HEADER
+    ethertype = read_be16(cursor[0] + ETH_TYPE)
+    cursor[0] += ETH_LEN
+    if ethertype == ETHERTYPE_IP4:
+        following = strip_ip4(cursor, end, p, inner)
+    elif ethertype == ETHERTYPE_IP6:
+        following = strip_ip6(cursor, end, p, inner)
+    else:
+        return -DECAP_NOT_TUNNEL
+    if following == PROTO_UDP and decap.modes & MODE_GUE:
+        following = strip_udp(cursor, end, p, decap)
+        return strip_gue(cursor, end[0]) if following == 0 else following
+    if following == PROTO_GRE and decap.modes & MODE_GRE:
+        return strip_gre(cursor, end[0], decap)
+    if (following == PROTO_IP4 or following == PROTO_IP6) and decap.modes & MODE_IPIP:
+        return following
+    return following if following < 0 else -DECAP_NOT_TUNNEL
+
+
+# --- the inner packet ------------------------------------------------------------------------------------------------
+
+cdef inline int take_inner4(const uint8_t *ip, const uint8_t *end, Inner *inner) noexcept nogil:
+    """RFC 791. The protocol that it carries, or minus the reason."""
+    cdef int32_t header
+    if unlikely(end - ip < IP4_LEN):
+        return -DECAP_INNER_TRUNCATED
+    header = (ip[0] & 0x0F) * 4
+    inner.family = FAMILY_4
+    inner.length = read_be16(ip + IP4_TOTAL)
+    if unlikely(ip[0] >> 4 != 4 or header < IP4_LEN or <int32_t>inner.length < header):
+        return -DECAP_INNER_HEADER
+    if unlikely(end - ip < <int32_t>inner.length):
+        return -DECAP_INNER_TRUNCATED
+    return ip[IP4_PROTO]
+
+
+cdef inline int take_inner6(const uint8_t *ip, const uint8_t *end, Inner *inner) noexcept nogil:
+    """RFC 8200. The protocol that it carries, behind one Destination Options header too, or minus the reason."""
+    cdef const uint8_t *cursor = ip + IP6_LEN
+    cdef int following
+    if unlikely(end - ip < IP6_LEN):
+        return -DECAP_INNER_TRUNCATED
+    inner.family = FAMILY_6
+    inner.length = IP6_LEN + read_be16(ip + IP6_PAYLOAD)
+    if unlikely(ip[0] >> 4 != 6):
+        return -DECAP_INNER_HEADER
+    if unlikely(end - ip < <int32_t>inner.length):
+        return -DECAP_INNER_TRUNCATED
+    following = step_over_options(&cursor, ip + inner.length, ip[IP6_NEXT])
+    return following if following >= 0 else -DECAP_INNER_HEADER
+
+
+cdef inline uint8_t ecn_of(const Inner *inner) noexcept nogil:
+    return inner.ip[1] & 3 if inner.family == FAMILY_4 else inner.ip[1] >> 4 & 3
+
+
+cdef inline void set_ecn(Inner *inner, uint8_t ecn) noexcept nogil:
+    cdef uint16_t before = load16(inner.ip)
+    if inner.family == FAMILY_4:
+        inner.ip[1] = <uint8_t>(inner.ip[1] & 0xFC | ecn)
+        update_checksum(inner.ip + IP4_CSUM, difference(before, load16(inner.ip)))
+    else:
+        inner.ip[1] = <uint8_t>(inner.ip[1] & 0xCF | ecn << 4)
+
+
+cdef inline bint join_ecn(Inner *inner) noexcept nogil:
+    """RFC 6040 section 4.2: what happened to the outer header happened to the inner; False: it must be dropped."""
+    cdef uint8_t ecn = ecn_of(inner)
+    cdef uint8_t outer = inner.outer_ecn
+    if ecn == ECN_NOT_ECT:
+        return outer != ECN_CE
+    if ecn != ECN_CE and (outer == ECN_CE or outer == ECN_ECT1) and outer != ecn:
+        set_ecn(inner, outer)
+    return True
+
+
+cdef inline int take_offloads(const Packet *p, Inner *inner) noexcept nogil:
+    """What of the inner packet is left to the device, in offsets from it; 0, or the reason why that cannot be.
+
+    A checksum that is left open in front of the inner packet is the outer UDP header's, which has gone.
+    """
+    cdef uint32_t start = p.vnet.csum_start
+    cdef uint32_t stripped = <uint32_t>(inner.ip - p.frame)
+    memset(&inner.vnet, 0, sizeof(inner.vnet))
+    if p.vnet.flags & VNET_NEEDS_CSUM and start >= stripped:
+        if unlikely(start - stripped + p.vnet.csum_offset + 2 > inner.length):
+            return DECAP_OFFLOAD
+        inner.vnet.flags = VNET_NEEDS_CSUM
+        inner.vnet.csum_start = <uint16_t>(start - stripped)
+        inner.vnet.csum_offset = p.vnet.csum_offset
+    if unlikely(p.vnet.gso_type):
+        if inner.vnet.flags == 0:                        # not of the inner packet
+            return DECAP_OFFLOAD
+        inner.vnet.gso_type = p.vnet.gso_type
+        inner.vnet.gso_size = p.vnet.gso_size
+    return 0
+
+
+cdef inline int decapsulate(const Decap *decap, Packet *p, Inner *inner) noexcept nogil:
+    """Describe the packet inside the frame: 0, or the reason to drop it. The frame's memory may change."""
+    cdef const uint8_t *cursor = p.frame
+    cdef const uint8_t *end = p.frame + p.length
+    cdef int protocol = strip_tunnel(&cursor, &end, p, decap, inner)
+    if unlikely(protocol < 0):
+        return -protocol
+    inner.ip = p.frame + (cursor - p.frame)
+    if protocol == PROTO_IP4:
+        protocol = take_inner4(cursor, end, inner)
+    else:
+        must(protocol == PROTO_IP6)
+        protocol = take_inner6(cursor, end, inner)
+    if unlikely(protocol < 0):
+        return -protocol
+    if unlikely(protocol == PROTO_IP4 or protocol == PROTO_IP6 or protocol == PROTO_GRE):
+        return DECAP_NESTED
+    if unlikely(not join_ecn(inner)):
+        return DECAP_ECN
+    return take_offloads(p, inner)
+
+
+# --- the loop --------------------------------------------------------------------------------------------------------
+
+cdef inline void take_packet(Decap *decap, Packet *p) noexcept nogil:
+    """One frame. Its memory is in use until `write_waiting`."""
+    cdef Inner inner
+    cdef int reason = decapsulate(decap, p, &inner)
+    decap.packets += 1
+    if unlikely(reason):
+        decap.reasons[reason] += 1
+    else:
+        coalesce(&decap.out, &inner)
+
+
+cdef inline bint read_block(Decap *decap) noexcept nogil:
+    """The next closed block, whole; False when there is none."""
+    cdef RxRing *ring = decap.ring
+    cdef tpacket3_hdr *slot
+    cdef int reason
+    must(not ring.open_blocks)
+    if not has_frames(ring):
+        return False
+    slot = next_slot(ring, True)
+    while slot != NULL:
+        reason = take_frame(ring, slot, &decap.packet)
+        advance(ring, slot, True)
+        if unlikely(reason):
+            decap.packets += 1
+            decap.reasons[<int>(DECAP_RING_HOLE if reason == DROP_RING_HOLE else DECAP_RING_CLAMPED)] += 1
+        else:
+            take_packet(decap, &decap.packet)
+        slot = next_slot(ring, True)
+    write_waiting(&decap.out)
+    hold_block(ring)
+    kernel_may_refill(ring)
+    decap.blocks += 1
+    return True
+
+
+cdef inline void sleep_until_called(Decap *decap) noexcept nogil:
+    """Until a block is closed, or somebody wants the loop to stop. A link that went down leaves an error on its socket,
+    and poll returns at once until somebody has asked for it."""
+    cdef int error
+    cdef unsigned int length = sizeof(error)
+    poll(decap.fds, 2, IDLE_MS)
+    if decap.fds[0].revents & POLLERR:
+        getsockopt(decap.fds[0].fd, SOL_SOCKET, SO_ERROR, &error, &length)
+
+
+cdef inline void run_decap(Decap *decap) noexcept nogil:
+    while not load_acquire_u32(&decap.stopping):
+        if not read_block(decap):
+            sleep_until_called(decap)
