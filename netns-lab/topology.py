@@ -22,6 +22,7 @@
 
     nat   client -> router -> lb -> bN, and back bN -> lb -> router -> client (a backend's default route)
     dsr   client -> router -> lb -> bN, and back bN -> router -> client (``rule from VIP table 100``)
+    ipip, gre, gue   as dsr, but in a tunnel from lb to bN, where ``fastlb decap`` unwraps it
 
 The balancer's kernel forwards nothing: what comes out of lb, fastlb has sent. Interfaces live in the
 lab's namespaces from birth; the host's own namespace never sees one.
@@ -96,6 +97,14 @@ VIPS: Mapping[tuple[str, int], str] = {
     ("nat", 6): "2001:db8:cafe::10",
     ("dsr", 4): "203.0.113.20",
     ("dsr", 6): "2001:db8:cafe::20",
+}
+TUNNEL_VIPS: Mapping[tuple[str, int], str] = {
+    ("ipip", 4): "203.0.113.30",
+    ("ipip", 6): "2001:db8:cafe::30",
+    ("gre", 4): "203.0.113.40",
+    ("gre", 6): "2001:db8:cafe::40",
+    ("gue", 4): "203.0.113.50",
+    ("gue", 6): "2001:db8:cafe::50",
 }
 
 MAIN_TABLE = 254
@@ -187,11 +196,13 @@ class Lab:
             answer = lab.client("fetch", VIPS["dsr", 4], "--count", "200")
 
     ``prefix`` starts every namespace's name and the run directory's, so that labs with different
-    prefixes stand side by side.
+    prefixes stand side by side. ``tunnels``: with the VIPs of TUNNEL_VIPS, and a receiver in every backend.
     """
 
-    def __init__(self, prefix: str = "fastlb-"):
+    def __init__(self, prefix: str = "fastlb-", tunnels: bool = False):
         self.prefix = prefix
+        self.vips = {**VIPS, **TUNNEL_VIPS} if tunnels else VIPS
+        self.tunnels = tunnels
         self.run_dir = Path("/run", f"{prefix}lab")
         self._children: list[subprocess.Popen[Any]] = []
         self._known: set[tuple[int, int]] = set()  # identities of our namespaces, kept for leftovers()
@@ -217,6 +228,8 @@ class Lab:
             self._add_routes()
             self._wait_for_carrier()
             self._start_servers()
+            if self.tunnels:
+                self._start_receivers()
         except BaseException:
             self.down()
             raise
@@ -292,8 +305,8 @@ class Lab:
                     add_address(rtnl, interface, prefix)
         for node in BACKENDS:
             with self.rtnl(node) as rtnl:
-                add_address(rtnl, "lo", f"{VIPS['dsr', 4]}/32")
-                add_address(rtnl, "lo", f"{VIPS['dsr', 6]}/128")
+                for vip in self.one_way_vips():
+                    add_address(rtnl, "lo", f"{vip}/{ipaddress.ip_address(vip).max_prefixlen}")
 
     def _add_routes(self) -> None:
         for route in ROUTES:
@@ -301,7 +314,7 @@ class Lab:
                 rtnl.route("add", dst=route.destination, gateway=route.gateway, table=route.table)
         for node in BACKENDS:
             with self.rtnl(node) as rtnl:
-                for vip in (VIPS["dsr", 4], VIPS["dsr", 6]):
+                for vip in self.one_way_vips():
                     bits = ipaddress.ip_address(vip).max_prefixlen
                     rtnl.rule("add", src=vip, src_len=bits, table=DSR_TABLE)
 
@@ -333,6 +346,25 @@ class Lab:
         with self.run_dir.joinpath(f"{node}.log").open("wb") as log:
             return self.run(node, command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
                             start_new_session=True)  # fmt: skip
+
+    def _start_receivers(self) -> None:
+        """`fastlb decap` in every backend: this kernel may have no tunnel devices."""
+        for node in BACKENDS:
+            command = [sys.executable, "-m", "fastlb", "decap", "eth0"]
+            with self.run_dir.joinpath(f"{node}-decap.log").open("wb") as log:
+                self.run(node, command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=HERE.parent,
+                         start_new_session=True)  # fmt: skip
+        deadline = time.monotonic() + SERVER_TIMEOUT
+        while waiting := [node for node in BACKENDS if not self._has_link(node, "fastlb0")]:
+            if time.monotonic() > deadline:
+                said = self.run_dir.joinpath(f"{waiting[0]}-decap.log").read_text().strip()
+                raise LabError(f"fastlb decap of {waiting[0]} did not start: {said or 'no message'}")
+            time.sleep(0.05)
+
+    def _has_link(self, node: str, interface: str) -> bool:
+        """Is there such an interface, and is it up?"""
+        with self.rtnl(node) as rtnl:
+            return any(link["flags"] & 1 for link in rtnl.get_links(ifname=interface))
 
     # ---- processes
 
@@ -478,9 +510,13 @@ class Lab:
         """The control socket that the configuration names."""
         return self.run_dir / "fastlb.sock"
 
+    def one_way_vips(self) -> list[str]:
+        """Those that backends hold themselves."""
+        return [vip for (forward, _), vip in self.vips.items() if forward != "nat"]
+
     def config(self, **changes: Any) -> dict[str, Any]:
         """fastlb's configuration for this lab as a dict; ``changes`` replace top-level keys."""
-        services = [service(application, *at) for application in APPLICATIONS for at in VIPS]
+        services = [service(application, *at) for application in APPLICATIONS for at in self.vips]
         base = {"interfaces": ["eth0", "eth1"], "control": str(self.socket_path), "services": services}
         return base | changes
 
@@ -498,7 +534,7 @@ def service(application: Application, forward: str, version: int) -> dict[str, A
         backends = [backend | {"port": application.nat_port} for backend in backends]
     return {
         "name": f"{application.name}-{forward}-{version}",
-        "vip": VIPS[forward, version],
+        "vip": {**VIPS, **TUNNEL_VIPS}[forward, version],
         "port": application.port,
         "protocol": application.protocol,
         "forward": forward,

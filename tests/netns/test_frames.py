@@ -22,6 +22,7 @@ from dataclasses import replace
 from operator import methodcaller
 from typing import Any
 
+import dpkt
 import pytest
 
 from tests.frames import (
@@ -35,12 +36,14 @@ from tests.frames import (
     SYN,
     TCP,
     UDP,
+    Seen,
     checksum,
     ethernet,
     frame,
     ip4_packet,
     ip6_packet,
     mac_bytes,
+    pseudo_header,
     take_apart,
 )
 from tests.netns.balancer import PATIENCE, Balancer, drops, snmp, until, within
@@ -431,13 +434,41 @@ FITTING = [
 
 @pytest.mark.parametrize(("kind", "version", "protocol", "offload", "size"), FITTING)
 def test_frames_over_the_mtu(rig: Rig, kind: str, version: int, protocol: str, offload: str, size: int) -> None:
-    left, raw = leave_to_device(sent_frame(kind, version, protocol, size), offload)
+    """What must not be fragmented is answered, with the MTU."""
+    left, raw = leave_to_device(sent_frame(kind, version, protocol, size, df=True), offload)
     rig.client.send(raw, left)
     assert len(rig.servers.receive().raw) == MTU + 14
-    left, raw = leave_to_device(sent_frame(kind, version, protocol, size + 1), offload)
+    before = rig.balancer.status()["counters"]["paths"]["too_big"]
+    left, raw = leave_to_device(sent_frame(kind, version, protocol, size + 1, df=True), offload)
     rig.client.send(raw, left)
-    rig.settle()
-    assert rig.new_drops() == {"over_mtu": 1}
+    answer = told_too_big(rig, version)
+    assert (answer.src, answer.dst) == (VIPS[kind, version], CLIENT[version])
+    assert (answer.segment[0], int.from_bytes(answer.segment[4:8], "big")) == (3 if version == 4 else 2, MTU)
+    assert rig.balancer.status()["counters"]["paths"]["too_big"] == before + 1
+    assert rig.new_drops() == {}
+
+
+def told_too_big(rig: Rig, version: int) -> Seen:
+    """The next ICMP error that the client gets; ICMPv6 is more than errors."""
+    while True:
+        seen = take_apart(ethernet(rig.client.receive_packet(1 if version == 4 else 58)))
+        if seen.segment[0] == (3 if version == 4 else 2):
+            return seen
+
+
+@pytest.mark.parametrize("kind", ["nat", "dsr"])
+@pytest.mark.parametrize("offload", ["plain", "partial"])
+def test_what_may_be_fragmented_is(rig: Rig, kind: str, offload: str) -> None:
+    """Each fragment is a message of headers in memory of its own and a payload in the ring."""
+    whole = sent_frame(kind, 4, "udp", 1472)
+    left, raw = leave_to_device(whole, offload)
+    rig.client.send(raw, left)
+    packets = [dpkt.ip.IP(rig.servers.receive_packet(UDP)) for _ in range(2)]
+    datagram = b"".join(bytes(packet.data) for packet in packets)
+    assert [(packet.offset * 8, packet.mf) for packet in packets] == [(0, 1), ((MTU - 20) // 8 * 8, 0)]
+    assert datagram[8:] == take_apart(whole).segment[8:]
+    source, target = packets[0].src, packets[0].dst
+    assert checksum(pseudo_header(source, target, UDP, len(datagram)) + datagram) == 0
 
 
 @pytest.mark.parametrize("kind", ["nat", "dsr"])
@@ -447,14 +478,13 @@ def test_frames_over_the_mtu(rig: Rig, kind: str, version: int, protocol: str, o
 def test_super_frames_are_judged_by_their_segments(
     rig: Rig, kind: str, version: int, protocol: str, headers: int
 ) -> None:
-    left, raw = leave_to_device(sent_frame(kind, version, protocol, 30_000), "gso")
+    left, raw = leave_to_device(sent_frame(kind, version, protocol, 30_000, df=True), "gso")
     fitting = left._replace(gso_size=MTU - headers)
     rig.client.send(raw, fitting)
     got = rig.servers.receive()
     assert (len(got.raw), got.offload.gso_size) == (len(raw), fitting.gso_size)
     rig.client.send(raw, left._replace(gso_size=MTU - headers + 1))
-    rig.settle()
-    assert rig.new_drops() == {"over_mtu": 1}
+    assert told_too_big(rig, version).dst == CLIENT[version]
 
 
 # ---- the ring

@@ -115,6 +115,14 @@ class Wire:
             if whole[6:12] in FASTLB and (seen := _ip_of(whole)) and seen.protocol in (TCP, UDP):
                 return Arrival(offload, raw, seen)
 
+    def receive_packet(self, protocol: int) -> bytes:
+        """The IP packet in the next frame with fastlb's MAC address that carries this protocol; fragments too."""
+        while True:
+            raw = self._receiver.recv(1 << 17)[VNET_HDR:]
+            kind = {b"\x08\x00": raw[23:24], b"\x86\xdd": raw[20:21]}.get(raw[12:14])
+            if raw[6:12] in FASTLB and kind == bytes([protocol]):
+                return raw[14:]
+
     def arrived(self) -> list[bytes]:
         """The frames that are here by now, as they came. A link that was down meanwhile says so once, as an error."""
         found = []
