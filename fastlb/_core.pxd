@@ -7,7 +7,7 @@ from fastlb.dataplane.decap cimport Decap
 from fastlb.dataplane.pipeline cimport PipelineState
 from fastlb.dataplane.publish cimport Publication
 from fastlb.dataplane.ring cimport RxRing
-from fastlb.dataplane.types cimport BATCH, Hop, Packet, RouteTable, ServiceTable, Snapshot
+from fastlb.dataplane.types cimport BATCH, Hop, Packet, RouteTable, Service, ServiceTable, Snapshot
 from fastlb.dataplane.worker cimport WorkerState
 from fastlb.dataplane.xsk cimport Xsk
 
@@ -26,6 +26,7 @@ cdef class Services:
     cdef int allocate(self, list specs) except -1
     cdef int set_timeouts(self, timeouts) except -1
     cdef int add_service(self, uint32_t index, spec, const uint32_t *members) except -1
+    cdef int set_tunnel(self, Service *service, tunnel) except -1
     cdef int add_backend(self, uint32_t index, spec, member) except -1
 
 
@@ -34,6 +35,7 @@ cdef class Routes:
 
     cdef int allocate(self, size_t hops, size_t prefixes, size_t neighbours, uint32_t backend_limit) except -1
     cdef int set_hop(self, Hop *hop, tuple described) except -1
+    cdef int set_source(self, uint32_t backend, network) except -1
     cdef int add_prefix(self, uint32_t index, network, uint32_t ifindex, position) except -1
     cdef int set_lengths(self, prefixes) except -1
 

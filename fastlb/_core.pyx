@@ -40,6 +40,7 @@ from fastlb.dataplane.lookup cimport MISSING, find, key_meta, table_free, table_
 from fastlb.dataplane.machine cimport (
     assert_equal, bswap16, bswap32, load_acquire_u32, load_acquire_u64, spin_pause, store_release_u32)
 from fastlb.dataplane.maglev cimport MAX_MEMBERS, Turn, populate
+from fastlb.dataplane.pieces cimport MAX_HEADERS, Pieces, cut, next_piece
 from fastlb.dataplane.pipeline cimport run_batch, still_holds
 from fastlb.dataplane.publish cimport passed, pick_up, publish
 from fastlb.dataplane.reasons cimport (
@@ -53,8 +54,9 @@ from fastlb.dataplane.service cimport classify
 from fastlb.dataplane.sendmmsg cimport init_messages
 from fastlb.dataplane.transmit cimport MAX_XSKS
 from fastlb.dataplane.types cimport (
-    BATCH, FAMILY_4, FORWARD_DSR, FORWARD_NAT, LEG_CLIENT, NO_BACKEND_DROP, NO_BACKEND_RESET, NO_HOP, PROTO_TCP,
-    PROTO_UDP, VNET_HDR_LEN, Addr, Backend, BackendStats, Hop, LinkRoute, Packet, Service, Snapshot, VnetHdr)
+    BATCH, DF_ALWAYS, DF_INNER, DF_NEVER, FAMILY_4, FORWARD_DSR, FORWARD_GRE, FORWARD_GUE, FORWARD_IPIP, FORWARD_NAT,
+    LEG_CLIENT, NO_BACKEND_DROP, NO_BACKEND_RESET, NO_HOP, PROTO_TCP, PROTO_UDP, VNET_HDR_LEN, Addr, Backend,
+    BackendStats, Hop, LinkRoute, Packet, Service, Snapshot, Source, VnetHdr)
 from fastlb.dataplane.wire cimport read_addr4, read_addr6, write_addr6
 from fastlb.dataplane.worker cimport MAX_RINGS, clock_ns, run_worker
 from fastlb.dataplane.xsk cimport XSK_CHUNK, XSK_METADATA, XSK_READY, XSK_RING, Xsk, XskRing

@@ -26,11 +26,16 @@ from fastlb import fields
 from fastlb.document import Document, Loc, Origin
 from fastlb.errors import ConfigError, Problem
 from fastlb.fields import Address as Address
+from fastlb.fields import Network as Network
 
 Found = Iterator[tuple[Loc, str]]
 
 LATER_KEYS = frozenset({"affinity", "check", "slow_start", "snat"})
 MAX_BACKENDS = 65534  # of one service: a Maglev table holds 16-bit positions
+
+
+TUNNELS = ("ipip", "gre", "gue")
+ONE_WAY = ("dsr", *TUNNELS)
 
 
 class _Model(BaseModel):
@@ -41,13 +46,33 @@ class Backend(_Model):
     """One server behind a service."""
 
     address: fields.BackendAddress = Field(
-        description="the server's IPv4 or IPv6 address, of the same family as the VIP"
+        description="the server's IPv4 or IPv6 address; in nat and dsr of the same family as the VIP"
     )
     port: fields.Port | None = Field(
         default=None, description="the port to send to (nat only); the service's port when not given"
     )
     weight: fields.Weight = Field(
         default=1, description="share of new flows, relative to the other backends; 0 gives it no new flows"
+    )
+
+
+class Tunnel(_Model):
+    """How packets are wrapped on their way to the backends, in ipip, gre and gue."""
+
+    source: tuple[fields.Source, ...] = Field(
+        default=(),
+        description="prefixes of outer source addresses, at most one for each IP version; the bits behind the prefix "
+        "differ from flow to flow, so that routers and receive queues spread them. None: this host's own address",
+    )
+    key: fields.GreKey | None = Field(default=None, description="the key of gre; none when not given")
+    port: fields.Port = Field(default=6080, description="the UDP port on which backends receive gue")
+    df: fields.DontFragment = Field(
+        default="inner",
+        description="the outer IPv4 header's don't fragment: inner, as the packet inside has it; always; or never",
+    )
+    udp_checksum: fields.UdpChecksum = Field(
+        default="auto",
+        description="of gue's outer UDP header: true, computed; false, zero (RFC 6935); auto, computed for IPv6 only",
     )
 
 
@@ -62,7 +87,8 @@ class Service(_Model):
     protocol: fields.Protocol = Field(description="tcp or udp")
     forward: fields.Forward = Field(
         description="nat rewrites the destination, and replies come back through fastlb; dsr rewrites only "
-        "the MAC address, and backends that hold the VIP answer clients directly"
+        "the MAC address, and backends that hold the VIP answer clients directly; ipip, gre and gue wrap each packet "
+        "for backends anywhere, which hold the VIP too"
     )
     scheduler: fields.Scheduler = Field(
         default="maglev", description="how a new flow's backend is chosen: maglev"
@@ -71,6 +97,12 @@ class Service(_Model):
         default="drop",
         description="what a client gets when no backend can take its flow: drop says nothing, reset answers "
         "with RST (tcp) or an ICMP error (udp)",
+    )
+    tunnel: Tunnel = Field(default=Tunnel(), description="how packets are wrapped (ipip, gre and gue only)")
+    mss_clamp: fields.MssClamp = Field(
+        default=False,
+        description="lower the maximum segment size that SYN and, in nat, SYN-ACK announce: true, to what fits the way "
+        "to the backend; or to a number of bytes",
     )
     nat_any_port: fields.Flag = Field(
         default=False,
@@ -208,7 +240,7 @@ def _rules(services: tuple[Service, ...]) -> Found:
     }
     for number, service in enumerate(services):
         loc: Loc = ("services", number)
-        for path, message in (*_any_port(service), *_too_many(service), *_backends(service, vips)):
+        for path, message in (*_any_port(service), *_too_many(service), *_tunnel(service), *_backends(service, vips)):
             yield (*loc, *path), message
 
 
@@ -246,6 +278,20 @@ def _any_port(service: Service) -> Found:
         yield ("nat_any_port",), "it is only for forward: nat with port: any; leave it out"
 
 
+def _tunnel(service: Service) -> Found:
+    """Keys that the mode does not have."""
+    if service.tunnel is None or service.forward is None:
+        return
+    given = service.tunnel.model_fields_set
+    modes = {"source": TUNNELS, "df": TUNNELS, "key": ("gre",), "port": ("gue",), "udp_checksum": ("gue",)}
+    for key in sorted(given):
+        if service.forward not in modes[key]:
+            yield ("tunnel", key), f"it is only for forward: {', '.join(modes[key])}; leave it out"
+    versions = [prefix.version for prefix in service.tunnel.source]
+    if len(set(versions)) < len(versions):
+        yield ("tunnel", "source"), "more than one prefix of an IP version; keep one of IPv4, one of IPv6"
+
+
 def _too_many(service: Service) -> Found:
     if len(service.backends) > MAX_BACKENDS:
         yield ("backends",), f"{len(service.backends)} backends; a Maglev table takes at most {MAX_BACKENDS}"
@@ -270,10 +316,10 @@ def _backends(service: Service, vips: Mapping[Address, str]) -> Found:
 def _backend_port(service: Service, backend: Backend) -> Found:
     if backend.port is None:
         return
-    if service.forward == "dsr":
+    if service.forward in ONE_WAY:
         yield (
             ("port",),
-            "forward: dsr cannot change the port; leave it out (backends listen on the service's port), "
+            f"forward: {service.forward} cannot change the port; leave it out (backends listen on the service's port), "
             "or use forward: nat",
         )
     elif service.port == "any":
@@ -283,7 +329,8 @@ def _backend_port(service: Service, backend: Backend) -> Found:
 def _backend_address_fits(service: Service, backend: Backend, vips: Mapping[Address, str]) -> Found:
     if not backend.address:
         return
-    if service.vip and service.vip.version != backend.address.version:
+    tunnelled = service.forward in TUNNELS
+    if service.vip and service.vip.version != backend.address.version and not tunnelled:
         yield (
             ("address",),
             f"{backend.address} is IPv{backend.address.version} and the VIP {service.vip} is "
@@ -329,6 +376,7 @@ def _model_at(loc: Loc) -> type[_Model]:
     below: dict[str, type[_Model]] = {
         "timeouts": Timeouts,
         "ring": Ring,
+        "tunnel": Tunnel,
         "services": Service,
         "backends": Backend,
     }
@@ -390,6 +438,8 @@ def _salvage(model: type[_M], raw: Mapping[str, object], loc: Loc, bad: set[Loc]
             values[name] = None
         elif name not in raw:
             values[name] = None if field.is_required() else field.default
+        elif name == "tunnel":
+            values[name] = None  # its own rule waits until the rest is right
         else:
             values[name] = fields.parse_address(raw[name]) if name in ("vip", "address") else raw[name]
     return model.model_construct(**values)

@@ -9,7 +9,7 @@ from enum import IntEnum
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-from fastlb import metrics, reconcile
+from fastlb import metrics, nexthops, reconcile
 from fastlb._core import Pipeline, Routes, flow_hash_of
 from fastlb.config import Address, Config
 
@@ -55,14 +55,24 @@ class Datapath:
     """A balancer without a network: frames in, verdicts and frames out.
 
     Every address is on-link: its next hop is itself, reachable once `set_neighbour` has given its MAC. ``mac`` is the
-    balancer's own, the source of what it sends; ``mtu`` is that of the link. Not safe for use by two threads at once.
+    balancer's own, the source of what it sends; ``mtu`` is that of the link; ``addresses`` are the balancer's own, one
+    of each IP version at most, from which its tunnels come unless their service says otherwise. Not safe for use by two
+    threads at once.
     """
 
-    def __init__(self, config: Config, *, mac: str = "02:00:00:00:00:01", mtu: int = 1500) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        mac: str = "02:00:00:00:00:01",
+        mtu: int = 1500,
+        addresses: Iterable[str] = ("192.0.2.1", "2001:db8::1"),
+    ) -> None:
         self._pipeline = Pipeline(config.flows)
         self._ids = reconcile.BackendIds()
         self._mac = parse_mac(mac)
         self._mtu = mtu
+        self._sources = {network.version: network for network in map(ip_network, addresses)}
         self._neighbours: dict[Address, bytes] = {}
         self.reload(config)
 
@@ -93,7 +103,7 @@ class Datapath:
         self._publish()
         milliseconds = round(now * 1000) & 0xFFFFFFFF
         return [
-            Result(Verdict(verdict), [] if sent is None else [sent], self._keys.get(backend), reason)
+            Result(Verdict(verdict), sent, self._keys.get(backend), reason)
             for verdict, reason, sent, backend, _ in self._pipeline.process(frames, milliseconds)
         ]
 
@@ -137,6 +147,7 @@ class Datapath:
             [(network, 0, None) for network in EVERYWHERE],
             {(0, address): position for address, position in positions.items()},
             backends,
+            nexthops.tunnel_sources(self._plans, lambda address: self._sources.get(address.version)),
         )
         self._pipeline.publish(self._services, routes)
         self._stale = False

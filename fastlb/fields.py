@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -29,6 +29,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
 
 MAX_INTERFACES = 16  # rings of a worker
 MAX_WORKERS = 64  # shards of the flow table
@@ -166,6 +167,15 @@ def _backend_address(value: object) -> Address:
     return address
 
 
+def _source(value: object) -> Network:
+    if not isinstance(value, str):
+        raise ValueError("not a prefix")
+    prefix = ip_network(value)
+    if kind := _special(prefix.network_address):
+        raise _refusal(f"{value} begins with {kind}; it must be a prefix of unicast addresses")
+    return prefix
+
+
 def _port_or_any(value: object) -> int | Literal["any"]:
     if value == "any":
         return "any"
@@ -289,7 +299,22 @@ SocketPath = Annotated[
     WithJsonSchema({"type": "string", "pattern": "^/", "maxLength": 107}),
 ]
 Flag = Annotated[StrictBool, _expects("true or false")]
-Forward = Annotated[Literal["nat", "dsr"], _one_of("nat", "dsr", later=("fullnat", "ipip", "gre", "gue"))]
+Forward = Annotated[
+    Literal["nat", "dsr", "ipip", "gre", "gue"], _one_of("nat", "dsr", "ipip", "gre", "gue", later=("fullnat",))
+]
+Source = Annotated[
+    Network,
+    PlainValidator(_source),
+    _expects("the prefix that outer source addresses come from, such as 10.99.0.0/16; or one address"),
+    WithJsonSchema({"type": "string"}),
+]
+GreKey = Annotated[StrictInt, Field(ge=0, le=2**32 - 1), _expects("a whole number from 0 to 4294967295 (32 bits)")]
+DontFragment = Annotated[Literal["inner", "always", "never"], _one_of("inner", "always", "never")]
+UdpChecksum = Annotated[Literal["auto"] | StrictBool, _expects("auto, true or false")]
+MssClamp = Annotated[
+    StrictBool | Annotated[StrictInt, Field(ge=536, le=65495)],
+    _expects("true (what fits), false, or a whole number from 536 to 65495"),
+]
 Scheduler = Annotated[
     Literal["maglev"],
     _one_of("maglev", later=("rr", "wrr", "lc", "wlc", "lrt", "p2c", "ketama", "source-hash", "random")),

@@ -105,13 +105,15 @@ class KernelView:
 
     ``routes`` holds one route a prefix: of the next hops of all routes to it (several metrics, ECMP) the one
     with the lowest metric whose link is up, the first of equals. ``neighbours`` maps (interface index,
-    address) to a 6-byte MAC and holds only usable states. ``addresses`` are the host's own, on every link.
+    address) to a 6-byte MAC and holds only usable states. ``addresses`` are the host's own, on every link; ``placed``
+    says where: (interface index, prefix length, address).
     """
 
     links: Mapping[int, Link]
     routes: tuple[Route, ...]
     neighbours: Mapping[NextHop, bytes]
     addresses: frozenset[Address]
+    placed: frozenset[tuple[int, int, Address]] = frozenset()
 
     @cached_property
     def _by_length(self) -> dict[int, list[tuple[int, dict[int, Route]]]]:
@@ -416,6 +418,7 @@ class _Mirror:
             routes=self.routes,
             neighbours=MappingProxyType(macs),
             addresses=frozenset(address for _, _, address in self.addresses),
+            placed=frozenset(self.addresses),
         )
 
     def should_ask(self, hop: NextHop) -> bool:

@@ -5,13 +5,14 @@ A hop that cannot be used is kept with the reason, so that the data path drops u
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from ipaddress import ip_network
 
 from fastlb._core import Routes
-from fastlb.config import Address
+from fastlb.config import Address, Network
 from fastlb.neighbour import KernelView, NextHop
-from fastlb.reconcile import Plan
+from fastlb.reconcile import TUNNELS, Plan
 
 HopTuple = tuple[bytes, bytes, int, int, str | None]  # destination MAC, source MAC, interface, MTU, fault
 
@@ -65,11 +66,47 @@ def routes_table(view: KernelView, plans: Iterable[Plan]) -> Routes:
         else:
             position = hops.towards((route.link, route.gateway), route.mtu)
         prefixes.append((route.prefix, route.link, position))
+    plans = list(plans)
     backends = {}
     for plan in plans:
         for member in plan.members:
             backends[member.id] = _backend_hop(hops, plan.forward, member.address)
-    return Routes(hops.hops, prefixes, neighbours, backends)
+    sources = tunnel_sources(plans, lambda address: _own_address_towards(view, address))
+    return Routes(hops.hops, prefixes, neighbours, backends, sources)
+
+
+def tunnel_sources(plans: Iterable[Plan], own: Callable[[Address], Network | None]) -> dict[int, Network]:
+    """By backend id, where its tunnel comes from: its service's prefix, or ``own`` for the backend's address.
+
+    A backend that has neither is left out.
+    """
+    sources = {}
+    for plan in plans:
+        for member in plan.members if plan.forward in TUNNELS else ():
+            configured = (prefix for prefix in plan.tunnel.source if prefix.version == member.address.version)
+            source = next(configured, None) or own(member.address)
+            if source is not None:
+                sources[member.id] = source
+    return sources
+
+
+def _own_address_towards(view: KernelView, address: Address) -> Network | None:
+    """An address of this host on the link by which packets to ``address`` leave: best one that the next hop shares."""
+    next_hop = view.next_hop(address)
+    if next_hop is None:
+        return None
+    index, gateway = next_hop
+
+    def preference(placed: tuple[int, int, Address]) -> tuple[bool, int]:
+        _, length, own = placed
+        return gateway not in ip_network(f"{own}/{length}", strict=False), int(own)
+
+    candidates = [
+        placed
+        for placed in view.placed
+        if placed[0] == index and placed[2].version == address.version and not placed[2].is_link_local
+    ]
+    return ip_network(min(candidates, key=preference)[2]) if candidates else None
 
 
 def _on_link_mtu(view: KernelView, next_hop: NextHop) -> int:

@@ -11,11 +11,13 @@ from socket import IPPROTO_TCP, IPPROTO_UDP
 
 from fastlb._core import MaglevTable, Services
 from fastlb.classifier import Key
-from fastlb.config import Address, Backend, Config, Service
+from fastlb.config import TUNNELS as TUNNELS
+from fastlb.config import Address, Backend, Config, Service, Tunnel
 from fastlb.errors import FastlbError
 from fastlb.maglev import build_table
 
 PROTOCOL_NUMBERS = {"tcp": IPPROTO_TCP, "udp": IPPROTO_UDP}
+CLAMP_TO_PATH = 65535
 MAX_BACKEND_ID = (1 << 20) - 1
 ID_QUARANTINE = 60.0  # seconds; the sweep forgets the flows of a backend that left within ten
 
@@ -43,6 +45,8 @@ class Plan:
     protocol: str
     forward: str
     no_backend: str
+    mss: int  # what TCP's MSS is lowered to; 0: nothing, 65535: what fits
+    tunnel: Tunnel
     table: MaglevTable | None
     members: tuple[Member, ...]
 
@@ -104,6 +108,8 @@ def _plan_service(config: Config, service: Service, numbers: dict[tuple[str, str
         protocol=service.protocol,
         forward=service.forward,
         no_backend=service.no_backend,
+        mss=_clamp(service.mss_clamp),
+        tunnel=service.tunnel,
         table=build_table(
             [member.key for member in members],
             [member.weight for member in members],
@@ -123,6 +129,10 @@ def _member(service: Service, backend: Backend, numbers: dict[tuple[str, str], i
         port=backend.port or _number(service.port),
         weight=backend.weight,
     )
+
+
+def _clamp(mss: int | bool) -> int:
+    return CLAMP_TO_PATH if mss is True else int(mss)
 
 
 def _number(port: int | str) -> int:

@@ -83,7 +83,7 @@ class Balancer:
     def send(self, raw: bytes, now: float = 0.0) -> tuple[str, bytes | None, str | None]:
         """(reason, what would be sent, backend key) of one frame at ``now`` seconds."""
         _, reason, sent, backend, _ = self.pipeline.process([raw], round(now * 1000))[0]
-        return reason, sent, self.keys.get(backend)
+        return reason, sent[0] if sent else None, self.keys.get(backend)
 
     def flows(self) -> list[tuple[Any, ...]]:
         return list(self.pipeline.flow_list(1 << 30))

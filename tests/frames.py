@@ -61,10 +61,13 @@ def extension(following: int, kind: int, body: bytes) -> bytes:
     return raw[:1] + bytes([len(raw) // word - less]) + raw[2:]
 
 
-def ip4_packet(src: str, dst: str, protocol: int, segment: bytes, *, ttl: int = 64, options: bytes = b"") -> bytes:
+def ip4_packet(
+    src: str, dst: str, protocol: int, segment: bytes, *, ttl: int = 64, options: bytes = b"", df: bool = False,
+    tos: int = 0,
+) -> bytes:  # fmt: skip
     header = dpkt.ip.IP(
         src=IPv4Address(src).packed, dst=IPv4Address(dst).packed, p=protocol, ttl=ttl, id=0x1234, opts=options,
-        hl=5 + len(options) // 4, len=20 + len(options) + len(segment), sum=0,
+        hl=5 + len(options) // 4, len=20 + len(options) + len(segment), sum=0, df=df, tos=tos,
     )  # fmt: skip
     raw = bytearray(header.pack_hdr() + options)
     raw[10:12] = checksum(bytes(raw)).to_bytes(2, "big")
@@ -72,14 +75,15 @@ def ip4_packet(src: str, dst: str, protocol: int, segment: bytes, *, ttl: int = 
 
 
 def ip6_packet(
-    src: str, dst: str, protocol: int, segment: bytes, *, ttl: int = 64, extensions: tuple[tuple[int, bytes], ...] = ()
-) -> bytes:
+    src: str, dst: str, protocol: int, segment: bytes, *, ttl: int = 64, extensions: tuple[tuple[int, bytes], ...] = (),
+    tos: int = 0,
+) -> bytes:  # fmt: skip
     chain, following = segment, protocol
     for kind, body in reversed(extensions):
         chain, following = extension(following, kind, body) + chain, kind
     header = dpkt.ip6.IP6(
-        src=IPv6Address(src).packed, dst=IPv6Address(dst).packed, nxt=following, hlim=ttl, plen=len(chain)
-    )
+        src=IPv6Address(src).packed, dst=IPv6Address(dst).packed, nxt=following, hlim=ttl, plen=len(chain), fc=tos,
+    )  # fmt: skip
     return bytes(header.pack_hdr()) + chain
 
 
@@ -115,8 +119,10 @@ def frame(
     extensions: tuple[tuple[int, bytes], ...] = (),
     tags: tuple[tuple[int, int], ...] = (),
     with_checksum: bool = True,
+    df: bool = False,
+    tos: int = 0,
 ) -> bytes:
-    """A whole Ethernet frame; ``with_checksum=False`` sends UDP without one."""
+    """A whole Ethernet frame; ``with_checksum=False`` sends UDP without one, ``tos`` is the traffic class too."""
     if proto == "tcp":
         protocol, at, segment = TCP, 16, tcp_segment(sport, dport, flags, payload, seq, ack, tcp_options)
     else:
@@ -128,8 +134,8 @@ def frame(
         total = checksum(pseudo + bytes(raw))
         raw[at : at + 2] = (total or (0xFFFF if proto == "udp" else 0)).to_bytes(2, "big")
     if ip_address(src).version == 4:
-        return ethernet(ip4_packet(src, dst, protocol, bytes(raw), ttl=ttl, options=options), tags=tags)
-    return ethernet(ip6_packet(src, dst, protocol, bytes(raw), ttl=ttl, extensions=extensions), tags=tags)
+        return ethernet(ip4_packet(src, dst, protocol, bytes(raw), ttl=ttl, options=options, df=df, tos=tos), tags=tags)
+    return ethernet(ip6_packet(src, dst, protocol, bytes(raw), ttl=ttl, extensions=extensions, tos=tos), tags=tags)
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,10 @@ cdef enum:
     PROTO_ICMP6 = 58
     ICMP4_UNREACHABLE = 3    # RFC 792, code 3: port
     ICMP4_PORT = 3
+    ICMP4_TOO_BIG = 4        # RFC 1191 section 4: the next hop's MTU is in the last two bytes
     ICMP6_UNREACHABLE = 1    # RFC 4443, code 4: port
     ICMP6_PORT = 4
+    ICMP6_TOO_BIG = 2        # RFC 4443 section 3.2
     ICMP4_MAX = 576          # the whole ICMP packet, RFC 1812 section 4.3.2.3
     ICMP6_MAX = 1280         # RFC 4443 section 2.4
     REJECT_TTL = 64
@@ -122,7 +124,8 @@ cdef inline void write_reset(Packet *p) noexcept nogil:
     p.length = p.l3 + header + TCP_LEN
 
 
-cdef inline void write_port_unreachable(Packet *p) noexcept nogil:
+cdef inline void write_error(Packet *p, uint8_t type, uint8_t code, uint32_t rest) noexcept nogil:
+    """An error about the packet, quoting it. `rest`: the four bytes behind the checksum, in host order."""
     cdef bint four = p.family == FAMILY_4
     cdef uint16_t header = IP4_LEN if four else IP6_LEN
     cdef uint32_t quoted = min(p.l3_length, <uint32_t>((ICMP4_MAX if four else ICMP6_MAX) - header - ICMP_LEN))
@@ -136,8 +139,9 @@ cdef inline void write_port_unreachable(Packet *p) noexcept nogil:
     p.l3 = link_length
     icmp = p.frame + p.l3 + header
     memset(icmp, 0, ICMP_LEN)
-    icmp[0] = ICMP4_UNREACHABLE if four else ICMP6_UNREACHABLE
-    icmp[1] = ICMP4_PORT if four else ICMP6_PORT
+    icmp[0] = type
+    icmp[1] = code
+    write_be32(icmp + 4, rest)
     pseudo = write_ip(p.frame + p.l3, p, PROTO_ICMP4 if four else PROTO_ICMP6, ICMP_LEN + quoted)
     if four:
         pseudo = 0                                       # ICMPv4 has none
@@ -145,16 +149,37 @@ cdef inline void write_port_unreachable(Packet *p) noexcept nogil:
     p.length = p.l3 + header + ICMP_LEN + quoted
 
 
+cdef inline void write_port_unreachable(Packet *p) noexcept nogil:
+    if p.family == FAMILY_4:
+        write_error(p, ICMP4_UNREACHABLE, ICMP4_PORT, 0)
+    else:
+        write_error(p, ICMP6_UNREACHABLE, ICMP6_PORT, 0)
+
+
+cdef inline void send_back(Packet *p) noexcept nogil:
+    """What has been written in the packet's place goes to its sender, complete as it is."""
+    memset(&p.vnet, 0, sizeof(p.vnet))
+    return_to_sender(p)
+    if p.vlan_tpid != 0:
+        restore_tag_in_front(p)
+
+
 cdef inline void reject(Packet *p) noexcept nogil:
     """Turn the packet into its refusal. Never called for a RST, which must not be answered."""
-    memset(&p.vnet, 0, sizeof(p.vnet))                   # what is written here is complete
     if p.protocol == PROTO_TCP:
         write_reset(p)
     else:
         write_port_unreachable(p)
-    return_to_sender(p)
-    if p.vlan_tpid != 0:
-        restore_tag_in_front(p)
+    send_back(p)
+
+
+cdef inline void answer_too_big(Packet *p, uint32_t mtu) noexcept nogil:
+    """Turn the packet into fragmentation needed, or packet too big, with the MTU that it should keep to."""
+    if p.family == FAMILY_4:
+        write_error(p, ICMP4_UNREACHABLE, ICMP4_TOO_BIG, mtu)
+    else:
+        write_error(p, ICMP6_TOO_BIG, 0, mtu)
+    send_back(p)
 
 
 cdef inline void restore_tag_in_front(Packet *p) noexcept nogil:

@@ -138,6 +138,9 @@ cdef inline int parse(Packet *p) noexcept nogil:
     cdef int following = parse_ethernet(&cursor, end, p)
     cdef int32_t available
     p.fault = 0
+    p.pieces = 0
+    p.outer = 0
+    p.summed = False
     p.tcp_flags = 0
     p.l4_header = 0
     p.l3 = <uint16_t>(cursor - p.frame)

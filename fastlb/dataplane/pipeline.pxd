@@ -10,29 +10,38 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from fastlb.dataplane.conntrack cimport (
     FLOW_PICKED_UP, FlowEntry, FlowTable, FlowTuple, backend_of, be_vport_of, conflicts, find_flow, find_reply,
     first_state, forget, insert_flow, is_over, is_stale, owns, prefetch_flow, state_of, touch)
+from fastlb.dataplane.encap cimport complete_checksum, encapsulate, is_tunnel, outer_length
 from fastlb.dataplane.flowhash cimport fingerprint as flow_fingerprint
 from fastlb.dataplane.flowhash cimport flow_hash
-from fastlb.dataplane.icmp cimport RejectLimit, answerable, may_reject, reject
+from fastlb.dataplane.icmp cimport RejectLimit, answer_too_big, answerable, may_reject, reject
 from fastlb.dataplane.machine cimport likely, load_acquire_u32, must, store_release_u32, unlikely
 from fastlb.dataplane.parse cimport parse
 from fastlb.dataplane.reasons cimport (
-    DROP_NAT_CONFLICT, DROP_NO_BACKEND, DROP_NO_NEIGHBOUR, DROP_OVER_MTU, DROP_REJECT_LIMIT, DROP_REPLY_UNKNOWN,
-    DROP_WRONG_WORKER, PASS_NO_SERVICE, REASONS, VIA_CONNTRACK, VIA_MAGLEV, VIA_REJECT, VIA_SCHEDULER)
+    DROP_NAT_CONFLICT, DROP_NO_BACKEND, DROP_NO_NEIGHBOUR, DROP_NO_TUNNEL_SOURCE, DROP_OVER_MTU, DROP_REJECT_LIMIT,
+    DROP_REPLY_UNKNOWN, DROP_TUNNEL_OFFLOAD, DROP_WRONG_WORKER, PASS_NO_SERVICE, REASONS, VIA_CONNTRACK, VIA_MAGLEV,
+    VIA_REJECT, VIA_SCHEDULER, VIA_TOO_BIG)
 from fastlb.dataplane.rewrite cimport (
-    decrement_ttl, fits, set_link_header, translate_destination, translate_source)
+    clamp_mss, decrement_ttl, fits, set_link_header, translate_destination, translate_source)
 from fastlb.dataplane.route cimport find_route, hop_to_address, hop_to_backend
 from fastlb.dataplane.schedule cimport hash_of_flow, maglev_backend
 from fastlb.dataplane.service cimport classify
 from fastlb.dataplane.types cimport (
-    BATCH, FORWARD_NAT, LEG_CLIENT, LEG_NONE, NO_BACKEND_RESET, NO_HOP, PROTO_TCP, Addr,
+    BATCH, CLAMP_TO_PATH, FAMILY_4, FORWARD_NAT, LEG_CLIENT, LEG_NONE, NO_BACKEND_RESET, NO_HOP, PROTO_TCP, Addr,
     Backend, BackendStats, Hop, LinkRoute, Packet, Service, Snapshot)
-from fastlb.dataplane.wire cimport TCP_ACK, TCP_RST, TCP_SYN, same_addr
+from fastlb.dataplane.wire cimport (
+    IP4_DF, IP4_FRAG, IP4_LEN, IP6_LEN, TCP_ACK, TCP_LEN, TCP_RST, TCP_SYN, same_addr)
 
 
 cdef enum:
     # Other Maglev slots that a NAT conflict may look at, and backends that may share a reply's address and port.
     MAX_ALTERNATIVES = 16
     MAX_UNRESOLVED = 64      # clients on a link, without a MAC, that wait to be asked for
+    MIN_MTU4 = 576           # what every host takes (RFC 791); narrower links carry nothing that is cut
+    MIN_MTU6 = 1280          # RFC 8200 section 5: no sender goes below
+    GSO_TCP4 = 1             # VIRTIO_NET_HDR_GSO_*
+    GSO_TCP6 = 4
+    GSO_UDP = 5
+    GSO_ECN = 0x80
 
 
 cdef struct Unresolved:
@@ -50,6 +59,7 @@ cdef struct PipelineState:
     uint64_t bytes
     uint64_t forwarded
     uint64_t forwarded_bytes
+    uint16_t outer_number    # of the next outer IPv4 header
     Unresolved unresolved[MAX_UNRESOLVED]
     uint32_t unresolved_count      # set back to 0 by Python, which asks the kernel to resolve them
 
@@ -203,23 +213,94 @@ cdef inline int track_reply(
 
 # --- forward ---------------------------------------------------------------------------------------------------------
 
-cdef inline int forward_to_backend(PipelineState *pipe, const Snapshot *snap, Packet *p, int reason) noexcept nogil:
-    """Rewrite the packet for its backend; `reason`, or the drop reason."""
+cdef inline bint may_be_fragmented(const Packet *p) noexcept nogil:
+    return p.family == FAMILY_4 and not p.frame[p.l3 + IP4_FRAG] & IP4_DF
+
+
+cdef inline void cut_to(Packet *p, uint32_t mtu) noexcept nogil:
+    """Let the packet leave in pieces of at most `mtu` bytes: fragments, or shorter TCP segments than it asks for."""
+    cdef uint32_t header
+    if p.vnet.gso_type != 0:
+        p.pieces = mtu - (p.l4 - p.l3) - p.l4_header
+        return
+    complete_checksum(p)
+    header = (p.frame[p.l3] & 0x0F) * 4
+    p.pieces = (mtu - header) & ~<uint32_t>7             # RFC 791: offsets count eight bytes
+
+
+cdef inline int make_fit(PipelineState *pipe, Packet *p, uint32_t mtu, uint32_t now) noexcept nogil:
+    """What to do with a packet that is longer than `mtu`: 0, it leaves in pieces; else how it ends.
+
+    Its sender learns the MTU by which its packets would pass (RFC 1191, RFC 8201): silence here is a black hole.
+    """
+    if may_be_fragmented(p):
+        if mtu < MIN_MTU4 or (p.vnet.gso_type & ~GSO_ECN) not in (0, GSO_TCP4):
+            return DROP_OVER_MTU
+        cut_to(p, mtu)
+        return 0
+    if not answerable(p):
+        return DROP_OVER_MTU
+    if not may_reject(&pipe.rejects, now):
+        return DROP_REJECT_LIMIT
+    answer_too_big(p, mtu if p.family == FAMILY_4 else max(mtu, <uint32_t>MIN_MTU6))
+    return VIA_TOO_BIG
+
+
+cdef inline void clamp(Packet *p, const Service *service, uint32_t mtu) noexcept nogil:
+    """The MSS of a SYN or SYN-ACK, as the service says; `mtu` is what reaches its backend."""
+    cdef uint32_t headers = TCP_LEN + (IP4_LEN if p.family == FAMILY_4 else IP6_LEN)
+    if p.protocol != PROTO_TCP or not p.tcp_flags & TCP_SYN:
+        return
+    clamp_mss(p, service.mss if service.mss != CLAMP_TO_PATH else min(mtu - headers, <uint32_t>CLAMP_TO_PATH))
+
+
+cdef inline int wrap(PipelineState *pipe, const Snapshot *snap, Packet *p, const Hop *hop) noexcept nogil:
+    """Into the tunnel; 0 or the drop reason. A super-frame leaves in pieces: no device can segment it in there."""
+    cdef uint8_t kind = p.vnet.gso_type & ~<uint8_t>GSO_ECN
+    if unlikely(not snap.routes.backend_source[p.backend].known):
+        return DROP_NO_TUNNEL_SOURCE
+    if unlikely(kind != 0):
+        if kind != GSO_TCP4 and kind != GSO_TCP6 and kind != GSO_UDP:
+            return DROP_TUNNEL_OFFLOAD
+        if p.pieces == 0:
+            p.pieces = p.vnet.gso_size
+    encapsulate(
+        p, &snap.services.services[p.service], &snap.services.backends[p.backend],
+        &snap.routes.backend_source[p.backend], hop, pipe.outer_number)
+    pipe.outer_number += <uint16_t>(1 + (p.l3_length // p.pieces if p.pieces else 0))
+    return 0
+
+
+cdef inline int forward_to_backend(
+        PipelineState *pipe, const Snapshot *snap, Packet *p, int reason, uint32_t now) noexcept nogil:
+    """Rewrite the packet for its backend, or wrap it; `reason`, or how else it ends."""
     cdef const Backend *backend = &snap.services.backends[p.backend]
+    cdef const Service *service = &snap.services.services[p.service]
     cdef BackendStats *stats = &pipe.flows.stats[p.backend]
     cdef const Hop *hop = NULL
     cdef int fault = hop_to_backend(snap.routes, p.backend, &hop)
+    cdef uint32_t mtu
     must(0 < p.backend < snap.services.backend_limit and backend.present)
     if unlikely(fault):
         return fault
-    if unlikely(not fits(p, hop)):
-        return DROP_OVER_MTU
-    if snap.services.services[p.service].forward == FORWARD_NAT:
-        fault = decrement_ttl(p)
+    mtu = max(hop.mtu, outer_length(service, backend.family)) - outer_length(service, backend.family)
+    if unlikely(not fits(p, mtu)):
+        fault = make_fit(pipe, p, mtu, now)
+        if fault:
+            return fault
+    if unlikely(service.mss != 0):
+        clamp(p, service, mtu)
+    if is_tunnel(service):
+        fault = wrap(pipe, snap, p, hop)
         if unlikely(fault):
             return fault
-        translate_destination(p, backend.addr, backend.be_port if backend.be_port != 0 else p.be_dport)
-    set_link_header(p, hop)
+    else:
+        if service.forward == FORWARD_NAT:
+            fault = decrement_ttl(p)
+            if unlikely(fault):
+                return fault
+            translate_destination(p, backend.addr, backend.be_port if backend.be_port != 0 else p.be_dport)
+        set_link_header(p, hop)
     stats.packets += 1
     stats.bytes += p.length
     return reason
@@ -240,17 +321,24 @@ cdef inline void note_unresolved(PipelineState *pipe, const Snapshot *snap, cons
 
 
 cdef inline int forward_to_client(
-        PipelineState *pipe, const Snapshot *snap, Packet *p, Addr vip, uint16_t be_vport, int reason) noexcept nogil:
-    """Rewrite a reply so that it comes from the VIP; `reason`, or the drop reason."""
+        PipelineState *pipe, const Snapshot *snap, Packet *p, Addr vip, uint16_t be_vport, int reason, uint32_t now,
+        ) noexcept nogil:
+    """Rewrite a reply so that it comes from the VIP; `reason`, or how else it ends."""
     cdef BackendStats *stats = &pipe.flows.stats[p.backend]
+    cdef const Service *service = &snap.services.services[snap.services.backends[p.backend].service]
     cdef const Hop *hop = NULL
+    cdef const Hop *back = NULL
     cdef int fault = hop_to_address(snap.routes, p.dst, p.family, &hop)
     if unlikely(fault):
         if fault == DROP_NO_NEIGHBOUR:
             note_unresolved(pipe, snap, p)
         return fault
-    if unlikely(not fits(p, hop)):
-        return DROP_OVER_MTU
+    if unlikely(not fits(p, hop.mtu)):
+        fault = make_fit(pipe, p, hop.mtu, now)
+        if fault:
+            return fault
+    if unlikely(service.mss != 0 and hop_to_backend(snap.routes, p.backend, &back) == 0):
+        clamp(p, service, min(hop.mtu, back.mtu))
     fault = decrement_ttl(p)
     if unlikely(fault):
         return fault
@@ -304,11 +392,11 @@ cdef inline int dispatch(PipelineState *pipe, const Snapshot *snap, Packet *p, u
             return refuse(pipe, snap, p, now)
         if unlikely(reason > VIA_REJECT):
             return reason
-        return forward_to_backend(pipe, snap, p, reason)
+        return forward_to_backend(pipe, snap, p, reason, now)
     reason = track_reply(pipe, snap, p, &vip, &be_vport, now)
     if unlikely(reason > VIA_REJECT):
         return reason
-    return forward_to_client(pipe, snap, p, vip, be_vport, reason)
+    return forward_to_client(pipe, snap, p, vip, be_vport, reason, now)
 
 
 cdef inline void run_batch(

@@ -112,12 +112,13 @@ cdef class Pipeline:
 
     # --- packets -----------------------------------------------------------------------------------------------------
 
-    def process(self, frames, uint32_t now_ms, uint32_t ifindex=0):
+    def process(self, frames, uint32_t now_ms, uint32_t ifindex=0, offloads=()):
         """Run frames (bytes-like, not modified) through the pipeline in their order, in batches as a worker does.
 
-        Returns a list of (verdict, reason, frame or None, backend id, interface index). Raises RuntimeError while a
-        worker runs this pipeline or before the first ``publish``, and TypeError or ValueError for what is no frame;
-        then none has been processed.
+        ``offloads``: each frame's virtio_net_hdr, 10 bytes, as a device gives it; none: plain frames.
+        Returns a list of (verdict, reason, frames that would be sent, backend id, interface index). Raises
+        RuntimeError while a worker runs this pipeline or before the first ``publish``, and TypeError or ValueError for
+        what is no frame; then none has been processed.
         """
         cdef const Snapshot *snap
         cdef int count = 0
@@ -127,11 +128,15 @@ cdef class Pipeline:
             raise RuntimeError("publish services and routes first")
         frames = list(frames)
         check_frames(frames)
+        if offloads and [len(each) for each in offloads] != [VNET_HDR_LEN] * len(frames):
+            raise ValueError(f"offloads are {VNET_HDR_LEN} bytes for each of {len(frames)} frames")
         snap = pick_up(&self.publication)
         self.now_ms = now_ms
         results = []
-        for frame in frames:
+        for at, frame in enumerate(frames):
             self.load(count, frame, ifindex)
+            if offloads:
+                memcpy(&self.packets[count].vnet, <const char *>(<bytes>offloads[at]), VNET_HDR_LEN)
             count += 1
             if count == BATCH:
                 self.run(snap, count, now_ms, results)
@@ -162,9 +167,7 @@ cdef class Pipeline:
         run_batch(&self.state, snap, self.packets, count, now_ms)
         for i in range(count):
             packet = &self.packets[i]
-            out = None
-            if packet.reason <= VIA_REJECT:
-                out = PyBytes_FromStringAndSize(<char *>packet.frame, packet.length)
+            out = frames_of(packet) if packet.reason <= VIA_REJECT else []
             reason = (<bytes>reason_name(packet.reason)).decode()
             results.append((verdict_of(packet.reason), reason, out, packet.backend, packet.out_ifindex))
         return 0
@@ -280,6 +283,25 @@ assert len(STATE_NAMES) == FLOW_STATES
 assert_equal(sizeof(FlowEntry), 16)
 assert_equal(sizeof(Bucket), 64)                         # a cache line
 assert_equal(sizeof(VnetHdr), VNET_HDR_LEN)
+
+
+cdef list frames_of(const Packet *packet):
+    """What leaves: the frame as it is, or the pieces that it is cut into."""
+    cdef uint8_t headers[MAX_HEADERS]
+    cdef const uint8_t *payload
+    cdef Pieces pieces
+    cdef uint32_t length
+    if packet.pieces == 0:
+        return [PyBytes_FromStringAndSize(<char *>packet.frame, packet.length)]
+    cut(&pieces, packet)
+    frames = []
+    while True:
+        length = next_piece(&pieces, headers, &payload)
+        if length == 0:
+            return frames
+        frames.append(
+            PyBytes_FromStringAndSize(<char *>headers, pieces.headers)
+            + PyBytes_FromStringAndSize(<char *>payload, length))
 
 
 cdef int check_frames(list frames) except -1:

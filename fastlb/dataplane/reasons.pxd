@@ -16,6 +16,7 @@ cdef enum Reason:
     VIA_CONNTRACK
     VIA_SCHEDULER
     VIA_MAGLEV
+    VIA_TOO_BIG
     VIA_REJECT
     # left to the host: nothing of ours, or not enough of a packet to tell
     PASS_NOT_IP
@@ -37,6 +38,8 @@ cdef enum Reason:
     DROP_NOT_ON_LINK
     DROP_TTL_EXPIRED
     DROP_OVER_MTU
+    DROP_NO_TUNNEL_SOURCE
+    DROP_TUNNEL_OFFLOAD
     DROP_REPLY_UNKNOWN
     DROP_NAT_CONFLICT
     DROP_REJECT_LIMIT
@@ -59,6 +62,8 @@ cdef inline const char *reason_name(int reason) noexcept nogil:
         return "scheduled"
     elif reason == VIA_MAGLEV:              # in mid-flow without an entry: the Maglev table decided
         return "maglev"
+    elif reason == VIA_TOO_BIG:             # longer than the MTU: answered with fragmentation needed, packet too big
+        return "too_big"
     elif reason == VIA_REJECT:              # no backend: answered with RST or ICMP port unreachable
         return "rejected"
     elif reason == PASS_NOT_IP:
@@ -95,6 +100,10 @@ cdef inline const char *reason_name(int reason) noexcept nogil:
         return "ttl_expired"
     elif reason == DROP_OVER_MTU:
         return "over_mtu"
+    elif reason == DROP_NO_TUNNEL_SOURCE:   # no address of the backend's IP version to send from
+        return "no_tunnel_source"
+    elif reason == DROP_TUNNEL_OFFLOAD:     # a super-frame of a kind that is neither TCP nor UDP
+        return "tunnel_offload"
     elif reason == DROP_REPLY_UNKNOWN:      # from a backend, but of no flow and of none that Maglev explains
         return "reply_unknown"
     elif reason == DROP_NAT_CONFLICT:       # the client's port already talks to every candidate through another VIP

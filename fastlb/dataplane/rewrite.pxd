@@ -4,20 +4,26 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from fastlb.dataplane.checksum cimport (
-    difference, sum_addr, update_checksum, update_partial_checksum, update_udp_checksum)
-from fastlb.dataplane.machine cimport likely, load16, must, store16, store32, unlikely
+    difference, fold, sum_addr, update_checksum, update_partial_checksum, update_udp_checksum)
+from fastlb.dataplane.machine cimport bswap16, likely, load16, must, store16, store32, unlikely
 from fastlb.dataplane.reasons cimport DROP_TTL_EXPIRED
 from fastlb.dataplane.types cimport FAMILY_4, PROTO_TCP, VNET_NEEDS_CSUM, Addr, Hop, Packet
 from fastlb.dataplane.wire cimport (
     ETH_DST, ETH_LEN, ETH_SRC, ETH_TYPE, ETHERTYPE_IP4, ETHERTYPE_IP6, IP4_CSUM, IP4_DST, IP4_SRC, IP4_TTL, IP6_DST,
-    IP6_HOPS, IP6_SRC, TCP_CSUM, UDP_CSUM, VLAN_LEN, be_addr4, write_addr6, write_be16)
+    IP6_HOPS, IP6_SRC, OPTION_END, OPTION_NOP, TCP_CSUM, TCP_LEN, UDP_CSUM, VLAN_LEN, be_addr4, read_be16, write_addr6,
+    write_be16)
 
 
-cdef inline bint fits(const Packet *p, const Hop *hop) noexcept nogil:
+cdef enum:
+    OPTION_MSS = 2
+    MSS_LEN = 4
+
+
+cdef inline bint fits(const Packet *p, uint32_t mtu) noexcept nogil:
     """A super-frame is cut into segments on its way out, so its segments must fit, not its length."""
     if unlikely(p.vnet.gso_type != 0):
-        return <uint32_t>(p.l4 - p.l3) + p.l4_header + p.vnet.gso_size <= hop.mtu
-    return p.l3_length <= hop.mtu
+        return <uint32_t>(p.l4 - p.l3) + p.l4_header + p.vnet.gso_size <= mtu
+    return p.l3_length <= mtu
 
 
 cdef inline void move_frame(Packet *p, int by) noexcept nogil:
@@ -109,3 +115,34 @@ cdef inline void translate_destination(Packet *p, Addr new, uint16_t be_port) no
 
 cdef inline void translate_source(Packet *p, Addr new, uint16_t be_port) noexcept nogil:
     translate(p, p.src, new, IP4_SRC, IP6_SRC, 0, be_port)
+
+
+cdef inline void clamp_mss(Packet *p, uint32_t most) noexcept nogil:
+    """Lower the maximum segment size that a SYN or SYN-ACK announces (RFC 9293 section 3.7.1); never raise it.
+
+    Bounded by the 40 bytes of options. Without the option the peer assumes 536 or 1220, which fits anyway.
+    """
+    cdef uint8_t *tcp = p.frame + p.l4
+    cdef uint32_t at = TCP_LEN
+    cdef uint32_t length
+    while at + MSS_LEN <= p.l4_header and tcp[at] != OPTION_END:
+        if tcp[at] == OPTION_NOP:
+            at += 1
+            continue
+        length = tcp[at + 1]
+        if tcp[at] == OPTION_MSS and length == MSS_LEN:
+            if read_be16(tcp + at + 2) > most:
+                replace_mss(p, tcp + at + 2, at & 1, <uint16_t>most)
+            return
+        at += max(length, <uint32_t>2)
+
+
+cdef inline void replace_mss(Packet *p, uint8_t *field, bint odd, uint16_t value) noexcept nogil:
+    """A checksum that the device completes does not cover the option yet. `odd`: the option lies across words."""
+    cdef uint64_t change = difference(load16(field), bswap16(value))
+    write_be16(field, value)
+    if p.vnet.flags & VNET_NEEDS_CSUM and <uint32_t>p.vnet.csum_start + p.vnet.csum_offset == <uint32_t>p.l4 + TCP_CSUM:
+        return
+    if odd:
+        change = bswap16(fold(change))
+    update_checksum(p.frame + p.l4 + TCP_CSUM, change)

@@ -1,6 +1,8 @@
 # The Python face of what a snapshot is made of: Services (from the configuration), Routes (from the kernel).
 
-cdef dict FORWARDS = {"nat": FORWARD_NAT, "dsr": FORWARD_DSR}
+cdef dict FORWARDS = {
+    "nat": FORWARD_NAT, "dsr": FORWARD_DSR, "ipip": FORWARD_IPIP, "gre": FORWARD_GRE, "gue": FORWARD_GUE}
+cdef dict DONT_FRAGMENT = {"inner": DF_INNER, "always": DF_ALWAYS, "never": DF_NEVER}
 cdef dict PROTOCOLS = {"tcp": PROTO_TCP, "udp": PROTO_UDP}
 cdef dict HOP_FAULTS = {
     None: 0, "no_route": DROP_NO_ROUTE, "no_neighbour": DROP_NO_NEIGHBOUR, "not_on_link": DROP_NOT_ON_LINK}
@@ -45,7 +47,8 @@ cdef class Services:
     """Services and backends as the data path sees them. Immutable.
 
     ``specs``: an iterable of objects with ``vip``, ``port`` (0: any), ``protocol``, ``forward``, ``no_backend``,
-    ``table`` (MaglevTable or None) and ``members``: objects with ``id`` (1..2**20-1, stable over reloads), ``address``
+    ``mss`` (bytes; 0: leave it, 65535: what fits), ``tunnel`` (as `fastlb.config.Tunnel`), ``table`` (MaglevTable or
+    None) and ``members``: objects with ``id`` (1..2**20-1, stable over reloads), ``address``
     and ``port`` (0: the packet's), in the order of the table's positions. ``timeouts``: seconds by the keys
     tcp_syn, tcp_established, tcp_closing, udp.
     """
@@ -96,11 +99,22 @@ cdef class Services:
         service.forward = FORWARDS[spec.forward]
         service.no_backend = NO_BACKEND_RESET if spec.no_backend == "reset" else NO_BACKEND_DROP
         service.members = members
+        service.mss = spec.mss
+        self.set_tunnel(service, spec.tunnel)
         if table is not None:
             service.maglev = table.slots
             service.maglev_size = table.size
         table_put(
             &self.table.vips, service.vip, key_meta(service.family, service.protocol, service.be_port), index)
+
+    cdef int set_tunnel(self, Service *service, tunnel) except -1:
+        service.with_key = tunnel.key is not None
+        service.be_key = bswap32(tunnel.key or 0)
+        service.be_tunnel_port = be_port_from(tunnel.port)
+        service.df = DONT_FRAGMENT[tunnel.df]
+        service.zero_checksum4 = tunnel.udp_checksum is not True
+        service.zero_checksum6 = tunnel.udp_checksum is False
+        return 0
 
     cdef int add_backend(self, uint32_t index, spec, member) except -1:
         cdef Service *service = &self.table.services[index]
@@ -132,10 +146,11 @@ cdef class Routes:
 
     ``hops``: (destination MAC, source MAC, interface index, MTU, fault) with fault None, "no_route", "no_neighbour"
     or "not_on_link"; ``prefixes``: (network, interface index, hop position or None for on-link); ``neighbours``:
-    {(interface index, address): hop position}; ``backends``: {backend id: hop position}.
+    {(interface index, address): hop position}; ``backends``: {backend id: hop position}; ``sources``: {backend id:
+    network}, where a tunnel's packets to it come from.
     """
 
-    def __cinit__(self, hops, prefixes, neighbours, backends):
+    def __cinit__(self, hops, prefixes, neighbours, backends, sources=None):
         self.allocate(len(hops) + 1, len(prefixes), len(neighbours), max(backends, default=0) + 1)
         # Position 0 stands for "no route"; a caller's position n is n + 1 here.
         self.table.hops[0].fault = DROP_NO_ROUTE
@@ -148,12 +163,15 @@ cdef class Routes:
                 &self.table.neighbours, addr_from(address), neighbour_meta(address.version, ifindex), position + 1)
         for backend, position in backends.items():
             self.table.backend_hop[<uint32_t>backend] = position + 1
+        for backend, network in (sources or {}).items():
+            self.set_source(backend, network)
         self.set_lengths(prefixes)
 
     cdef int allocate(self, size_t hops, size_t prefixes, size_t neighbours, uint32_t backend_limit) except -1:
         self.table.hops = <Hop *>zeroed(hops, sizeof(Hop))
         self.table.routes = <LinkRoute *>zeroed(prefixes, sizeof(LinkRoute))
         self.table.backend_hop = <uint32_t *>zeroed(backend_limit, sizeof(uint32_t))
+        self.table.backend_source = <Source *>zeroed(backend_limit, sizeof(Source))
         self.table.backend_limit = backend_limit
         if not table_init(&self.table.prefixes, prefixes) or not table_init(&self.table.neighbours, neighbours):
             raise MemoryError
@@ -165,6 +183,14 @@ cdef class Routes:
         memcpy(hop.dst_mac, <const char *>dst_mac, 6)
         memcpy(hop.src_mac, <const char *>src_mac, 6)
         hop.fault = HOP_FAULTS[fault]
+        return 0
+
+    cdef int set_source(self, uint32_t backend, network) except -1:
+        if backend >= self.table.backend_limit:
+            raise ValueError(f"backend {backend} has a source and no hop")
+        self.table.backend_source[backend].addr = addr_from(network.network_address)
+        self.table.backend_source[backend].length = network.prefixlen
+        self.table.backend_source[backend].known = True
         return 0
 
     cdef int add_prefix(self, uint32_t index, network, uint32_t ifindex, position) except -1:
@@ -187,6 +213,7 @@ cdef class Routes:
         free(self.table.hops)
         free(self.table.routes)
         free(self.table.backend_hop)
+        free(self.table.backend_source)
         table_free(&self.table.prefixes)
         table_free(&self.table.neighbours)
 

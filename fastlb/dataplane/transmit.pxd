@@ -11,7 +11,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from fastlb.dataplane.abi cimport ENODEV
 from fastlb.dataplane.machine cimport load_acquire_u32, unlikely
 from fastlb.dataplane.reasons cimport DROP_TX_LINK_DOWN
-from fastlb.dataplane.sendmmsg cimport MessageQueue, enqueue, send_messages
+from fastlb.dataplane.sendmmsg cimport MessageQueue, enqueue, enqueue_pieces, send_messages
 from fastlb.dataplane.types cimport Packet
 from fastlb.dataplane.xsk cimport (
     XSK_READY, Xsk, give_up, has_backlog, has_room, is_silent, post, push, reap, takes)
@@ -84,7 +84,12 @@ cdef inline Xsk *xsk_with_room(Transmit *out, const Packet *p) noexcept nogil:
 
 cdef inline void transmit(Transmit *out, Packet *p) noexcept nogil:
     """Queue one frame; its memory stays in use until it is sent: see `block_is_free`."""
-    cdef Xsk *xsk = xsk_with_room(out, p)
+    cdef Xsk *xsk
+    if unlikely(p.pieces):
+        push_all(out)
+        enqueue_pieces(&out.messages, p)
+        return
+    xsk = xsk_with_room(out, p)
     if unlikely(xsk == NULL):
         push_all(out)
         enqueue(&out.messages, p)

@@ -49,11 +49,23 @@ cdef enum:
     PROTO_TCP = 6
     PROTO_UDP = 17
     NO_HOP = 0xFFFFFFFFU
+    CLAMP_TO_PATH = 0xFFFF
 
 
 cdef enum Forward:
     FORWARD_NAT = 0
     FORWARD_DSR = 1
+    FORWARD_FULLNAT = 2
+    FORWARD_IPIP = 3         # from here on: a packet is wrapped into another
+    FORWARD_GRE = 4
+    FORWARD_GUE = 5
+
+
+cdef enum DontFragment:
+    # Of an outer IPv4 header.
+    DF_INNER = 0             # as the inner packet; set for IPv6, which no router fragments
+    DF_ALWAYS = 1
+    DF_NEVER = 2
 
 
 cdef enum Leg:
@@ -88,6 +100,13 @@ cdef struct Service:
     uint8_t protocol
     uint8_t forward
     uint8_t no_backend
+    uint8_t with_key         # gre: there is one
+    uint8_t df               # ipip, gre, gue: see DontFragment
+    uint32_t be_key
+    uint16_t be_tunnel_port  # gue: where backends listen
+    uint8_t zero_checksum4   # gue: no outer UDP checksum over IPv4
+    uint8_t zero_checksum6   # and over IPv6 (RFC 6935)
+    uint16_t mss             # clamp TCP's MSS to this; 0: not at all, CLAMP_TO_PATH: to what fits
     uint8_t pad[6]
 
 
@@ -118,6 +137,13 @@ cdef struct LinkRoute:
     uint32_t ifindex
 
 
+cdef struct Source:
+    # Where packets of a tunnel come from: the bits behind the prefix differ by flow.
+    Addr addr
+    uint32_t length
+    uint32_t known           # 0: no address of the backend's family
+
+
 cdef struct RouteTable:
     # The immutable half of a snapshot that comes from the kernel.
     Hop *hops
@@ -125,6 +151,7 @@ cdef struct RouteTable:
     Table prefixes           # (masked address, prefix length) -> index into routes
     Table neighbours         # (address, 0, 0; meta carries the interface) -> index into hops
     uint32_t *backend_hop    # by backend id
+    Source *backend_source   # by backend id
     uint32_t backend_limit
     uint8_t lengths4[33]     # the prefix lengths in use, longest first
     uint8_t lengths6[129]
@@ -160,6 +187,9 @@ cdef struct Packet:
     uint8_t reason
     uint16_t l4_header       # bytes
     uint32_t l3_length       # IP header and payload, without Ethernet padding
+    uint32_t pieces          # 0: leaves as one frame; else the payload of each that it is cut into (pieces.pxd)
+    uint16_t outer           # bytes of the tunnel's headers, in front of l3; 0: there is none
+    bint summed              # the tunnel's UDP header has a checksum
     uint32_t service         # index, on the client leg
     uint32_t backend         # stable id; 0: none chosen yet
     Addr src

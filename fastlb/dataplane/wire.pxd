@@ -28,6 +28,11 @@ cdef enum:
     IP4_SRC = 12
     IP4_DST = 16
     IP4_FRAG_MASK = 0x3FFF   # MF and the offset; not DF
+    IP4_MF = 0x2000
+    IP4_DF = 0x40            # in the first of the two bytes
+
+    OPTION_END = 0           # of IPv4 and of TCP
+    OPTION_NOP = 1
 
     # IPv6, RFC 8200
     IP6_LEN = 40
@@ -53,7 +58,9 @@ cdef enum:
     TCP_FIN = 0x01
     TCP_SYN = 0x02
     TCP_RST = 0x04
+    TCP_PSH = 0x08
     TCP_ACK = 0x10
+    TCP_CWR = 0x80
 
     # UDP, RFC 768
     UDP_LEN = 8

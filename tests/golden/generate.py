@@ -67,7 +67,6 @@ NOT_FORWARDED: list[tuple[str, str, str, bytes]] = [
     ("TTL 1", "DROP", "ttl_expired", frame(CLIENT[4], 40000, VIP[4], 80, ttl=1)),
     ("segments left", "DROP", "routing_header",
      frame(CLIENT[6], 40000, VIP[6], 80, extensions=((ROUTING, b"\x04\x01"),))),
-    ("over the MTU", "DROP", "over_mtu", frame(CLIENT[4], 40000, VIP[4], 81, "udp", payload=bytes(1473))),
 ]  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from fastlb.config import Backend, Config, Ring, Service, Timeouts, json_schema, load_config
+from fastlb.config import Backend, Config, Ring, Service, Timeouts, Tunnel, json_schema, load_config
 from fastlb.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +33,7 @@ NAT_ANY = NAT.replace("port: 80", "port: any")
 TOP_KEYS = (
     "interfaces, vip_address, workers, hash_seed, flows, maglev_size, transmit, control, timeouts, ring, services"
 )
-SERVICE_KEYS = "name, vip, port, protocol, forward, scheduler, no_backend, nat_any_port, backends"
+SERVICE_KEYS = "name, vip, port, protocol, forward, scheduler, no_backend, tunnel, mss_clamp, nat_any_port, backends"
 NAME = '1 to 64 letters, digits, "_", "." or "-" (in quotes if YAML would take it for a number)'
 
 WORKERS = '"auto" or a whole number from 1 to 64'
@@ -380,7 +380,7 @@ def test_yaml_numbers_and_aliases(tmp_path: Path) -> None:
             NAT + "    backends:\n      - weight: 1",
             8,
             "services[0].backends[0].address",
-            "it is missing; add it: the server's IPv4 or IPv6 address, of the same family as the VIP",
+            "it is missing; add it: the server's IPv4 or IPv6 address; in nat and dsr of the same family as the VIP",
         ),
         (
             NAT.replace("    protocol: tcp\n", ""),
@@ -462,10 +462,7 @@ def test_unknown_keys(data: dict[str, Any], path: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("data", "path", "right"),
     [
-        *(
-            ({"services": [service(forward=mode)]}, "services[0].forward", "nat, dsr")
-            for mode in ("fullnat", "ipip", "gre", "gue")
-        ),
+        ({"services": [service(forward="fullnat")]}, "services[0].forward", "nat, dsr, ipip, gre, gue"),
         *(
             ({"services": [service(scheduler=name)]}, "services[0].scheduler", "maglev")
             for name in ("rr", "wrr", "lc", "wlc", "lrt", "p2c", "ketama", "source-hash", "random")
@@ -640,7 +637,7 @@ services:
   - name: one
     vip: 203.0.113.10
     protocol: tcp
-    forward: ipip
+    forward: fullnat
     backends:
       - {address: 203.0.113.10}
 """
@@ -790,7 +787,15 @@ def test_the_schema_is_valid_and_accepts_the_example() -> None:
         ({"services": [service()]}, True),
         ({"services": [service(port="any")]}, True),
         ({"services": [service(port="80")]}, False),
-        ({"services": [service(forward="gre")]}, False),
+        ({"services": [service(forward="gre")]}, True),
+        ({"services": [service(forward="gre", tunnel={"key": 7, "source": ["10.99.0.0/16"], "df": "never"})]}, True),
+        ({"services": [service(forward="gre", tunnel={"key": -1})]}, False),
+        ({"services": [service(forward="gue", tunnel={"port": 0})]}, False),
+        ({"services": [service(forward="gue", tunnel={"udp_checksum": "no"})]}, False),
+        ({"services": [service(mss_clamp=True)]}, True),
+        ({"services": [service(mss_clamp=1400)]}, True),
+        ({"services": [service(mss_clamp=100)]}, False),
+        ({"services": [service(forward="fullnat")]}, False),
         ({"services": [{}]}, False),
         ({"services": [service(backends=[{"address": "10.0.0.1", "weight": 65536}])]}, False),
     ],
@@ -804,6 +809,7 @@ DOCUMENTED = {
     "timeouts": Timeouts,
     "ring": Ring,
     "services": Service,
+    "tunnel": Tunnel,
     "backends": Backend,
 }
 
@@ -816,8 +822,8 @@ def test_the_reference_has_every_key_with_its_default(section: str, model: Any) 
     assert [key for key, _, _ in rows] == list(model.model_fields)
     for key, _, default in rows:
         field = model.model_fields[key]
-        if default in ("required", "the service's", "see below"):
-            nested_or_none = field.default is None or key in ("timeouts", "ring")
+        if default in ("required", "the service's", "see below", "none"):
+            nested_or_none = field.default is None or key in ("timeouts", "ring", "tunnel")
             assert field.is_required() == (default == "required")
             assert field.is_required() or nested_or_none
         else:

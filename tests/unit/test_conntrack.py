@@ -511,7 +511,7 @@ def test_a_packet_of_another_worker_changes_nothing() -> None:
             for letters in ("S", "A", "FA", "R"):
                 for raw in (client(letters, port), backend(letters, port)):
                     verdict, reason, sent, number, _ = member.pipeline.process([raw], 5000)[0]
-                    assert (verdict, reason, sent, number) == (2, "wrong_worker", None, 0)
+                    assert (verdict, reason, sent, number) == (2, "wrong_worker", [], 0)
     assert [seen_of(member, ("wrong_worker", "packets", "bytes")) for member in members] == before
     for at, member in enumerate(members):
         counters = member.pipeline.counters()

@@ -84,9 +84,9 @@ def test_towards_a_backend(backend: str, nat: str, dsr: str, next_hop: str | Non
         raw = frame(CLIENT[version], 40000, VIP[version], 80, "udp")
         _, found, sent, _, ifindex = balancer(forward, backend, view()).process([raw], 0, 2)[0]
         assert found == reason
-        if sent is not None:
-            assert sent[:6] == mac_bytes(mac_of(next_hop or ""))
-            assert (sent[6:12], ifindex) == (LINKS[link].mac, link)
+        if sent:
+            assert sent[0][:6] == mac_bytes(mac_of(next_hop or ""))
+            assert (sent[0][6:12], ifindex) == (LINKS[link].mac, link)
 
 
 TOWARDS_CLIENTS = [
@@ -106,9 +106,9 @@ def test_towards_a_client(client: str, reason: str, next_hop: str | None, link: 
     pipeline.process([frame(client, 40000, VIP[4], 80, "udp")], 0, 2)
     _, found, sent, _, ifindex = pipeline.process([frame("10.3.0.11", 80, client, 40000, "udp")], 0, 3)[0]
     assert found == reason
-    if sent is not None:
-        assert sent[:6] == mac_bytes(mac_of(next_hop or ""))
-        assert (sent[6:12], ifindex) == (LINKS[link].mac, link)
+    if sent:
+        assert sent[0][:6] == mac_bytes(mac_of(next_hop or ""))
+        assert (sent[0][6:12], ifindex) == (LINKS[link].mac, link)
 
 
 @pytest.mark.parametrize(("backend", "limit"), [
@@ -118,23 +118,23 @@ def test_towards_a_client(client: str, reason: str, next_hop: str | None, link: 
 ])  # fmt: skip
 def test_the_mtu_of_a_route(backend: str, limit: int) -> None:
     pipeline = balancer("nat", backend, view())
-    made = [frame(CLIENT[4], 40000, VIP[4], 80, "udp", payload=bytes(size - 28)) for size in (limit, limit + 1)]
-    assert [result[1] for result in pipeline.process(made, 0, 2)] == ["scheduled", "over_mtu"]
+    sizes = (limit - 28, limit - 27)
+    made = [frame(CLIENT[4], 40000, VIP[4], 80, "udp", payload=bytes(size), df=True) for size in sizes]
+    assert [result[1] for result in pipeline.process(made, 0, 2)] == ["scheduled", "too_big"]
 
 
 def test_the_mtu_of_a_route_towards_a_client() -> None:
     pipeline = balancer("nat", "10.3.0.11", view())
     pipeline.process([frame("10.8.0.1", 40000, VIP[4], 80, "udp")], 0, 2)
-    made = [frame("10.3.0.11", 80, "10.8.0.1", 40000, "udp", payload=bytes(size - 28)) for size in (1000, 1001)]
-    assert [result[1] for result in pipeline.process(made, 0, 3)] == ["conntrack", "over_mtu"]
+    made = [frame("10.3.0.11", 80, "10.8.0.1", 40000, "udp", payload=bytes(size), df=True) for size in (972, 973)]
+    assert [result[1] for result in pipeline.process(made, 0, 3)] == ["conntrack", "too_big"]
 
 
 def test_a_moved_mac_takes_effect() -> None:
     moved = dict(view().neighbours)
     moved[3, ip_address("10.3.0.11")] = b"\x02\xff\xff\xff\xff\xff"
     raw = frame(CLIENT[4], 40000, VIP[4], 80, "udp")
-    sent = balancer("dsr", "10.3.0.11", view(neighbours=moved)).process([raw], 0, 2)[0][2]
-    assert sent is not None
+    sent = balancer("dsr", "10.3.0.11", view(neighbours=moved)).process([raw], 0, 2)[0][2][0]
     assert sent[:6] == b"\x02\xff\xff\xff\xff\xff"
 
 

@@ -197,7 +197,7 @@ def test_header_growth_is_bounded() -> None:
     raw = six(extensions=longest)
     balancer = datapath(*SERVICES)
     out = balancer.process(raw)
-    assert out.reason == "over_mtu"
+    assert out.reason == "too_big"
     sent = datapath(*SERVICES, mtu=65535).process(raw)
     assert sent.reason == "scheduled"
     assert take_apart(sent.frames[0]).dst == "fd00:3::11"

@@ -259,9 +259,10 @@ def test_mtu(forward: str, version: int, overhead: int) -> None:
     balancer = datapath(service(forward, version, "udp"), mtu=1400)
     for tags in ((), ((0x8100, 5),)):
         fits = frame(CLIENT[version], 40000, VIP[version], 80, "udp", payload=bytes(1400 - overhead), tags=tags)
-        over = frame(CLIENT[version], 40000, VIP[version], 80, "udp", payload=bytes(1401 - overhead), tags=tags)
+        longer = bytes(1401 - overhead)
+        over = frame(CLIENT[version], 40000, VIP[version], 80, "udp", payload=longer, tags=tags, df=True)
         assert balancer.process(fits).verdict is Verdict.FORWARD
-        assert balancer.process(over).reason == "over_mtu"
+        assert balancer.process(over).reason == "too_big"
     padded = frame(CLIENT[version], 40000, VIP[version], 80, "udp") + bytes(1500)
     assert balancer.process(padded).verdict is Verdict.FORWARD  # the packet counts, not what trails it
 

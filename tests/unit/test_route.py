@@ -43,11 +43,11 @@ def replies(
         pipeline.publish(reconcile.services_table(settings, plans), routes)
         pipeline.process([frame(client, 40000, VIP[version], 80)], 0, 1)
         raw = frame(BACKENDS[version][0], 8080, client, 40000, flags=0x12)
-        _, reason, sent, _, ifindex = pipeline.process([raw], 0, 3)[0]
-        if sent is not None:
+        _, reason, frames, _, ifindex = pipeline.process([raw], 0, 3)[0]
+        for sent in frames:
             assert sent[6:12] == MACS[ifindex]
             assert take_apart(sent).src == VIP[version]
-        made.append((reason, sent and sent[:6], ifindex if sent else 0))
+        made.append((reason, frames[0][:6] if frames else None, ifindex if frames else 0))
     return made
 
 
@@ -169,7 +169,7 @@ def test_tags_stay_on_their_link(forward: str, out_link: int, tags: bool) -> Non
     here = (mac_bytes(mac_of(BACKENDS[4][0])), MACS[out_link], out_link, 1500, None)
     pipeline.publish(reconcile.services_table(settings, plans), Routes([here], [], {}, {1: 0}))
     raw = frame(CLIENT[4], 40000, VIP[4], 80, tags=((0x88A8, 100), (0x8100, 5)), payload=b"abc")
-    _, _, sent, _, ifindex = pipeline.process([raw], 0, 1)[0]
+    _, _, (sent,), _, ifindex = pipeline.process([raw], 0, 1)[0]
     assert ifindex == out_link
     seen = take_apart(sent)
     assert seen.tags == (((0x88A8, 100), (0x8100, 5)) if tags else ())

@@ -1,0 +1,234 @@
+"""Tunnels: the packet becomes the payload of another, from the balancer to the backend.
+
+    ipip  | IP 20, 40 | packet                        RFC 2003, RFC 2473, RFC 4213
+    gre   | IP 20, 40 | GRE 4, key 4 | packet         RFC 2784, RFC 2890
+    gue   | IP 20, 40 | UDP 8 | GUE 4 | packet        draft-ietf-intarea-gue, variant 0: what `fou … gue` receives
+
+Inner and outer version are free of each other: the backend's address says which the outer is. The headers are written
+in front of the packet, into the headroom that the ring reserves. The inner packet stays as it is; its TTL too, as in
+dsr, because for the client the VIP is one hop away. Flows are told apart on the way, by routers and by the receive
+queues of the backend, by the outer source address, the UDP source port (gue) and the flow label (IPv6, RFC 6438).
+"""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from fastlb.dataplane.checksum cimport fold, sum_addr, sum_bytes
+from fastlb.dataplane.machine cimport bswap16, must, store16, store32
+from fastlb.dataplane.rewrite cimport move_frame
+from fastlb.dataplane.route cimport mask_addr
+from fastlb.dataplane.types cimport (
+    DF_ALWAYS, DF_INNER, FAMILY_4, FORWARD_GRE, FORWARD_GUE, FORWARD_IPIP, PROTO_TCP, PROTO_UDP, VNET_NEEDS_CSUM, Addr,
+    Backend, Hop, Packet, Service, Source)
+from fastlb.dataplane.wire cimport (
+    ETH_DST, ETH_LEN, ETH_SRC, ETHERTYPE_IP4, ETHERTYPE_IP6, IP4_CSUM, IP4_DF, IP4_DST, IP4_FRAG, IP4_LEN, IP4_PROTO,
+    IP4_SRC, IP4_TOTAL, IP4_TTL, IP6_DST, IP6_HOPS, IP6_LEN, IP6_NEXT, IP6_PAYLOAD, IP6_SRC, UDP_CSUM, UDP_LEN,
+    UDP_LENGTH, VLAN_LEN, be_addr4, read_be16, write_addr6, write_be16, write_be32)
+
+
+cdef enum:
+    PROTO_IP4 = 4            # IPv4 in IP
+    PROTO_IP6 = 41           # IPv6 in IP
+    PROTO_GRE = 47
+    GRE_LEN = 4
+    GRE_KEY_LEN = 4
+    GRE_KEY_PRESENT = 0x2000
+    GUE_LEN = 4
+    OUTER_TTL = 64
+    MAX_TAGS = 12            # the one that the kernel took out, and two in the frame
+    IP4_ID = 4
+
+
+cdef inline bint is_tunnel(const Service *service) noexcept nogil:
+    return service.forward >= FORWARD_IPIP
+
+
+cdef inline uint32_t outer_length(const Service *service, uint8_t family) noexcept nogil:
+    """Bytes of the headers that a tunnel adds, towards a backend of this family; 0 in the other modes."""
+    cdef uint32_t ip = IP4_LEN if family == FAMILY_4 else IP6_LEN
+    if service.forward == FORWARD_IPIP:
+        return ip
+    if service.forward == FORWARD_GRE:
+        return ip + GRE_LEN + (GRE_KEY_LEN if service.with_key else 0)
+    if service.forward == FORWARD_GUE:
+        return ip + UDP_LEN + GUE_LEN
+    return 0
+
+
+cdef inline Addr source_of_flow(const Source *source, uint8_t family, uint64_t flow) noexcept nogil:
+    """The prefix, and behind it bits that are the same for all packets of a flow."""
+    cdef Addr host
+    host.hi = flow
+    host.lo = flow * <uint64_t>0x9E3779B97F4A7C15ULL
+    if family == FAMILY_4:
+        host.hi = 0
+        host.lo &= <uint64_t>0xFFFFFFFF00000000ULL
+    cdef Addr network = mask_addr(host, family, source.length)
+    host.hi ^= network.hi ^ source.addr.hi
+    host.lo ^= network.lo ^ source.addr.lo
+    return host
+
+
+cdef inline void complete_checksum(Packet *p) noexcept nogil:
+    """Do what was left to the device: the field holds the pseudo-header's sum already (virtio 1.2, section 5.1.6.2)."""
+    cdef uint32_t end = p.l3 + p.l3_length
+    cdef uint32_t field = <uint32_t>p.vnet.csum_start + p.vnet.csum_offset
+    cdef uint16_t checksum
+    if not p.vnet.flags & VNET_NEEDS_CSUM or field + 2 > end:
+        return
+    checksum = <uint16_t>~fold(sum_bytes(p.frame + p.vnet.csum_start, end - p.vnet.csum_start))
+    if checksum == 0 and p.protocol == PROTO_UDP:
+        checksum = 0xFFFF                                # RFC 768: zero would mean that there is none
+    store16(p.frame + field, checksum)
+    p.vnet.flags &= ~<uint8_t>VNET_NEEDS_CSUM
+
+
+# --- the outer headers -----------------------------------------------------------------------------------------------
+
+cdef inline uint8_t traffic_class(const uint8_t *ip) noexcept nogil:
+    """DSCP and ECN, which the outer header takes over whole (RFC 2983 section 3.1, RFC 6040 section 4.1)."""
+    return ip[1] if ip[0] >> 4 == 4 else (read_be16(ip) >> 4) & 0xFF
+
+
+cdef inline bint dont_fragment(const Service *service, const uint8_t *inner) noexcept nogil:
+    if service.df != DF_INNER:
+        return service.df == DF_ALWAYS
+    return inner[0] >> 4 != 4 or inner[IP4_FRAG] & IP4_DF
+
+
+cdef inline void write_outer_ip4(
+        uint8_t *ip, const Service *service, uint8_t protocol, Addr source, Addr target, uint16_t number,
+        const uint8_t *inner) noexcept nogil:
+    """All but length and checksum. ``number``: tells the fragments of different packets apart (RFC 6864)."""
+    memset(ip, 0, IP4_LEN)
+    ip[0] = 0x45
+    ip[1] = traffic_class(inner)
+    write_be16(ip + IP4_ID, number)
+    if dont_fragment(service, inner):
+        ip[IP4_FRAG] = IP4_DF
+    ip[IP4_TTL] = OUTER_TTL
+    ip[IP4_PROTO] = protocol
+    store32(ip + IP4_SRC, be_addr4(source))
+    store32(ip + IP4_DST, be_addr4(target))
+
+
+cdef inline void write_outer_ip6(
+        uint8_t *ip, uint8_t protocol, Addr source, Addr target, uint64_t flow, const uint8_t *inner) noexcept nogil:
+    """All but the length."""
+    write_be32(ip, 6 << 28 | <uint32_t>traffic_class(inner) << 20 | <uint32_t>(flow & 0xFFFFF))
+    ip[IP6_NEXT] = protocol
+    ip[IP6_HOPS] = OUTER_TTL
+    write_addr6(ip + IP6_SRC, source)
+    write_addr6(ip + IP6_DST, target)
+
+
+cdef inline uint8_t outer_protocol(const Service *service, uint8_t inner_version) noexcept nogil:
+    if service.forward == FORWARD_GRE:
+        return PROTO_GRE
+    if service.forward == FORWARD_GUE:
+        return PROTO_UDP
+    return PROTO_IP4 if inner_version == 4 else PROTO_IP6
+
+
+cdef inline void write_gre(uint8_t *gre, const Service *service, uint8_t inner_version) noexcept nogil:
+    write_be16(gre, GRE_KEY_PRESENT if service.with_key else 0)
+    write_be16(gre + 2, ETHERTYPE_IP4 if inner_version == 4 else ETHERTYPE_IP6)
+    if service.with_key:
+        store32(gre + GRE_LEN, service.be_key)
+
+
+cdef inline void write_gue(uint8_t *udp, const Service *service, uint8_t inner_version, uint64_t flow) noexcept nogil:
+    """All but UDP's length and checksum. The source port is of the dynamic range (RFC 6335)."""
+    write_be16(udp, 0xC000 | <uint16_t>(flow >> 20 & 0x3FFF))
+    store16(udp + 2, service.be_tunnel_port)
+    write_be16(udp + UDP_CSUM, 0)
+    write_be32(udp + UDP_LEN, <uint32_t>(PROTO_IP4 if inner_version == 4 else PROTO_IP6) << 16)
+
+
+cdef inline void close_outer(
+        uint8_t *ip, uint32_t outer, uint32_t inner_length, uint64_t inner_sum, bint summed) noexcept nogil:
+    """Lengths and checksums of the outer headers. ``summed``: gue's UDP checksum is wanted, and ``inner_sum`` known."""
+    cdef uint32_t header = IP4_LEN if ip[0] >> 4 == 4 else IP6_LEN
+    cdef uint8_t protocol = ip[IP4_PROTO] if header == IP4_LEN else ip[IP6_NEXT]
+    cdef uint8_t *udp = ip + header
+    cdef uint32_t payload = outer - header + inner_length
+    cdef uint64_t pseudo
+    cdef uint16_t checksum
+    if header == IP4_LEN:
+        write_be16(ip + IP4_TOTAL, <uint16_t>(header + payload))
+        store16(ip + IP4_CSUM, 0)
+        store16(ip + IP4_CSUM, <uint16_t>~fold(sum_bytes(ip, IP4_LEN)))
+    else:
+        write_be16(ip + IP6_PAYLOAD, <uint16_t>payload)
+    if protocol != PROTO_UDP:
+        return
+    write_be16(udp + UDP_LENGTH, <uint16_t>payload)
+    store16(udp + UDP_CSUM, 0)
+    if summed:
+        pseudo = sum_bytes(ip + (IP4_SRC if header == IP4_LEN else IP6_SRC), 8 if header == IP4_LEN else 32)
+        pseudo += <uint64_t>bswap16(PROTO_UDP) + bswap16(<uint16_t>payload)
+        checksum = <uint16_t>~fold(pseudo + sum_bytes(udp, outer - header) + inner_sum)
+        store16(udp + UDP_CSUM, checksum if checksum != 0 else <uint16_t>0xFFFF)
+
+
+cdef inline bint wants_sum(const Service *service, uint8_t family) noexcept nogil:
+    """Does the outer UDP header need a checksum over everything?"""
+    if service.forward != FORWARD_GUE:
+        return False
+    return not (service.zero_checksum4 if family == FAMILY_4 else service.zero_checksum6)
+
+
+# --- the whole -------------------------------------------------------------------------------------------------------
+
+cdef inline uint32_t tags_to_keep(const Packet *p, const Hop *hop, uint8_t *tags) noexcept nogil:
+    """VLAN tags belong to the link: they stay on it and do not cross to another. Returns their length."""
+    cdef uint32_t inside = p.l3 - ETH_LEN
+    cdef uint32_t taken_out = VLAN_LEN if p.vlan_tpid != 0 else 0
+    if hop.ifindex != p.ifindex:
+        return 0
+    must(inside + taken_out <= MAX_TAGS)
+    if taken_out:
+        write_be16(tags, p.vlan_tpid)
+        write_be16(tags + 2, p.vlan_tci)
+    memcpy(tags + taken_out, p.frame + ETH_LEN - 2, inside)
+    return inside + taken_out
+
+
+cdef inline void encapsulate(
+        Packet *p, const Service *service, const Backend *backend, const Source *source, const Hop *hop,
+        uint16_t number) noexcept nogil:
+    """Wrap the packet and address the frame to its next hop. `p.l3` goes on pointing at the inner packet."""
+    cdef uint32_t outer = outer_length(service, backend.family)
+    cdef uint8_t tags[MAX_TAGS]
+    cdef uint32_t kept = tags_to_keep(p, hop, tags)
+    cdef uint8_t *ip
+    cdef uint8_t *inner
+    cdef uint8_t version
+    cdef Addr from_
+    must(outer > 0 and hop.fault == 0 and p.l3 + p.l3_length <= p.length)
+    if wants_sum(service, backend.family) and p.vnet.gso_type == 0:
+        complete_checksum(p)
+    p.length = p.l3 + p.l3_length                        # without Ethernet's padding
+    move_frame(p, <int>p.l3 - <int>(ETH_LEN + kept + outer))
+    p.vlan_tpid = 0
+    memcpy(p.frame + ETH_DST, hop.dst_mac, 6)
+    memcpy(p.frame + ETH_SRC, hop.src_mac, 6)
+    memcpy(p.frame + ETH_LEN - 2, tags, kept)
+    ip = p.frame + ETH_LEN + kept
+    write_be16(ip - 2, ETHERTYPE_IP4 if backend.family == FAMILY_4 else ETHERTYPE_IP6)
+    inner = ip + outer
+    version = inner[0] >> 4
+    from_ = source_of_flow(source, backend.family, p.fingerprint)
+    if backend.family == FAMILY_4:
+        write_outer_ip4(ip, service, outer_protocol(service, version), from_, backend.addr, number, inner)
+    else:
+        write_outer_ip6(ip, outer_protocol(service, version), from_, backend.addr, p.fingerprint, inner)
+    if service.forward == FORWARD_GRE:
+        write_gre(ip + outer - (GRE_LEN + (GRE_KEY_LEN if service.with_key else 0)), service, version)
+    elif service.forward == FORWARD_GUE:
+        write_gue(ip + outer - (UDP_LEN + GUE_LEN), service, version, p.fingerprint)
+    p.outer = <uint16_t>outer
+    p.out_ifindex = hop.ifindex
+    p.summed = wants_sum(service, backend.family)
+    if p.pieces == 0:
+        close_outer(ip, outer, p.l3_length, sum_bytes(inner, p.l3_length) if p.summed else 0, p.summed)

@@ -1,0 +1,152 @@
+"""One packet that leaves as several frames: a super-frame's segments inside a tunnel, or fragments.
+
+No virtio_net_hdr can describe segmentation inside a tunnel, so the core cuts. Nothing is copied but headers: each piece
+is a copy of them, mended, and a stretch of the payload where it lies.
+
+    | link, outer headers, IP, TCP or UDP | payload ………………………………………… |       a super-frame
+    | link, outer headers, IP             | TCP or UDP, payload …………………… |       a packet that is fragmented
+      MAX_HEADERS: copied to every piece   `size` bytes for each piece
+"""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from fastlb.dataplane.checksum cimport fold, sum_bytes
+from fastlb.dataplane.encap cimport IP4_ID, close_outer
+from fastlb.dataplane.machine cimport bswap16, must, store16
+from fastlb.dataplane.types cimport FAMILY_4, PROTO_TCP, Packet
+from fastlb.dataplane.wire cimport (
+    IP4_CSUM, IP4_FRAG, IP4_LEN, IP4_MF, IP4_SRC, IP4_TOTAL, IP6_LEN, IP6_PAYLOAD, IP6_SRC, OPTION_END,
+    OPTION_NOP, TCP_CSUM, TCP_CWR, TCP_FIN, TCP_FLAGS, TCP_PSH, TCP_SEQ, UDP_CSUM, UDP_LENGTH, read_be16, read_be32,
+    write_be16, write_be32)
+
+
+cdef enum:
+    MAX_HEADERS = 256        # link 26, outer 52, IPv6 with extension headers, TCP 60
+    OPTION_COPIED = 0x80     # RFC 791 section 3.1: such options are in every fragment
+
+
+cdef struct Pieces:
+    const uint8_t *frame
+    const Packet *packet
+    uint32_t headers
+    uint32_t start           # of the payload, from `frame`
+    uint32_t at              # of what is still to go
+    uint32_t end
+    uint32_t size
+    uint32_t number
+    bint fragments
+
+
+cdef inline void cut(Pieces *pieces, const Packet *p) noexcept nogil:
+    """Begin with the first piece of a packet whose `pieces` says how long each is."""
+    pieces.frame = p.frame
+    pieces.packet = p
+    pieces.fragments = p.vnet.gso_type == 0
+    pieces.headers = p.l3 + (p.frame[p.l3] & 0x0F) * 4 if pieces.fragments else <uint32_t>p.l4 + p.l4_header
+    pieces.start = pieces.at = pieces.headers
+    pieces.end = p.l3 + p.l3_length
+    pieces.size = p.pieces
+    pieces.number = 0
+    must(pieces.size > 0 and pieces.headers <= MAX_HEADERS and pieces.end <= p.length)
+
+
+cdef inline uint32_t next_piece(Pieces *pieces, uint8_t *headers, const uint8_t **payload) noexcept nogil:
+    """Write the next piece's headers (`pieces.headers` bytes); the length of its payload, 0 when there is no more."""
+    cdef uint32_t length = min(pieces.size, pieces.end - pieces.at)
+    cdef uint64_t payload_sum
+    cdef uint8_t *ip
+    if length == 0:
+        return 0
+    payload[0] = pieces.frame + pieces.at
+    memcpy(headers, pieces.frame, pieces.headers)
+    ip = headers + pieces.packet.l3
+    if pieces.fragments:
+        mend_fragment(pieces, ip, length)
+        payload_sum = sum_bytes(payload[0], length) if pieces.packet.summed else 0
+    else:
+        payload_sum = sum_bytes(payload[0], length)
+        mend_segment(pieces, headers, length, payload_sum)
+    if pieces.packet.outer:
+        mend_outer(pieces, headers, length, payload_sum)
+    pieces.at += length
+    pieces.number += 1
+    return length
+
+
+cdef inline void close_ip4(uint8_t *ip, uint32_t header) noexcept nogil:
+    store16(ip + IP4_CSUM, 0)
+    store16(ip + IP4_CSUM, <uint16_t>~fold(sum_bytes(ip, header)))
+
+
+cdef inline void mend_fragment(Pieces *pieces, uint8_t *ip, uint32_t length) noexcept nogil:
+    """RFC 791 section 3.2; a packet that is a fragment itself can be cut again."""
+    cdef uint32_t header = (ip[0] & 0x0F) * 4
+    cdef uint16_t field = read_be16(ip + IP4_FRAG)
+    field += <uint16_t>((pieces.at - pieces.start) // 8)
+    if pieces.at + length < pieces.end:
+        field |= IP4_MF
+    write_be16(ip + IP4_FRAG, field)
+    write_be16(ip + IP4_TOTAL, <uint16_t>(header + length))
+    if pieces.number:
+        blank_options(ip + IP4_LEN, header - IP4_LEN)
+    close_ip4(ip, header)
+
+
+cdef inline void blank_options(uint8_t *option, uint32_t left) noexcept nogil:
+    """Options that only the first fragment has give way to padding. Bounded by the header's 40 bytes."""
+    cdef uint32_t length, at
+    while left and option[0] != OPTION_END:
+        length = 1 if option[0] == OPTION_NOP else (option[1] if left > 1 else left)
+        length = min(max(length, <uint32_t>1), left)
+        if not option[0] & OPTION_COPIED:
+            for at in range(length):
+                option[at] = OPTION_NOP
+        option += length
+        left -= length
+
+
+cdef inline void mend_segment(
+        Pieces *pieces, uint8_t *headers, uint32_t length, uint64_t payload_sum) noexcept nogil:
+    """As the kernel's own segmentation does it: IPv4 numbers count up, FIN and PSH go last, CWR first (RFC 3168)."""
+    cdef const Packet *p = pieces.packet
+    cdef uint8_t *ip = headers + p.l3
+    cdef uint8_t *l4 = headers + p.l4
+    cdef uint32_t whole = pieces.headers - p.l3 + length
+    cdef uint32_t transport = p.l4_header + length
+    cdef uint64_t pseudo
+    cdef uint16_t checksum
+    if p.family == FAMILY_4:
+        write_be16(ip + IP4_TOTAL, <uint16_t>whole)
+        write_be16(ip + IP4_ID, <uint16_t>(read_be16(ip + IP4_ID) + pieces.number))
+        close_ip4(ip, p.l4 - p.l3)
+        pseudo = sum_bytes(ip + IP4_SRC, 8)
+    else:
+        write_be16(ip + IP6_PAYLOAD, <uint16_t>(whole - IP6_LEN))
+        pseudo = sum_bytes(ip + IP6_SRC, 32)
+    pseudo += <uint64_t>bswap16(<uint16_t>p.protocol) + bswap16(<uint16_t>transport) + payload_sum
+    if p.protocol == PROTO_TCP:
+        write_be32(l4 + TCP_SEQ, read_be32(l4 + TCP_SEQ) + pieces.at - pieces.start)
+        if pieces.at + length < pieces.end:
+            l4[TCP_FLAGS] &= ~<uint8_t>(TCP_FIN | TCP_PSH)
+        if pieces.number:
+            l4[TCP_FLAGS] &= ~<uint8_t>TCP_CWR
+        store16(l4 + TCP_CSUM, 0)
+        store16(l4 + TCP_CSUM, <uint16_t>~fold(pseudo + sum_bytes(l4, p.l4_header)))
+    else:
+        write_be16(l4 + UDP_LENGTH, <uint16_t>transport)
+        store16(l4 + UDP_CSUM, 0)
+        checksum = <uint16_t>~fold(pseudo + sum_bytes(l4, p.l4_header))
+        store16(l4 + UDP_CSUM, checksum if checksum != 0 else <uint16_t>0xFFFF)
+
+
+cdef inline void mend_outer(Pieces *pieces, uint8_t *headers, uint32_t length, uint64_t payload_sum) noexcept nogil:
+    cdef const Packet *p = pieces.packet
+    cdef uint8_t *outer = headers + p.l3 - p.outer
+    cdef uint32_t inner_headers = pieces.headers - p.l3
+    cdef uint64_t total = 0
+    if outer[0] >> 4 == 4:
+        write_be16(outer + IP4_ID, <uint16_t>(read_be16(outer + IP4_ID) + pieces.number))
+    if p.summed:
+        total = sum_bytes(headers + p.l3, inner_headers) + payload_sum
+    close_outer(outer, p.outer, inner_headers + length, total, p.summed)
