@@ -22,6 +22,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from ipaddress import ip_address
 from operator import methodcaller
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,26 @@ from typing import Any
 import pytest
 
 from fastlb import guard
-from tests.frames import BALANCER_MAC, ROUTER_MAC, UDP, ethernet, frame, ip4_packet
+from fastlb._core import Decapsulator
+from fastlb.bpf import run_program
+from fastlb.decap import load_programs, open_tun
+from tests.frames import (
+    BALANCER_MAC,
+    DEST_OPTS,
+    FRAGMENT,
+    HOP_BY_HOP,
+    PADDING4,
+    ROUTER_MAC,
+    UDP,
+    ethernet,
+    frame,
+    ip4_packet,
+    ip6_packet,
+)
 from tests.netns.balancer import PATIENCE, ROOT, fastlb, snmp, until
 from tests.netns.namespaces import Namespace, veth
-from tests.tunnels import HOST, LB, WAYS, outer_packet, tunnel, udp_segment, with_ip4_checksum
+from tests.netns.wire import NEEDS_CSUM, PACKET_VNET_HDR, PLAIN, SOL_PACKET, VNET_HDR, Offload
+from tests.tunnels import HOST, LB, MODES, PORT, WAYS, outer_packet, tunnel, udp_segment, with_ip4_checksum
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
 
@@ -40,18 +57,31 @@ CLIENT = {4: "192.0.2.7", 6: "2001:db8::7"}
 VIP = {4: "203.0.113.10", 6: "2001:db8:cafe::10"}
 FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 TCP_PORT, UDP_PORT = 80, 53
+INNER = {version: frame(CLIENT[version], 4000, VIP[version], UDP_PORT, "udp", payload=b"x")[14:] for version in (4, 6)}
 OTHER = "10.3.0.12"  # an address of the receiver's interface beside those of HOST
-TUNSETIFF, IFF_TUN_NO_PI = 0x400454CA, 0x1001
+TUNSETIFF, IFF_TUN_NO_PI, IFF_VNET_HDR = 0x400454CA, 0x1001, 0x4000
+TUNSETOFFLOAD, TUN_F_CSUM_TSO = 0x400454D0, 7
+
+
+def with_bytes(packet: bytes, at: int, new: bytes) -> bytes:
+    return packet[:at] + new + packet[at + len(new) :]
 
 
 class Tunneller:
-    """What a balancer does: everything that the client sends to the VIPs goes into the tunnel of ``how``."""
+    """What a balancer does: everything that the client sends to the VIPs goes into the tunnel of ``how``.
 
-    def __init__(self, sender: Namespace, undo: ExitStack) -> None:
+    ``offload``: super-frames go in whole, with their checksums open, as a kernel's own tunnel device has it. The kernel
+    takes no such frame from a packet socket, so then it goes to ``deliver``.
+    """
+
+    def __init__(self, sender: Namespace, undo: ExitStack, offload: bool) -> None:
         self.how: Callable[[bytes], bytes] = bytes
+        self.deliver: Callable[[bytes, Offload], None] = self.send
+        self._offload = offload
         self._tun = sender.run(self._open)
         undo.callback(os.close, self._tun)
         self._wire = undo.enter_context(sender.run(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, 0))
+        self._wire.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
         sender.run(self._wire.bind, ("s0", 0))
         self._end, ended = os.pipe()
         self._thread = threading.Thread(target=self._run)
@@ -61,20 +91,29 @@ class Tunneller:
 
     def _open(self) -> int:
         fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
-        fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", b"far", IFF_TUN_NO_PI))
+        fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", b"far", IFF_TUN_NO_PI | IFF_VNET_HDR))
+        fcntl.ioctl(fd, TUNSETOFFLOAD, TUN_F_CSUM_TSO if self._offload else 0)
         return fd
 
     def _run(self) -> None:
         while self._end not in (ready := select.select([self._tun, self._end], [], [])[0]):
             if ready:
-                packet = os.read(self._tun, 1 << 16)
+                data = os.read(self._tun, 1 << 17)
+                offload, packet = Offload(*struct.unpack_from("<BBHHHH", data)), data[VNET_HDR:]
                 if packet[0] >> 4 == 4 or packet[6] in (6, 17):  # no neighbour discovery
-                    self.send(self.how(packet))
+                    self._forward(offload, packet)
         os.close(self._end)
 
-    def send(self, raw: bytes) -> None:
+    def _forward(self, offload: Offload, packet: bytes) -> None:
+        raw = self.how(packet)
+        if offload.flags & NEEDS_CSUM:
+            further = len(raw) - len(packet)
+            offload = offload._replace(hdr_len=offload.hdr_len + further, csum_start=offload.csum_start + further)
+        self.deliver(raw, offload)
+
+    def send(self, raw: bytes, offload: Offload = PLAIN) -> None:
         """A frame to the receiver."""
-        self._wire.send(raw)
+        self._wire.send(offload.pack() + raw)
 
 
 class Servers:
@@ -109,7 +148,7 @@ class Servers:
 class Rig:
     """Both namespaces, the client's tunnels and the servers; ``fastlb decap`` is started by each test."""
 
-    def __init__(self, undo: ExitStack) -> None:
+    def __init__(self, undo: ExitStack, offload: bool = False) -> None:
         self.sender, self.receiver = (undo.enter_context(Namespace(label)) for label in ("sender", "receiver"))
         for namespace in (self.sender, self.receiver):
             for scope in ("all", "default"):
@@ -122,8 +161,8 @@ class Rig:
             namespace.add_address(name, f"{addresses[4]}/24")
             namespace.add_address(name, f"{addresses[6]}/64")
         self.receiver.add_address("r0", f"{OTHER}/24")
-        self.tunneller = Tunneller(self.sender, undo)
-        self.sender.set_link("far", mtu=1400, state="up")
+        self.tunneller = Tunneller(self.sender, undo, offload)
+        self.sender.set_link("far", mtu=1400, gso_max_size=32768, state="up")  # an outer IPv4 header fits
         for version in (4, 6):
             length = 32 if version == 4 else 128
             self.sender.add_address("far", f"{CLIENT[version]}/{length}")
@@ -223,6 +262,13 @@ def leftovers(rig: Rig) -> list[str]:
     return left + [f"packet socket: {line}" for line in sockets.splitlines()[1:]]
 
 
+@pytest.fixture(scope="module")
+def offloading() -> Iterator[Rig]:
+    """A rig whose tunnels bring super-frames."""
+    with ExitStack() as undo:
+        yield Rig(undo, offload=True)
+
+
 @pytest.fixture
 def host() -> Iterator[Rig]:
     """A rig of a test's own."""
@@ -257,7 +303,7 @@ def test_every_tunnel(rig: Rig, running: Receiver, mode: str, outer: int, inner:
 
 
 def test_bad_packets_are_counted_and_touch_nothing(rig: Rig, running: Receiver) -> None:
-    question = frame(CLIENT[4], 4000, VIP[4], UDP_PORT, "udp", payload=b"hidden")[14:]
+    question = INNER[4]
     whole = tunnel("ipip", 4, question)
     bad = {
         "outer_checksum": whole[:24] + bytes([whole[24] ^ 1]) + whole[25:],
@@ -281,7 +327,7 @@ def test_what_is_not_ours_stays_with_the_host(rig: Rig, running: Receiver) -> No
     """Fragments, another port, and tunnels to an address that the interface has not."""
     before = running.counters()["packets"]
     refused = rig.icmp_sent()
-    question = frame(CLIENT[4], 4000, VIP[4], UDP_PORT, "udp", payload=b"x")[14:]
+    question = INNER[4]
     whole = tunnel("gue", 4, question)
     elsewhere = ip4_packet(LB[4], VIP[4], 4, question)  # the VIP is on lo
     rig.tunneller.send(whole[:14] + with_ip4_checksum(whole[14:20] + b"\x20\0" + whole[22:]))
@@ -289,6 +335,76 @@ def test_what_is_not_ours_stays_with_the_host(rig: Rig, running: Receiver) -> No
     rig.tunneller.send(whole[:12] + b"\x08\0" + elsewhere)
     assert until(lambda: rig.icmp_sent() >= refused + 2)  # the host's answers to the last two
     assert running.counters()["packets"] == before
+
+
+@pytest.mark.parametrize("outer", [4, 6])
+@pytest.mark.parametrize("mode", MODES)
+def test_super_frames_in_tunnels(offloading: Rig, mode: str, outer: int) -> None:
+    """As from a neighbour on the same machine, whose tunnel leaves segmentation and checksums to the device."""
+    data = random.Random(mode).randbytes(3_000_000)
+    offloading.tunneller.how = lambda packet: tunnel(mode, outer, packet)
+    device = open_tun("tin")
+    decap = Decapsulator(offloading.receiver.run(device.__enter__))
+    offloading.tunneller.deliver = lambda raw, offload: decap.process([raw], offload.pack())
+    try:
+        for inner in (4, 6):
+            assert offloading.upload(inner, data) == hashlib.sha256(data).digest()
+            assert offloading.echo(inner, b"open checksum") == b"open checksum"
+    finally:
+        offloading.tunneller.deliver = lambda raw, offload: None  # late acknowledgements
+        device.__exit__(None, None, None)
+    counters = decap.counters()
+    assert set(counters["drops"].values()) == {0}
+    assert counters["decapsulated"] < 2 * len(data) // 1400  # so there were super-frames
+
+
+# ---- what is ours
+
+RULES: dict[str, tuple[bytes, bool]] = {
+    **{f"{mode} {inner} over {outer}": (tunnel(mode, outer, INNER[inner]), True) for mode, outer, inner in WAYS},
+    "IPv4 options": (tunnel("ipip", 4, INNER[4], options=PADDING4 * 10), True),
+    "destination options": (tunnel("gue", 6, INNER[4], extensions=((DEST_OPTS, bytes(14)),)), True),
+    "two of them": (tunnel("gre", 6, INNER[4], extensions=((DEST_OPTS, bytes(6)), (DEST_OPTS, bytes(6)))), False),
+    "hop-by-hop options": (tunnel("ipip", 6, INNER[4], extensions=((HOP_BY_HOP, bytes(6)),)), False),
+    "IPv6 fragment": (tunnel("ipip", 6, INNER[4], extensions=((FRAGMENT, bytes(6)),)), False),
+    "another port": (tunnel("gue", 4, INNER[4], port=6081), False),
+    "UDP cut": (tunnel("gue", 6, INNER[4])[:57], False),
+    "to a VIP": (ethernet(ip4_packet(LB[4], VIP[4], 4, INNER[4])), False),
+    "to IPv4 as IPv6": (ethernet(ip6_packet(LB[6], f"::{HOST[4]}", 4, INNER[4])), False),
+    "TCP": (frame(LB[4], 1, HOST[4], 80), False),
+    "tagged": (ethernet(outer_packet(4, 4, INNER[4]), tags=((0x8100, 5),)), False),
+    "ARP": (ethernet(outer_packet(4, 4, INNER[4]), ethertype=0x0806), False),
+    "first fragment": (ethernet(with_bytes(outer_packet(4, 4, INNER[4]), 6, b"\x20\0")), False),
+    "later fragment": (ethernet(with_bytes(outer_packet(4, 4, INNER[4]), 6, b"\0\1")), False),
+    "header length 4": (ethernet(with_bytes(outer_packet(4, 4, INNER[4]), 0, b"\x44")), False),
+    "version 5": (ethernet(with_bytes(outer_packet(4, 4, INNER[4]), 0, b"\x55"), ethertype=0x0800), False),
+    "version 7": (ethernet(with_bytes(outer_packet(6, 4, INNER[4]), 0, b"\x70"), ethertype=0x86DD), False),
+}
+
+
+@pytest.fixture(scope="module")
+def guard_fd() -> Iterator[Callable[..., int]]:
+    with ExitStack() as undo:
+        yield lambda *modes: load_programs(modes, PORT, [ip_address(HOST[4]), ip_address(HOST[6])], undo)[1]
+
+
+def taken(guard_fd: int, raw: bytes) -> bool:
+    """The kernel runs it as if received by lo, whose address is all zeros."""
+    return run_program(guard_fd, bytes(12) + raw[12:])[0] == 2  # TC_ACT_SHOT
+
+
+def test_what_is_taken(guard_fd: Callable[..., int]) -> None:
+    program = guard_fd("ipip", "gre", "gue")
+    for case, (raw, ours) in RULES.items():
+        assert taken(program, raw) == ours, case
+    assert run_program(program, RULES["IPv4 options"][0])[0] != 2  # to another host
+
+
+@pytest.mark.parametrize("mode", ["ipip", "gre", "gue"])
+def test_what_one_mode_takes(guard_fd: Callable[..., int], mode: str) -> None:
+    program = guard_fd(mode)
+    for kind, outer, inner in WAYS:
+        assert taken(program, tunnel(kind, outer, INNER[inner])) == (kind.removesuffix("1") == mode)
 
 
 # ---- the command
