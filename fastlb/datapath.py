@@ -9,7 +9,7 @@ from enum import IntEnum
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-from fastlb import metrics, nexthops, reconcile
+from fastlb import metrics, reconcile
 from fastlb._core import Pipeline, Routes, flow_hash_of
 from fastlb.config import Address, Config
 
@@ -147,7 +147,7 @@ class Datapath:
             [(network, 0, None) for network in EVERYWHERE],
             {(0, address): position for address, position in positions.items()},
             backends,
-            nexthops.tunnel_sources(self._plans, lambda address: self._sources.get(address.version)),
+            reconcile.tunnel_sources(self._plans, lambda address: self._sources.get(address.version)),
         )
         self._pipeline.publish(self._services, routes)
         self._stale = False

@@ -5,14 +5,14 @@ A hop that cannot be used is kept with the reason, so that the data path drops u
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 
 from fastlb._core import Routes
 from fastlb.config import Address, Network
 from fastlb.neighbour import KernelView, NextHop
-from fastlb.reconcile import TUNNELS, Plan
+from fastlb.reconcile import Plan, tunnel_sources
 
 HopTuple = tuple[bytes, bytes, int, int, str | None]  # destination MAC, source MAC, interface, MTU, fault
 
@@ -73,21 +73,6 @@ def routes_table(view: KernelView, plans: Iterable[Plan]) -> Routes:
             backends[member.id] = _backend_hop(hops, plan.forward, member.address)
     sources = tunnel_sources(plans, lambda address: _own_address_towards(view, address))
     return Routes(hops.hops, prefixes, neighbours, backends, sources)
-
-
-def tunnel_sources(plans: Iterable[Plan], own: Callable[[Address], Network | None]) -> dict[int, Network]:
-    """By backend id, where its tunnel comes from: its service's prefix, or ``own`` for the backend's address.
-
-    A backend that has neither is left out.
-    """
-    sources = {}
-    for plan in plans:
-        for member in plan.members if plan.forward in TUNNELS else ():
-            configured = (prefix for prefix in plan.tunnel.source if prefix.version == member.address.version)
-            source = next(configured, None) or own(member.address)
-            if source is not None:
-                sources[member.id] = source
-    return sources
 
 
 def _own_address_towards(view: KernelView, address: Address) -> Network | None:

@@ -5,14 +5,13 @@ Nothing here opens a socket or knows a clock that was not handed in.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from socket import IPPROTO_TCP, IPPROTO_UDP
 
 from fastlb._core import MaglevTable, Services
 from fastlb.classifier import Key
-from fastlb.config import TUNNELS as TUNNELS
-from fastlb.config import Address, Backend, Config, Service, Tunnel
+from fastlb.config import TUNNELS, Address, Backend, Config, Network, Service, Tunnel
 from fastlb.errors import FastlbError
 from fastlb.maglev import build_table
 
@@ -142,6 +141,21 @@ def _number(port: int | str) -> int:
 def services_table(config: Config, plans: Iterable[Plan]) -> Services:
     """The plans as one immutable table of the data path."""
     return Services(plans, hash_seed=config.hash_seed, timeouts=config.timeouts.model_dump())
+
+
+def tunnel_sources(plans: Iterable[Plan], own: Callable[[Address], Network | None]) -> dict[int, Network]:
+    """By backend id, where its tunnel comes from: its service's prefix, or ``own`` for the backend's address.
+
+    A backend that has neither is left out.
+    """
+    sources = {}
+    for plan in plans:
+        for member in plan.members if plan.forward in TUNNELS else ():
+            configured = (prefix for prefix in plan.tunnel.source if prefix.version == member.address.version)
+            source = next(configured, None) or own(member.address)
+            if source is not None:
+                sources[member.id] = source
+    return sources
 
 
 def classifier_keys(plans: Iterable[Plan]) -> tuple[set[Key], set[Key]]:
