@@ -24,6 +24,7 @@ cdef class Services:
     cdef list maglev_tables           # keeps the tables' memory alive
 
     cdef int allocate(self, list specs) except -1
+    cdef int add_echo(self, list specs) except -1
     cdef int set_timeouts(self, timeouts) except -1
     cdef int add_service(self, uint32_t index, spec, const uint32_t *members) except -1
     cdef int set_tunnel(self, Service *service, tunnel) except -1

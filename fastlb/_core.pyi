@@ -59,7 +59,9 @@ class MaglevTable:
 
 @final
 class Services:
-    def __new__(cls, specs: Iterable[_Service], *, hash_seed: int, timeouts: Mapping[str, float]) -> Self: ...
+    def __new__(
+        cls, specs: Iterable[_Service], *, hash_seed: int, timeouts: Mapping[str, float], echo: bool = ...
+    ) -> Self: ...
 
 @final
 class Routes:

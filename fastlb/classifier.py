@@ -15,7 +15,11 @@ The rules, in order:
 
     not PACKET_HOST (another host's, broadcast, outgoing)              not ours
     not IPv4 or IPv6, with at most one inline 802.1Q/802.1ad tag       not ours
-    a fragment, or not TCP or UDP, or cut before the ports             not ours
+    a fragment, or cut before the ports                                not ours
+    an ICMP error about a TCP or UDP packet      is asked about as that packet's answer would be: the quoted
+                                                 addresses and ports, the other way round
+    an echo request to an address of ``vips``    ours
+    other protocols than TCP and UDP                                   not ours
     (destination, port) or (destination, any port) in ``vips``         ours
     destination in ``locals``, the host's own addresses                not ours
     (source, port) or (source, any port) in ``replies``                ours
@@ -23,9 +27,9 @@ The rules, in order:
 
 ``locals`` stands between so that the answers to the host's own connections to a backend (health checks)
 stay with the host; the program asks it last, after a hit in ``replies``, which comes to the same and is
-cheaper. Lookups are most of what the program costs, so those for "any port" are made
-only while there are such entries: a word shared by all programs says so. Thus a frame of a VIP costs one
-lookup, one that is not ours two, a backend's reply three.
+cheaper. Lookups are most of what the program costs, so those for "any port" are made only while there are such
+entries: a word shared by all programs says so. Thus a frame of a VIP costs one lookup, one that is not ours two, a
+backend's reply three. An address that answers echo requests is an entry with protocol 0 and port 0.
 
 All run after the kernel has taken the outer VLAN tag out of the frame. All but the steering see the frame from its
 Ethernet header on: the socket must be SOCK_RAW, the device an Ethernet one. A fanout group is asked before the header
@@ -78,7 +82,7 @@ class Key(NamedTuple):
 
     address: Address
     port: int  # 0: any
-    protocol: int  # IPPROTO_TCP or IPPROTO_UDP
+    protocol: int  # IPPROTO_TCP or IPPROTO_UDP; 0, with port 0: echo requests to this address
 
 
 R0, R1, R2, R3, R4, _, R6, R7, R8, R9, FP = Reg
@@ -95,7 +99,12 @@ _FROM_ETHERNET, _FROM_NETWORK = _ETH_HEADER, 0  # where a program finds the netw
 _ETH_IPV4, _ETH_IPV6, _ETH_8021Q, _ETH_8021AD = map(htons, (0x0800, 0x86DD, 0x8100, 0x88A8))
 _IPV4_PLAIN = 0x45  # version 4, no options
 _IPV4_FRAGMENT = htons(0x3FFF)  # more fragments, or an offset
-_TCP, _UDP = 6, 17
+_TCP, _UDP, _ICMP, _ICMPV6 = 6, 17, 1, 58
+_ICMP_HEADER = 8
+_ECHO, _ECHO6 = 8, 128
+_ERRORS = (3, 11, 12)  # destination unreachable, time exceeded, parameter problem (RFC 792)
+_ERRORS6 = (1, 2, 3, 4)  # with packet too big (RFC 4443)
+_IPV4_OFFSET = htons(0x1FFF)  # a fragment that is not the first
 _AUTHENTICATION = 51
 _EXTENSIONS = (0, 43, 60, _AUTHENTICATION)  # hop-by-hop, routing, destination options
 _MAX_EXTENSIONS = 6
@@ -287,7 +296,7 @@ class _MirroredMap:
             self._held.add(key)
 
     def has_any_port(self) -> bool:
-        return any(key[_KEY_PORT:_KEY_PROTOCOL] == b"\0\0" for key in self._held)
+        return any(key[_KEY_PORT:_KEY_PROTOCOL] == b"\0\0" and key[_KEY_PROTOCOL] for key in self._held)
 
     def keep_only(self, keys: set[bytes]) -> None:
         for key in self._held - keys:
@@ -331,6 +340,8 @@ def _classification(maps: _Maps, network: int, ours: Emit, not_ours: int, first:
     _ipv4(a)
     _lookups(a, maps)
     ours(a)
+    _icmp(a, maps)
+    _icmpv6(a)
     a.label("not_ours")
     a.alu(R0, "=", not_ours)
     a.exit()
@@ -368,6 +379,7 @@ def _ipv6(a: Assembler) -> None:
     a.alu(R9, "=", 6)
     a.jump_if(R8, "==", _TCP, "ports")
     a.jump_if(R8, "==", _UDP, "ports")
+    a.jump_if(R8, "==", _ICMPV6, "icmpv6")
     a.alu(R7, "+", 40)
     for number in range(_MAX_EXTENSIONS):
         _skip_extension(a, f"{number}")
@@ -403,6 +415,7 @@ def _ipv4(a: Assembler) -> None:
     a.jump_if(R1, "&", _IPV4_FRAGMENT, "not_ours")
     a.load(R8, FP, header + 9, Size.U8)
     a.jump_if(R8, "==", _TCP, "transport")
+    a.jump_if(R8, "==", _ICMP, "icmp")
     a.jump_if(R8, "!=", _UDP, "not_ours")
     a.label("transport")
     a.load(R1, FP, header, Size.U8)
@@ -410,13 +423,7 @@ def _ipv4(a: Assembler) -> None:
     _widen_addresses(a, R2)
     a.alu(R9, "=", 4)
     a.jump_if(R1, "==", _IPV4_PLAIN, "ports")
-    a.alu(R2, "=", R1)
-    a.alu(R2, ">>", 4)
-    a.jump_if(R2, "!=", 4, "not_ours")
-    a.alu(R1, "&", 15)
-    a.jump_if(R1, "<", 5, "not_ours")
-    a.alu(R1, "<<", 2)
-    a.alu(R7, "+", R1)
+    _add_ipv4_header(a)
 
 
 def _widen_addresses(a: Assembler, source: Reg) -> None:
@@ -426,6 +433,87 @@ def _widen_addresses(a: Assembler, source: Reg) -> None:
     a.store(FP, _SOURCE + 12, source, Size.U32)
     a.store(FP, _DESTINATION, 0, Size.U64)
     a.store(FP, _DESTINATION + 8, 0, Size.U32)
+
+
+def _icmp(a: Assembler, maps: _Maps) -> None:
+    """RFC 792. The outer header is at fp-28; what is quoted gets there too, and then to where `_lookups` wants it."""
+    header = -28
+    a.label("icmp")
+    _skip_ipv4_header(a, header)
+    a.load(R2, FP, header + 12, Size.U32)
+    _widen_addresses(a, R2)
+    a.alu(R9, "=", 4)
+    _load_bytes(a, _PORTS, 4)
+    a.load(R1, FP, _PORTS, Size.U8)
+    a.jump_if(R1, "==", _ECHO, "echo")
+    for kind in _ERRORS:
+        a.jump_if(R1, "==", kind, "quoted")
+    a.jump("not_ours")
+    a.label("quoted")
+    a.alu(R7, "+", _ICMP_HEADER)
+    _load_bytes(a, header, 20)
+    a.load(R1, FP, header + 6, Size.U16)
+    a.jump_if(R1, "&", _IPV4_OFFSET, "not_ours")
+    a.load(R8, FP, header + 9, Size.U8)
+    _skip_ipv4_header(a, header)
+    a.load(R2, FP, header + 16, Size.U32)
+    a.load(R1, FP, header + 12, Size.U32)
+    a.store(FP, header + 16, R1, Size.U32)
+    _widen_addresses(a, R2)
+    _load_bytes(a, _PORTS, 4)
+    a.label("quoted_ports")
+    a.jump_if(R8, "==", _TCP, "swap")
+    a.jump_if(R8, "!=", _UDP, "not_ours")
+    a.label("swap")
+    a.load(R1, FP, _PORTS, Size.U16)
+    a.load(R2, FP, _PORTS + 2, Size.U16)
+    a.store(FP, _PORTS, R2, Size.U16)
+    a.store(FP, _PORTS + 2, R1, Size.U16)
+    a.jump("ports")
+    a.label("echo")
+    a.alu(R1, "=", 0)
+    a.alu(R7, "=", 0)
+    a.alu(R8, "=", 0)
+    _complete_key(a, _DESTINATION, R1)
+    _if_found(a, maps.vips, _DESTINATION, "to_vip")
+    a.jump("not_ours")
+
+
+def _icmpv6(a: Assembler) -> None:
+    """RFC 4443, right behind the IPv6 header; what is quoted has no extension headers either."""
+    header = -48
+    a.label("icmpv6")
+    a.load(R1, FP, _PORTS, Size.U8)
+    a.jump_if(R1, "==", _ECHO6, "echo")
+    for kind in _ERRORS6:
+        a.jump_if(R1, "==", kind, "quoted6")
+    a.jump("not_ours")
+    a.label("quoted6")
+    a.alu(R7, "+", 40 + _ICMP_HEADER)
+    _load_bytes(a, header, 44)
+    a.load(R8, FP, header + 6, Size.U8)
+    for at in (0, 8):
+        a.load(R1, FP, _SOURCE + at, Size.U64)
+        a.load(R2, FP, _DESTINATION + at, Size.U64)
+        a.store(FP, _SOURCE + at, R2, Size.U64)
+        a.store(FP, _DESTINATION + at, R1, Size.U64)
+    a.jump("quoted_ports")
+
+
+def _skip_ipv4_header(a: Assembler, header: int) -> None:
+    a.load(R1, FP, header, Size.U8)
+    _add_ipv4_header(a)
+
+
+def _add_ipv4_header(a: Assembler) -> None:
+    """R7 += the length of the IPv4 header whose first byte is in R1."""
+    a.alu(R2, "=", R1)
+    a.alu(R2, ">>", 4)
+    a.jump_if(R2, "!=", 4, "not_ours")
+    a.alu(R1, "&", 15)
+    a.jump_if(R1, "<", 5, "not_ours")
+    a.alu(R1, "<<", 2)
+    a.alu(R7, "+", R1)
 
 
 def _lookups(a: Assembler, maps: _Maps) -> None:

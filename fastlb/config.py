@@ -192,6 +192,9 @@ class Config(_Model):
         default="/run/fastlb/fastlb.sock",
         description="the Unix socket on which a running fastlb takes commands",
     )
+    icmp_echo: fields.Flag = Field(
+        default=True, description="answer echo requests (ping) to a VIP while one of its services has a backend"
+    )
     timeouts: Timeouts = Field(default=Timeouts(), description="how long an idle flow is remembered")
     ring: Ring = Field(default=Ring(), description="the receive rings")
     services: tuple[Service, ...] = Field(default=(), description="what is balanced")

@@ -23,7 +23,7 @@ import structlog
 
 from fastlb import __version__, cores, guard, leftovers, metrics, neighbour, nexthops, reconcile, selftest
 from fastlb._core import Services
-from fastlb.classifier import Classifier
+from fastlb.classifier import Classifier, Key
 from fastlb.config import Address, Config, load_config
 from fastlb.control import ControlServer
 from fastlb.errors import ConfigError, FastlbError, KernelError
@@ -60,6 +60,10 @@ class Generation:
         ids = ids.copy()
         plans = reconcile.plan_services(config, ids, time.monotonic())
         return cls(config, ids, plans, reconcile.services_table(config, plans))
+
+    def classifier_keys(self) -> tuple[set[Key], set[Key]]:
+        """What the filter and the guard take of it."""
+        return reconcile.classifier_keys(self.plans, self.config.icmp_echo)
 
     def summary(self) -> dict[str, int]:
         return {"services": len(self.plans), "backends": sum(len(plan.members) for plan in self.plans)}
@@ -346,7 +350,7 @@ class Engine:
             pipeline.publish(self._now.services, routes)
 
     def _fill_classifier(self) -> None:
-        vips, replies = reconcile.classifier_keys(self._now.plans)
+        vips, replies = self._now.classifier_keys()
         self._classifier.replace(vips, replies, self._view.addresses)
 
     def _add_vips(self) -> None:
@@ -398,7 +402,7 @@ class Engine:
     def _install(self, generation: Generation) -> None:
         """The filter keeps an old VIP's packets out before the data path forgets it, and lets in those of a new one
         after the data path has learnt it."""
-        old, new = reconcile.classifier_keys(self._now.plans), reconcile.classifier_keys(generation.plans)
+        old, new = self._now.classifier_keys(), generation.classifier_keys()
         self._now = generation
         self._add_vips()
         for pipeline in self._pipelines:

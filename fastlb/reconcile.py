@@ -140,7 +140,8 @@ def _number(port: int | str) -> int:
 
 def services_table(config: Config, plans: Iterable[Plan]) -> Services:
     """The plans as one immutable table of the data path."""
-    return Services(plans, hash_seed=config.hash_seed, timeouts=config.timeouts.model_dump())
+    timeouts = config.timeouts.model_dump()
+    return Services(plans, hash_seed=config.hash_seed, timeouts=timeouts, echo=config.icmp_echo)
 
 
 def tunnel_sources(plans: Iterable[Plan], own: Callable[[Address], Network | None]) -> dict[int, Network]:
@@ -158,13 +159,15 @@ def tunnel_sources(plans: Iterable[Plan], own: Callable[[Address], Network | Non
     return sources
 
 
-def classifier_keys(plans: Iterable[Plan]) -> tuple[set[Key], set[Key]]:
-    """What the receive filter and the guard take: (VIPs, sources of NAT replies)."""
+def classifier_keys(plans: Iterable[Plan], echo: bool) -> tuple[set[Key], set[Key]]:
+    """What the receive filter and the guard take: (VIPs, sources of NAT replies); with ``echo`` also pings to VIPs."""
     vips: set[Key] = set()
     replies: set[Key] = set()
     for plan in plans:
         protocol = PROTOCOL_NUMBERS[plan.protocol]
         vips.add(Key(plan.vip, plan.port, protocol))
+        if echo:
+            vips.add(Key(plan.vip, 0, 0))
         if plan.forward == "nat":
             replies.update(Key(member.address, member.port, protocol) for member in plan.members)
     return vips, replies

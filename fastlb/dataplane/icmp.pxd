@@ -8,6 +8,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from fastlb.dataplane.checksum cimport fold, sum_addr, sum_bytes
+from fastlb.dataplane.icmperror cimport ICMP_LEN, PROTO_ICMP4, PROTO_ICMP6
 from fastlb.dataplane.machine cimport bswap16, store16, store32
 from fastlb.dataplane.rewrite cimport move_frame, restore_tag
 from fastlb.dataplane.types cimport FAMILY_4, PROTO_TCP, Packet
@@ -18,15 +19,14 @@ from fastlb.dataplane.wire cimport (
 
 
 cdef enum:
-    ICMP_LEN = 8
-    PROTO_ICMP4 = 1
-    PROTO_ICMP6 = 58
     ICMP4_UNREACHABLE = 3    # RFC 792, code 3: port
     ICMP4_PORT = 3
     ICMP4_TOO_BIG = 4        # RFC 1191 section 4: the next hop's MTU is in the last two bytes
     ICMP6_UNREACHABLE = 1    # RFC 4443, code 4: port
     ICMP6_PORT = 4
     ICMP6_TOO_BIG = 2        # RFC 4443 section 3.2
+    ICMP4_TIME_EXCEEDED = 11
+    ICMP6_TIME_EXCEEDED = 3
     ICMP4_MAX = 576          # the whole ICMP packet, RFC 1812 section 4.3.2.3
     ICMP6_MAX = 1280         # RFC 4443 section 2.4
     REJECT_TTL = 64
@@ -179,6 +179,12 @@ cdef inline void answer_too_big(Packet *p, uint32_t mtu) noexcept nogil:
         write_error(p, ICMP4_UNREACHABLE, ICMP4_TOO_BIG, mtu)
     else:
         write_error(p, ICMP6_TOO_BIG, 0, mtu)
+    send_back(p)
+
+
+cdef inline void answer_time_exceeded(Packet *p) noexcept nogil:
+    """Turn the packet into time exceeded in transit (RFC 792; RFC 4443 section 3.3)."""
+    write_error(p, ICMP4_TIME_EXCEEDED if p.family == FAMILY_4 else ICMP6_TIME_EXCEEDED, 0, 0)
     send_back(p)
 
 

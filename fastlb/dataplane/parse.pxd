@@ -11,6 +11,7 @@ of what follows, or a negative value: minus the reason.
 
 from libc.stdint cimport int32_t, uint8_t, uint16_t
 
+from fastlb.dataplane.icmperror cimport PROTO_ICMP4, PROTO_ICMP6, parse_icmp
 from fastlb.dataplane.machine cimport load16, must, unlikely
 from fastlb.dataplane.reasons cimport (
     DROP_IP_LENGTH, DROP_ROUTING_HEADER, DROP_TCP_FLAGS, DROP_TCP_HEADER, DROP_UDP_LENGTH, PASS_FRAGMENT,
@@ -131,6 +132,13 @@ cdef inline void check_udp(const uint8_t *udp, int32_t available, Packet *p) noe
         p.fault = DROP_UDP_LENGTH
 
 
+cdef inline bint is_icmp(int protocol, const uint8_t *cursor, const Packet *p) noexcept nogil:
+    """ICMPv6 behind extension headers is the host's, as in the receive filter."""
+    if p.family == FAMILY_4:
+        return protocol == PROTO_ICMP4
+    return protocol == PROTO_ICMP6 and cursor == p.frame + p.l3 + IP6_LEN
+
+
 cdef inline int parse(Packet *p) noexcept nogil:
     """Fill in the packet's tuple; 0, or minus the reason why it has none."""
     cdef const uint8_t *cursor = p.frame
@@ -138,6 +146,7 @@ cdef inline int parse(Packet *p) noexcept nogil:
     cdef int following = parse_ethernet(&cursor, end, p)
     cdef int32_t available
     p.fault = 0
+    p.quoted = 0
     p.pieces = 0
     p.outer = 0
     p.summed = False
@@ -153,6 +162,8 @@ cdef inline int parse(Packet *p) noexcept nogil:
     if unlikely(following < 0):
         return following
     if unlikely(following != PROTO_TCP and following != PROTO_UDP):
+        if is_icmp(following, cursor, p):
+            return parse_icmp(cursor, end, p)
         return -PASS_NOT_TCP_UDP
     if unlikely(end - cursor < 4):
         return -PASS_TRUNCATED

@@ -13,21 +13,24 @@ from fastlb.dataplane.conntrack cimport (
 from fastlb.dataplane.encap cimport complete_checksum, encapsulate, is_tunnel, outer_length
 from fastlb.dataplane.flowhash cimport fingerprint as flow_fingerprint
 from fastlb.dataplane.flowhash cimport flow_hash
-from fastlb.dataplane.icmp cimport RejectLimit, answer_too_big, answerable, may_reject, reject
+from fastlb.dataplane.icmp cimport (
+    RejectLimit, answer_time_exceeded, answer_too_big, answerable, may_reject, reject, send_back)
+from fastlb.dataplane.icmperror cimport answer_echo, translate_to_backend, translate_to_client
 from fastlb.dataplane.machine cimport likely, load_acquire_u32, must, store_release_u32, unlikely
 from fastlb.dataplane.parse cimport parse
 from fastlb.dataplane.reasons cimport (
-    DROP_NAT_CONFLICT, DROP_NO_BACKEND, DROP_NO_NEIGHBOUR, DROP_NO_TUNNEL_SOURCE, DROP_OVER_MTU, DROP_REJECT_LIMIT,
-    DROP_REPLY_UNKNOWN, DROP_TUNNEL_OFFLOAD, DROP_WRONG_WORKER, PASS_NO_SERVICE, REASONS, VIA_CONNTRACK, VIA_MAGLEV,
-    VIA_REJECT, VIA_SCHEDULER, VIA_TOO_BIG)
+    DROP_ICMP_UNKNOWN, DROP_NAT_CONFLICT, DROP_NO_BACKEND, DROP_NO_NEIGHBOUR, DROP_NO_TUNNEL_SOURCE, DROP_OVER_MTU,
+    DROP_REJECT_LIMIT, DROP_REPLY_UNKNOWN, DROP_TTL_EXPIRED, DROP_TUNNEL_OFFLOAD, DROP_WRONG_WORKER,
+    PASS_NO_SERVICE, REASONS, VIA_CONNTRACK, VIA_ECHO, VIA_ICMP, VIA_MAGLEV, VIA_REJECT, VIA_SCHEDULER,
+    VIA_TIME_EXCEEDED, VIA_TOO_BIG)
 from fastlb.dataplane.rewrite cimport (
     clamp_mss, decrement_ttl, fits, set_link_header, translate_destination, translate_source)
 from fastlb.dataplane.route cimport find_route, hop_to_address, hop_to_backend
 from fastlb.dataplane.schedule cimport hash_of_flow, maglev_backend
 from fastlb.dataplane.service cimport classify
 from fastlb.dataplane.types cimport (
-    BATCH, CLAMP_TO_PATH, FAMILY_4, FORWARD_NAT, LEG_CLIENT, LEG_NONE, NO_BACKEND_RESET, NO_HOP, PROTO_TCP, Addr,
-    Backend, BackendStats, Hop, LinkRoute, Packet, Service, Snapshot)
+    BATCH, CLAMP_TO_PATH, FAMILY_4, FORWARD_NAT, LEG_CLIENT, LEG_ECHO, LEG_NONE, NO_BACKEND_RESET, NO_HOP, PROTO_TCP,
+    Addr, Backend, BackendStats, Hop, LinkRoute, Packet, Service, Snapshot)
 from fastlb.dataplane.wire cimport (
     IP4_DF, IP4_FRAG, IP4_LEN, IP6_LEN, TCP_ACK, TCP_LEN, TCP_RST, TCP_SYN, same_addr)
 
@@ -211,6 +214,48 @@ cdef inline int track_reply(
     return pick_up_reply(pipe, snap, p, vip, be_vport, now)
 
 
+# --- track: ICMP errors, which change no flow -------------------------------------------------------------------------
+
+cdef inline int backend_of_error(PipelineState *pipe, const Snapshot *snap, Packet *p, uint32_t now) noexcept nogil:
+    """An error to a VIP: to the flow's backend, or where the Maglev table would have sent the flow."""
+    cdef const Service *service = &snap.services.services[p.service]
+    cdef FlowEntry *entry = find_flow(&pipe.flows, p.shard, p.fingerprint)
+    if entry != NULL and not is_stale(entry, snap.services, now):
+        if snap.services.backends[backend_of(entry)].service == p.service:
+            p.backend = backend_of(entry)
+            return VIA_ICMP
+    p.backend = maglev_backend(service, hash_of_flow(snap.services, p), 0)
+    return VIA_ICMP if p.backend != 0 else DROP_ICMP_UNKNOWN
+
+
+cdef inline int vip_of_error(
+        PipelineState *pipe, const Snapshot *snap, Packet *p, Addr *vip, uint16_t *be_vport, uint32_t now,
+        ) noexcept nogil:
+    """An error about a packet to a backend: the VIP to which the client had sent it. Bounded: MAX_ALTERNATIVES."""
+    cdef FlowEntry *entry = find_reply(&pipe.flows, snap.services, p)
+    cdef uint32_t backend = p.backend
+    cdef const Service *service
+    cdef int _looked
+    if entry != NULL and not is_stale(entry, snap.services, now):
+        p.backend = backend_of(entry)
+        service = &snap.services.services[snap.services.backends[p.backend].service]
+        vip[0] = service.vip
+        be_vport[0] = be_vport_of(service, p)
+        return VIA_ICMP
+    for _looked in range(MAX_ALTERNATIVES):
+        if backend == 0:
+            break
+        service = &snap.services.services[snap.services.backends[backend].service]
+        vip[0] = service.vip
+        be_vport[0] = be_vport_of(service, p)
+        if explains(snap, backend, p, be_vport[0]):
+            p.backend = backend
+            return VIA_ICMP
+        backend = snap.services.backends[backend].next_reply
+    p.backend = 0
+    return DROP_ICMP_UNKNOWN
+
+
 # --- forward ---------------------------------------------------------------------------------------------------------
 
 cdef inline bint may_be_fragmented(const Packet *p) noexcept nogil:
@@ -238,12 +283,24 @@ cdef inline int make_fit(PipelineState *pipe, Packet *p, uint32_t mtu, uint32_t 
             return DROP_OVER_MTU
         cut_to(p, mtu)
         return 0
-    if not answerable(p):
+    if p.quoted or not answerable(p):                    # RFC 1122 section 3.2.2: no errors about errors
         return DROP_OVER_MTU
     if not may_reject(&pipe.rejects, now):
         return DROP_REJECT_LIMIT
     answer_too_big(p, mtu if p.family == FAMILY_4 else max(mtu, <uint32_t>MIN_MTU6))
     return VIA_TOO_BIG
+
+
+cdef inline int spend_ttl(PipelineState *pipe, Packet *p, uint32_t now) noexcept nogil:
+    """As a router does; 0, or how else the packet ends: its sender is told, so that traceroute finds this hop."""
+    if likely(decrement_ttl(p) == 0):
+        return 0
+    if p.quoted or not answerable(p):
+        return DROP_TTL_EXPIRED
+    if not may_reject(&pipe.rejects, now):
+        return DROP_REJECT_LIMIT
+    answer_time_exceeded(p)
+    return VIA_TIME_EXCEEDED
 
 
 cdef inline void clamp(Packet *p, const Service *service, uint32_t mtu) noexcept nogil:
@@ -279,6 +336,7 @@ cdef inline int forward_to_backend(
     cdef BackendStats *stats = &pipe.flows.stats[p.backend]
     cdef const Hop *hop = NULL
     cdef int fault = hop_to_backend(snap.routes, p.backend, &hop)
+    cdef uint16_t be_port
     cdef uint32_t mtu
     must(0 < p.backend < snap.services.backend_limit and backend.present)
     if unlikely(fault):
@@ -296,10 +354,14 @@ cdef inline int forward_to_backend(
             return fault
     else:
         if service.forward == FORWARD_NAT:
-            fault = decrement_ttl(p)
+            fault = spend_ttl(pipe, p, now)
             if unlikely(fault):
                 return fault
-            translate_destination(p, backend.addr, backend.be_port if backend.be_port != 0 else p.be_dport)
+            be_port = backend.be_port if backend.be_port != 0 else p.be_dport
+            if unlikely(p.quoted):
+                translate_to_backend(p, p.dst, backend.addr, be_port)
+            else:
+                translate_destination(p, backend.addr, be_port)
         set_link_header(p, hop)
     stats.packets += 1
     stats.bytes += p.length
@@ -339,10 +401,13 @@ cdef inline int forward_to_client(
             return fault
     if unlikely(service.mss != 0 and hop_to_backend(snap.routes, p.backend, &back) == 0):
         clamp(p, service, min(hop.mtu, back.mtu))
-    fault = decrement_ttl(p)
+    fault = spend_ttl(pipe, p, now)
     if unlikely(fault):
         return fault
-    translate_source(p, vip, be_vport)
+    if unlikely(p.quoted):
+        translate_to_client(p, p.src, vip, be_vport)
+    else:
+        translate_source(p, vip, be_vport)
     set_link_header(p, hop)
     stats.reply_packets += 1
     stats.reply_bytes += p.length
@@ -361,6 +426,15 @@ cdef inline int refuse(PipelineState *pipe, const Snapshot *snap, Packet *p, uin
     return VIA_REJECT
 
 
+cdef inline int echo(Packet *p) noexcept nogil:
+    """A VIP answers while one of its services has a backend: what monitoring and load balancers in front ask for."""
+    if p.service == 0 or not answerable(p):
+        return DROP_NO_BACKEND
+    answer_echo(p)
+    send_back(p)
+    return VIA_ECHO
+
+
 # --- a packet, a batch -----------------------------------------------------------------------------------------------
 
 cdef inline int receive(PipelineState *pipe, const Snapshot *snap, Packet *p) noexcept nogil:
@@ -374,6 +448,8 @@ cdef inline int receive(PipelineState *pipe, const Snapshot *snap, Packet *p) no
     if unlikely(p.leg == LEG_NONE):
         p.backend = 0
         return PASS_NO_SERVICE
+    if unlikely(p.leg == LEG_ECHO):
+        return p.fault
     if unlikely(not owns(&pipe.flows, p.shard)):
         p.backend = 0
         return DROP_WRONG_WORKER
@@ -381,11 +457,27 @@ cdef inline int receive(PipelineState *pipe, const Snapshot *snap, Packet *p) no
     return p.fault
 
 
+cdef inline int pass_error_on(PipelineState *pipe, const Snapshot *snap, Packet *p, uint32_t now) noexcept nogil:
+    """An ICMP error about a flow, on to the flow's other side."""
+    cdef Addr vip
+    cdef uint16_t be_vport
+    cdef int reason
+    if p.leg == LEG_CLIENT:
+        reason = backend_of_error(pipe, snap, p, now)
+        return forward_to_backend(pipe, snap, p, reason, now) if reason == VIA_ICMP else reason
+    reason = vip_of_error(pipe, snap, p, &vip, &be_vport, now)
+    return forward_to_client(pipe, snap, p, vip, be_vport, reason, now) if reason == VIA_ICMP else reason
+
+
 cdef inline int dispatch(PipelineState *pipe, const Snapshot *snap, Packet *p, uint32_t now) noexcept nogil:
     """Second pass: where does it go? The packet's reason."""
     cdef Addr vip
     cdef uint16_t be_vport
     cdef int reason
+    if unlikely(p.leg == LEG_ECHO):
+        return echo(p)
+    if unlikely(p.quoted):
+        return pass_error_on(pipe, snap, p, now)
     if p.leg == LEG_CLIENT:
         reason = track_client(pipe, snap, p, now)
         if unlikely(reason == DROP_NO_BACKEND):

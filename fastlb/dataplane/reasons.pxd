@@ -16,7 +16,10 @@ cdef enum Reason:
     VIA_CONNTRACK
     VIA_SCHEDULER
     VIA_MAGLEV
+    VIA_ICMP
+    VIA_ECHO
     VIA_TOO_BIG
+    VIA_TIME_EXCEEDED
     VIA_REJECT
     # left to the host: nothing of ours, or not enough of a packet to tell
     PASS_NOT_IP
@@ -31,6 +34,7 @@ cdef enum Reason:
     DROP_TCP_HEADER
     DROP_TCP_FLAGS
     DROP_UDP_LENGTH
+    DROP_ICMP_HEADER
     # dropped: nowhere to go
     DROP_NO_BACKEND
     DROP_NO_ROUTE
@@ -41,6 +45,7 @@ cdef enum Reason:
     DROP_NO_TUNNEL_SOURCE
     DROP_TUNNEL_OFFLOAD
     DROP_REPLY_UNKNOWN
+    DROP_ICMP_UNKNOWN
     DROP_NAT_CONFLICT
     DROP_REJECT_LIMIT
     # dropped: by the ring, before or after the pipeline
@@ -62,6 +67,12 @@ cdef inline const char *reason_name(int reason) noexcept nogil:
         return "scheduled"
     elif reason == VIA_MAGLEV:              # in mid-flow without an entry: the Maglev table decided
         return "maglev"
+    elif reason == VIA_ICMP:                # an error about a flow: passed on to its backend, or to its client
+        return "icmp"
+    elif reason == VIA_ECHO:                # an echo request to a VIP: answered
+        return "echo"
+    elif reason == VIA_TIME_EXCEEDED:       # a TTL of 1 in a NAT mode: answered
+        return "time_exceeded"
     elif reason == VIA_TOO_BIG:             # longer than the MTU: answered with fragmentation needed, packet too big
         return "too_big"
     elif reason == VIA_REJECT:              # no backend: answered with RST or ICMP port unreachable
@@ -88,6 +99,10 @@ cdef inline const char *reason_name(int reason) noexcept nogil:
         return "tcp_flags"
     elif reason == DROP_UDP_LENGTH:
         return "udp_length"
+    elif reason == DROP_ICMP_HEADER:        # not sent to who sent what it quotes, or quotes less than eight bytes of it
+        return "icmp_header"
+    elif reason == DROP_ICMP_UNKNOWN:       # an ICMP error about no flow
+        return "icmp_unknown"
     elif reason == DROP_NO_BACKEND:
         return "no_backend"
     elif reason == DROP_NO_ROUTE:

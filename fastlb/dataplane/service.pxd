@@ -7,9 +7,9 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from fastlb.dataplane.flowhash cimport client_mix, fingerprint, shard_of
 from fastlb.dataplane.lookup cimport MISSING, find, key_meta
-from fastlb.dataplane.machine cimport likely
+from fastlb.dataplane.machine cimport likely, unlikely
 from fastlb.dataplane.types cimport (
-    FORWARD_NAT, LEG_CLIENT, LEG_NONE, LEG_REPLY, Packet, ServiceTable)
+    FORWARD_NAT, LEG_CLIENT, LEG_ECHO, LEG_NONE, LEG_REPLY, Packet, ServiceTable)
 
 
 cdef inline uint32_t find_service(const ServiceTable *services, const Packet *p) noexcept nogil:
@@ -32,6 +32,10 @@ cdef inline void classify(const ServiceTable *services, const uint64_t *key, Pac
     """Set the packet's leg; for ours also its service (or first backend), shard and fingerprint."""
     cdef uint64_t client
     p.backend = 0
+    if unlikely(p.protocol == 0):
+        p.service = find(&services.vips, p.dst, key_meta(p.family, 0, 0))
+        p.leg = LEG_ECHO if p.service != MISSING else LEG_NONE
+        return
     p.service = find_service(services, p)
     if likely(p.service != MISSING):
         p.leg = LEG_CLIENT

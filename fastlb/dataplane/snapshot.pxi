@@ -50,10 +50,10 @@ cdef class Services:
     ``mss`` (bytes; 0: leave it, 65535: what fits), ``tunnel`` (as `fastlb.config.Tunnel`), ``table`` (MaglevTable or
     None) and ``members``: objects with ``id`` (1..2**20-1, stable over reloads), ``address``
     and ``port`` (0: the packet's), in the order of the table's positions. ``timeouts``: seconds by the keys
-    tcp_syn, tcp_established, tcp_closing, udp.
+    tcp_syn, tcp_established, tcp_closing, udp. ``echo``: VIPs answer echo requests.
     """
 
-    def __cinit__(self, specs, *, uint64_t hash_seed, timeouts):
+    def __cinit__(self, specs, *, uint64_t hash_seed, timeouts, echo=False):
         specs = list(specs)
         self.maglev_tables = [spec.table for spec in specs]
         self.allocate(specs)
@@ -66,6 +66,8 @@ cdef class Services:
                 self.members[at] = member.id
                 self.add_backend(index, spec, member)
                 at += 1
+        if echo:
+            self.add_echo(specs)
 
     cdef int allocate(self, list specs) except -1:
         ids = [member.id for spec in specs for member in spec.members]
@@ -76,8 +78,17 @@ cdef class Services:
         self.table.services = <Service *>zeroed(len(specs), sizeof(Service))
         self.table.backends = <Backend *>zeroed(self.table.backend_limit, sizeof(Backend))
         self.members = <uint32_t *>zeroed(len(ids), sizeof(uint32_t))
-        if not table_init(&self.table.vips, len(specs)) or not table_init(&self.table.replies, len(ids)):
+        if not table_init(&self.table.vips, 2 * len(specs)) or not table_init(&self.table.replies, len(ids)):
             raise MemoryError
+
+    cdef int add_echo(self, list specs) except -1:
+        """For each VIP, whether any of its services has a backend."""
+        served = {}
+        for spec in specs:
+            served[spec.vip] = served.get(spec.vip, False) or spec.table is not None
+        for vip, has_backend in served.items():
+            table_put(&self.table.vips, addr_from(vip), key_meta(vip.version, 0, 0), has_backend)
+        return 0
 
     cdef int set_timeouts(self, timeouts) except -1:
         cdef uint32_t *table = self.table.timeouts

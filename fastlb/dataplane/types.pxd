@@ -72,6 +72,7 @@ cdef enum Leg:
     LEG_NONE = 0
     LEG_CLIENT = 1           # from a client to a VIP
     LEG_REPLY = 2            # from a backend to a client (nat)
+    LEG_ECHO = 3             # an echo request to a VIP
 
 
 cdef enum OnNoBackend:
@@ -174,7 +175,9 @@ cdef struct Packet:
     uint32_t out_ifindex     # where it leaves
     VnetHdr vnet             # its offloads; all zero for a plain frame. Transmit writes it back in front of the frame
     uint16_t l3              # offset of the IP header from frame
-    uint16_t l4              # offset of the TCP or UDP header
+    uint16_t l4              # offset of the TCP or UDP header; of the ICMP header
+    uint16_t quoted          # offset of the IP header that an ICMP error quotes; 0: not an ICMP error
+    uint16_t quoted_l4       # and of the TCP or UDP header behind it
     uint16_t be_sport
     uint16_t be_dport
     uint16_t vlan_tci        # a tag that the kernel took out of the frame
@@ -192,8 +195,9 @@ cdef struct Packet:
     bint summed              # the tunnel's UDP header has a checksum
     uint32_t service         # index, on the client leg
     uint32_t backend         # stable id; 0: none chosen yet
-    Addr src
+    Addr src                 # with an ICMP error: of the answer to what it quotes
     Addr dst
+    Addr sender              # of an ICMP error
     uint64_t fingerprint     # of the flow; on the reply leg only the upper half is known
     uint32_t shard
 

@@ -28,6 +28,7 @@ cdef enum:
     IP4_SRC = 12
     IP4_DST = 16
     IP4_FRAG_MASK = 0x3FFF   # MF and the offset; not DF
+    IP4_OFFSET_MASK = 0x1FFF
     IP4_MF = 0x2000
     IP4_DF = 0x40            # in the first of the two bytes
 

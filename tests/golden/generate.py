@@ -64,7 +64,6 @@ NOT_FORWARDED: list[tuple[str, str, str, bytes]] = [
     ("cut in the ports", "PASS", "truncated", frame(CLIENT[4], 40000, VIP[4], 80)[:37]),
     ("cut in the TCP header", "DROP", "ip_length", frame(CLIENT[4], 40000, VIP[4], 80)[:50]),
     ("SYN FIN", "DROP", "tcp_flags", frame(CLIENT[4], 40000, VIP[4], 80, flags=flags("SF"))),
-    ("TTL 1", "DROP", "ttl_expired", frame(CLIENT[4], 40000, VIP[4], 80, ttl=1)),
     ("segments left", "DROP", "routing_header",
      frame(CLIENT[6], 40000, VIP[6], 80, extensions=((ROUTING, b"\x04\x01"),))),
 ]  # fmt: skip

@@ -39,6 +39,8 @@ VIPS = [
     (VIP6, 80, TCP),
     (VIP6_ANY, 0, UDP),
     (OWN, 81, TCP),
+    (VIP, 0, 0),  # echo requests
+    (VIP6, 0, 0),
 ]
 REPLIES = [(BACKEND, 8080, TCP), (BACKEND_ANY, 0, UDP), (BACKEND6, 8080, TCP), (BACKEND6_ANY, 0, UDP)]
 LOCALS = [OWN, OWN6]
@@ -74,6 +76,19 @@ def ipv6(
     rest = chain + struct.pack("!HH", sport, dport) + bytes(16)
     header = struct.pack("!IHBB", version << 28, len(rest), types[0], 64)
     return ethernet(header + ip_address(source).packed + ip_address(target).packed + rest, 0x86DD, **link)
+
+
+def icmp(
+    source: str, target: str, kind: int, quoted: bytes = b"", *, ihl: int = 5, fragment: int = DF, **link: Any
+) -> bytes:
+    """An ICMP or ICMPv6 frame of a type; ``quoted``: the frame whose packet it quotes."""
+    body = struct.pack("!BBHI", kind, 0, 0, 0) + quoted[14:]
+    if ":" in target:
+        header = struct.pack("!IHBB", 6 << 28, len(body), ICMP6, 64)
+        return ethernet(header + ip_address(source).packed + ip_address(target).packed + body, 0x86DD, **link)
+    header = struct.pack("!BBHHHBBH", 4 << 4 | ihl, 0, ihl * 4 + len(body), 1, fragment, 64, ICMP, 0)
+    addresses = ip_address(source).packed + ip_address(target).packed
+    return ethernet(header + addresses + bytes(4 * (ihl - 5)) + body, 0x0800, **link)
 
 
 FRAMES: list[tuple[str, bytes, bool]] = [
@@ -143,6 +158,42 @@ FRAMES: list[tuple[str, bytes, bool]] = [
     ("icmp behind an extension", ipv6(CLIENT6, 40000, VIP6, 80, ICMP6, ((0, 0),)), False),
     ("no next header", ipv6(CLIENT6, 40000, VIP6, 80, 59), False),
     ("reply with an extension", ipv6(BACKEND6, 8080, CLIENT6, 40000, TCP, ((0, 0),)), True),
+    # ICMP: errors belong to the flow that they quote, echo requests to the VIP
+    *(
+        (f"error {kind} about a reply", icmp(ELSEWHERE, VIP, kind, ipv4(VIP, 80, CLIENT, 40000)), kind in (3, 11, 12))
+        for kind in (0, 3, 4, 5, 11, 12, 13)
+    ),
+    *(
+        (f"error {kind} about a packet to a backend, ipv6",
+         icmp(ELSEWHERE6, CLIENT6, kind, ipv6(CLIENT6, 40000, BACKEND6, 8080)), kind in (1, 2, 3, 4))
+        for kind in (0, 1, 2, 3, 4, 5, 127, 129)
+    ),
+    ("error, any port", icmp(ELSEWHERE, VIP_ANY, 3, ipv4(VIP_ANY, 9, CLIENT, 40000)), True),
+    ("error, other port", icmp(ELSEWHERE, VIP, 3, ipv4(VIP, 81, CLIENT, 40000)), False),
+    ("error, other protocol", icmp(ELSEWHERE, VIP, 3, ipv4(VIP, 80, CLIENT, 40000, UDP)), False),
+    ("error about sctp", icmp(ELSEWHERE, VIP, 3, ipv4(VIP, 80, CLIENT, 40000, SCTP)), False),
+    ("error about a packet to a backend", icmp(BACKEND, CLIENT, 3, ipv4(CLIENT, 40000, BACKEND, 8080)), True),
+    ("error about a health check", icmp(BACKEND, OWN, 3, ipv4(OWN, 40000, BACKEND, 8080)), False),
+    ("error about a client's packet elsewhere", icmp(ELSEWHERE, CLIENT, 3, ipv4(CLIENT, 1, ELSEWHERE, 80)), False),
+    ("error, options outside", icmp(ELSEWHERE, VIP, 3, ipv4(VIP, 80, CLIENT, 40000), ihl=15), True),
+    ("error, options inside", icmp(ELSEWHERE, VIP, 3, ipv4(VIP, 80, CLIENT, 40000, ihl=15)), True),
+    ("error, ihl 4 inside", icmp(ELSEWHERE, VIP_ANY, 3, ipv4(VIP_ANY, 80, CLIENT, 1, ihl=4)), False),
+    ("error, version 6 inside", icmp(ELSEWHERE, VIP, 3, ipv4(VIP, 80, CLIENT, 40000, version=6)), False),
+    ("error about a first fragment", icmp(ELSEWHERE, VIP, 3, ipv4(VIP, 80, CLIENT, 40000, fragment=MF)), True),
+    ("error about a later fragment", icmp(ELSEWHERE, VIP, 3, ipv4(VIP, 80, CLIENT, 40000, fragment=1)), False),
+    ("error in a fragment", icmp(ELSEWHERE, VIP, 3, ipv4(VIP, 80, CLIENT, 40000), fragment=MF), False),
+    ("error about an error", icmp(ELSEWHERE, VIP, 3, icmp(VIP, CLIENT, 3, ipv4(CLIENT, 1, VIP, 80))), False),
+    ("error about an extension", icmp(ELSEWHERE6, VIP6, 1, ipv6(VIP6, 80, CLIENT6, 9, TCP, ((0, 0),))), False),
+    ("error about a reply, ipv6", icmp(ELSEWHERE6, VIP6, 2, ipv6(VIP6, 80, CLIENT6, 40000)), True),
+    ("error, tag", icmp(ELSEWHERE, VIP, 3, ipv4(VIP, 80, CLIENT, 40000), tags=(0x8100,)), True),
+    ("echo request", icmp(CLIENT, VIP, 8, bytes(30)), True),
+    ("echo request, options", icmp(CLIENT, VIP, 8, bytes(30), ihl=7), True),
+    ("echo request, ipv6", icmp(CLIENT6, VIP6, 128, bytes(30)), True),
+    ("echo request to a VIP that does not answer", icmp(CLIENT, VIP_ANY, 8, bytes(30)), False),
+    ("echo request to the host", icmp(CLIENT, OWN, 8, bytes(30)), False),
+    ("echo reply", icmp(CLIENT, VIP, 0, bytes(30)), False),
+    ("neighbour solicitation", icmp(CLIENT6, VIP6, 135, bytes(30)), False),
+    ("echo, fragment", icmp(CLIENT, VIP, 8, bytes(30), fragment=MF), False),
     # link layer
     ("802.1Q", ipv4(CLIENT, 40000, VIP, 80, tags=(0x8100,)), True),
     ("802.1ad", ipv4(CLIENT, 40000, VIP, 80, tags=(0x88A8,)), True),
@@ -266,6 +317,17 @@ def legs(client: str, port: int, protocol: int, rng: random.Random) -> list[byte
     return [ipv4(*way, protocol, ihl=rng.choice((5, 5, 6, 15)), tags=rng.choice(TAGS)) for way in ways]
 
 
+def errors(client: str, port: int, protocol: int) -> list[bytes]:
+    """ICMP errors about what the backend and fastlb sent for that flow."""
+    if ":" in client:
+        vip, vport, backend, bport = {TCP: (VIP6, 80, BACKEND6, 8080), UDP: (VIP6_ANY, 9, BACKEND6_ANY, 99)}[protocol]
+        about = ipv6(vip, vport, client, port, protocol), ipv6(client, port, backend, bport, protocol)
+        return [icmp(ELSEWHERE6, vip, 2, about[0]), icmp(ELSEWHERE6, client, 2, about[1])]
+    vip, vport, backend, bport = {TCP: (VIP, 80, BACKEND, 8080), UDP: (VIP, 5000, BACKEND_ANY, 99)}[protocol]
+    about = ipv4(vip, vport, client, port, protocol), ipv4(client, port, backend, bport, protocol)
+    return [icmp(ELSEWHERE, vip, 3, about[0]), icmp(ELSEWHERE, client, 3, about[1])]
+
+
 TAGS: list[tuple[int, ...]] = [(), (), (0x8100,), (0x88A8,)]
 
 
@@ -284,7 +346,7 @@ def test_both_legs_of_a_flow_belong_to_the_worker_of_its_shard(filled: Classifie
     for client, port, protocol in clients(3000, rng):
         shard = shard_of(client, port)
         shards.add(shard)
-        for frame in legs(client, port, protocol, rng):
+        for frame in (*legs(client, port, protocol, rng), *errors(client, port, protocol)):
             assert run(filled.steer_fd, frame) == 1 + OWNERS[shard], (client, port, frame.hex())
             assert bells(filled, frame) == [OWNERS[shard]], (client, port, frame.hex())
     assert len(shards) == SHARDS

@@ -31,7 +31,8 @@ DSR = NAT.replace("nat", "dsr")
 NAT_ANY = NAT.replace("port: 80", "port: any")
 
 TOP_KEYS = (
-    "interfaces, vip_address, workers, hash_seed, flows, maglev_size, transmit, control, timeouts, ring, services"
+    "interfaces, vip_address, workers, hash_seed, flows, maglev_size, transmit, control, icmp_echo, timeouts, ring, "
+    "services"
 )
 SERVICE_KEYS = "name, vip, port, protocol, forward, scheduler, no_backend, tunnel, mss_clamp, nat_any_port, backends"
 NAME = '1 to 64 letters, digits, "_", "." or "-" (in quotes if YAML would take it for a number)'

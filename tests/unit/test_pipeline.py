@@ -285,12 +285,12 @@ def test_packets_and_bytes_are_counted_once_where_they_belong() -> None:
     assert {name: value for name, value in counters.items() if value} == {
         "packets": 5,
         "bytes": sum(map(len, frames)),
-        "forwarded": 3,
-        "forwarded_bytes": sum(map(len, frames[:3])),
+        "forwarded": 4,
+        "forwarded_bytes": sum(map(len, frames[:3])) + len(frames[4]) + 28,
         "scheduled": 1,
         "conntrack": 2,
         "no_service": 1,
-        "ttl_expired": 1,
+        "time_exceeded": 1,
     }
     assert balancer.pipeline.backend_stats(1) == {
         "packets": 2,

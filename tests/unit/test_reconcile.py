@@ -149,7 +149,9 @@ TAKEN = [
 
 @pytest.mark.parametrize(("services", "vips", "replies"), TAKEN)
 def test_classifier_keys(services: list[dict[str, Any]], vips: set[Key], replies: set[Key]) -> None:
-    assert reconcile.classifier_keys(plans(*services)) == (vips, replies)
+    assert reconcile.classifier_keys(plans(*services), False) == (vips, replies)
+    addresses = {key(str(each.address), 0, 0) for each in vips}
+    assert reconcile.classifier_keys(plans(*services), True) == (vips | addresses, replies)
 
 
 # --- from one configuration to the next ---------------------------------------

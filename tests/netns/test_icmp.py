@@ -1,0 +1,126 @@
+"""ICMP through ``fastlb run``: pings, and the errors of real kernels on either side of a flow."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.frames import checksum
+from tests.netns.balancer import PATIENCE, Balancer, drops, within
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "netns-lab"))
+
+from topology import VIPS, Lab, address, own_prefix
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
+
+FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
+RECVERR = {4: 11, 6: 25}  # IP_RECVERR, IPV6_RECVERR
+PORT, BACKEND_PORT = 7000, {"nat": 7001, "dsr": 7000}  # of a UDP service whose server is the test
+every_way = pytest.mark.parametrize(("forward", "version"), VIPS)
+
+
+def lonely(forward: str, version: int) -> dict[str, Any]:
+    """One backend, b1, on whose port nobody listens but a test."""
+    backend: dict[str, Any] = {"address": address("b1", "eth0", version)}
+    return {
+        "name": f"lonely-{forward}-{version}", "vip": VIPS[forward, version], "port": PORT, "protocol": "udp",
+        "forward": forward, "backends": [backend | ({"port": BACKEND_PORT[forward]} if forward == "nat" else {})],
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab(own_prefix("test") + "icmp-") as lab:
+        yield lab
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["one worker", "two workers"])
+def running(lab: Lab, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Balancer]:
+    config = lab.config(workers=request.param)
+    config["services"] += [lonely(*way) for way in VIPS]
+    with Balancer(lab.namespace("lb"), config, tmp_path_factory.mktemp("icmp")) as balancer:
+        yield balancer
+
+
+def udp(lab: Lab, node: str, version: int) -> socket.socket:
+    sock: socket.socket = within(lab.namespace(node), socket.socket, FAMILY[version], socket.SOCK_DGRAM)
+    sock.settimeout(PATIENCE)
+    return sock
+
+
+def paths(balancer: Balancer) -> dict[str, int]:
+    found: dict[str, int] = balancer.status()["counters"]["paths"]
+    return found
+
+
+@every_way
+def test_a_vip_answers_pings(lab: Lab, balancer: Balancer, forward: str, version: int) -> None:
+    before = paths(balancer)["echo"]
+    protocol = socket.IPPROTO_ICMP if version == 4 else socket.IPPROTO_ICMPV6
+    with within(lab.namespace("client"), socket.socket, FAMILY[version], socket.SOCK_RAW, protocol) as sock:
+        sock.settimeout(PATIENCE)
+        for number in range(20):
+            asked = struct.pack("!BBHHH", 8 if version == 4 else 128, 0, 0, 4711, number) + os.urandom(number * 50)
+            if version == 4:  # the kernel itself sums up ICMPv6
+                asked = asked[:2] + checksum(asked).to_bytes(2, "big") + asked[4:]
+            sock.sendto(asked, (VIPS[forward, version], 0))
+            while True:
+                answer, sender = sock.recvfrom(2000)
+                answer = answer[(answer[0] & 15) * 4 :] if version == 4 else answer
+                if answer[0] == (0 if version == 4 else 129):
+                    break
+            assert (sender[0], answer[4:]) == (VIPS[forward, version], asked[4:])
+    assert paths(balancer)["echo"] == before + 20
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_closed_port_refuses_the_client(lab: Lab, balancer: Balancer, version: int) -> None:
+    """The backend's kernel complains about a packet that the client never sent in this form."""
+    before = paths(balancer)["icmp"]
+    with udp(lab, "client", version) as client:
+        client.connect((VIPS["nat", version], PORT))
+        client.send(b"anybody there?")
+        with pytest.raises(ConnectionRefusedError):
+            client.recv(100)
+    assert paths(balancer)["icmp"] == before + 1
+
+
+@every_way
+def test_a_client_that_has_gone_refuses_the_backend(lab: Lab, balancer: Balancer, forward: str, version: int) -> None:
+    """The client's kernel complains to the VIP; the backend that had answered hears of it."""
+    own = VIPS["dsr", version] if forward == "dsr" else address("b1", "eth0", version)
+    with udp(lab, "b1", version) as server, udp(lab, "client", version) as client:
+        server.bind((own, BACKEND_PORT[forward]))
+        client.sendto(b"hello", (VIPS[forward, version], PORT))
+        _, peer = server.recvfrom(100)
+        server.connect(peer)
+        server.send(b"first answer")
+        assert client.recv(100) == b"first answer"
+        client.close()
+        server.send(b"second answer")
+        with pytest.raises(ConnectionRefusedError):
+            server.recv(100)
+    assert not {"icmp_unknown", "icmp_header", "wrong_worker"} & set(drops(balancer.status()))
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_traceroute_finds_the_balancer_in_nat(lab: Lab, balancer: Balancer, version: int) -> None:
+    """A packet whose last hop this is."""
+    before = paths(balancer)["time_exceeded"]
+    option = (socket.IPPROTO_IP, socket.IP_TTL) if version == 4 else (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS)
+    with udp(lab, "client", version) as client:
+        client.setsockopt(*option, 2)  # the router takes one
+        client.setsockopt(option[0], RECVERR[version], 1)
+        client.connect((VIPS["nat", version], PORT))
+        client.send(b"x")
+        with pytest.raises(OSError, match="No route to host"):
+            client.recv(100)
+    assert paths(balancer)["time_exceeded"] == before + 1
