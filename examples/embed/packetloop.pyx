@@ -20,6 +20,7 @@ from libc.string cimport memcpy, memset
 
 from fastlb._core cimport Pipeline
 from fastlb.dataplane.conntrack cimport sweep
+from fastlb.dataplane.pieces cimport MAX_HEADERS, Pieces, cut, next_piece
 from fastlb.dataplane.pipeline cimport run_batch
 from fastlb.dataplane.publish cimport pick_up
 from fastlb.dataplane.reasons cimport VIA_REJECT
@@ -73,7 +74,8 @@ cdef class Loop:
         """
         cdef uint32_t count = count_records(records)
         cdef Capture capture
-        reasons, sent = bytearray(count), bytearray(len(records) + count * HEADROOM)
+        # Pieces are of 500 bytes at least, and each has a record and headers of its own.
+        reasons, sent = bytearray(count), bytearray(2 * len(records) + count * (HEADROOM + MAX_HEADERS))
         capture.at = records
         capture.end = capture.at + len(records)
         capture.reasons, capture.sent = reasons, sent
@@ -123,16 +125,39 @@ cdef class Loop:
 
 
 cdef void finish(const Packet *packet, Capture *capture) noexcept nogil:
-    """What you would send, pass on to the host or free. `out_ifindex` says where it leaves; here it is written down."""
-    cdef Record record = capture.stamp
+    """What you would send, pass on to the host or free. `out_ifindex` says where it leaves; here it is written down.
+
+    A packet may leave as several frames: each is headers that `next_piece` writes, and a stretch of the packet.
+    """
+    cdef Pieces pieces
+    cdef uint8_t headers[MAX_HEADERS]
+    cdef const uint8_t *payload
+    cdef uint32_t length
     capture.reasons[0] = packet.reason
     capture.reasons += 1
     if packet.reason > VIA_REJECT:       # not forwarded: fastlb.dataplane.reasons.verdict_of tells PASS from DROP
         return
-    record.captured = record.length = packet.length
+    if packet.pieces == 0:
+        write_down(capture, packet.frame, packet.length, NULL, 0)
+        return
+    cut(&pieces, packet)
+    length = next_piece(&pieces, headers, &payload)
+    while length:
+        write_down(capture, headers, pieces.headers, payload, length)
+        length = next_piece(&pieces, headers, &payload)
+
+
+cdef void write_down(
+        Capture *capture, const uint8_t *start, uint32_t start_length, const uint8_t *rest, uint32_t rest_length,
+        ) noexcept nogil:
+    """A record of a frame that lies in one or two places."""
+    cdef Record record = capture.stamp
+    record.captured = record.length = start_length + rest_length
     memcpy(capture.sent, &record, sizeof(Record))
-    memcpy(capture.sent + sizeof(Record), packet.frame, packet.length)
-    capture.sent += sizeof(Record) + packet.length
+    memcpy(capture.sent + sizeof(Record), start, start_length)
+    if rest_length:
+        memcpy(capture.sent + sizeof(Record) + start_length, rest, rest_length)
+    capture.sent += sizeof(Record) + record.length
 
 
 cdef uint32_t time_of(const Record *record) noexcept nogil:

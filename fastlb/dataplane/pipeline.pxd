@@ -18,6 +18,7 @@ from fastlb.dataplane.icmp cimport (
 from fastlb.dataplane.icmperror cimport answer_echo, translate_to_backend, translate_to_client
 from fastlb.dataplane.machine cimport likely, load_acquire_u32, must, store_release_u32, unlikely
 from fastlb.dataplane.parse cimport parse
+from fastlb.dataplane.pieces cimport MAX_HEADERS
 from fastlb.dataplane.reasons cimport (
     DROP_ICMP_UNKNOWN, DROP_NAT_CONFLICT, DROP_NO_BACKEND, DROP_NO_NEIGHBOUR, DROP_NO_TUNNEL_SOURCE, DROP_OVER_MTU,
     DROP_REJECT_LIMIT, DROP_REPLY_UNKNOWN, DROP_TTL_EXPIRED, DROP_TUNNEL_OFFLOAD, DROP_WRONG_WORKER,
@@ -41,6 +42,8 @@ cdef enum:
     MAX_UNRESOLVED = 64      # clients on a link, without a MAC, that wait to be asked for
     MIN_MTU4 = 576           # what every host takes (RFC 791); narrower links carry nothing that is cut
     MIN_MTU6 = 1280          # RFC 8200 section 5: no sender goes below
+    MIN_SEGMENT = 32         # bytes, below TCP's least; so a packet leaves in 2,048 pieces at most
+    MAX_GROWTH = 64          # of a frame by a tunnel and a tag
     GSO_TCP4 = 1             # VIRTIO_NET_HDR_GSO_*
     GSO_TCP6 = 4
     GSO_UDP = 5
@@ -321,6 +324,8 @@ cdef inline int wrap(PipelineState *pipe, const Snapshot *snap, Packet *p, const
             return DROP_TUNNEL_OFFLOAD
         if p.pieces == 0:
             p.pieces = p.vnet.gso_size
+        if p.pieces < MIN_SEGMENT or p.l4 + p.l4_header > MAX_HEADERS - MAX_GROWTH:
+            return DROP_TUNNEL_OFFLOAD
     encapsulate(
         p, &snap.services.services[p.service], &snap.services.backends[p.backend],
         &snap.routes.backend_source[p.backend], hop, pipe.outer_number)

@@ -167,6 +167,8 @@ def frames() -> Iterator[tuple[float, bytes]]:
     yield MORNING + 10, frame(CLIENT[4], 4000, VIP[4], 81)
     yield MORNING + 10, frame(CLIENT[4], 4000, VIP[4], 80, ttl=1)
     yield MORNING + 10, frame(CLIENT[4], 4000, VIP[4], 80, payload=bytes(1461))
+    yield MORNING + 10, frame(CLIENT[4], 4000, VIP[4], 80, payload=bytes(1461), df=True)
+    yield MORNING + 10, frame(CLIENT[4], 4002, VIP[4], 443, payload=b"long" * 5000)
     yield MORNING + 10, frame(BACKENDS[4][0], 8080, "10.9.9.9", 1)
     yield MORNING + 10, frame(CLIENT[4], 4001, VIP[4], 443, payload=b"odd")[:-1]
     yield MORNING + 10, b""
@@ -187,7 +189,7 @@ def by_millisecond(capture: Path) -> list[Result]:
 
 
 REASONS = {
-    "conntrack", "scheduled", "maglev", "rejected", "not_ip", "no_service", "tcp_flags", "ttl_expired", "over_mtu",
+    "conntrack", "scheduled", "maglev", "rejected", "not_ip", "no_service", "tcp_flags", "time_exceeded", "too_big",
     "no_backend", "reply_unknown", "ip_length",
 }  # fmt: skip
 

@@ -354,12 +354,22 @@ def test_a_super_frame_of_an_unknown_kind() -> None:
     raw, offload = left_to_device(plain, "udp", 4, 1400)
     balancer = datapath(tunnel("ipip", 4, 4, "udp"))
     balancer.process(b"")  # publishes
-    odd = offload[:1] + b"\x03" + offload[2:]
-    assert balancer._pipeline.process([raw], 0, offloads=[odd])[0][1] == "tunnel_offload"
+    for kind, size in ((3, 1400), (5, 0), (5, 31)):
+        odd = offload[:1] + bytes([kind]) + offload[2:4] + struct.pack("=H", size) + offload[6:]
+        assert balancer._pipeline.process([raw], 0, offloads=[odd])[0][1] == "tunnel_offload"
+
+
+def test_a_super_frame_with_more_headers_than_are_copied() -> None:
+    chain = tuple((60, bytes(2046)) for _ in range(2))
+    plain = frame(CLIENT[6], 40000, VIP[6], 80, payload=bytes(5000), extensions=chain, flags=ACK)
+    offload = struct.pack("=BBHHHH", NEEDS_CSUM, GSO_TCP6, 0, 1000, 54 + 4096, 16)
+    balancer = datapath(tunnel("ipip", 6, 4), mtu=9000)
+    balancer.process(b"")  # publishes
+    assert balancer._pipeline.process([plain], 0, offloads=[offload])[0][1] == "tunnel_offload"
 
 
 @given(
-    size=st.integers(1, 3000), gso=st.integers(1, 1380), mode=st.sampled_from(MODES), pair=st.sampled_from(VERSIONS)
+    size=st.integers(1, 3000), gso=st.integers(32, 1380), mode=st.sampled_from(MODES), pair=st.sampled_from(VERSIONS)
 )
 def test_any_super_frame(size: int, gso: int, mode: str, pair: tuple[int, int]) -> None:
     plain = frame(CLIENT[pair[0]], 40000, VIP[pair[0]], 80, payload=bytes(size), flags=ACK)
