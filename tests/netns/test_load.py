@@ -189,7 +189,8 @@ def test_reloads_under_load_lose_nothing(rig: Rig, tmp_path: Path, workers: int)
         assert counters["packets"] - before["packets"] == counters["transmitted"] - before["transmitted"] == load.sent
         assert (drops(status), counters["ring_drops"]) == ({}, 0)
         paths = {name: count - before["paths"][name] for name, count in counters["paths"].items()}
-        assert paths == {"scheduled": FLOWS, "conntrack": load.sent - FLOWS, "maglev": 0, "rejected": 0}
+        taken = {name: count for name, count in paths.items() if count}
+        assert taken == {"scheduled": FLOWS, "conntrack": load.sent - FLOWS}
         assert [each["event"] for each in balancer.logs()].count("reloaded") == RELOADS
         last = balancer.config["services"]
         assert [each["name"] for each in status["services"]] == [each["name"] for each in last]
