@@ -22,6 +22,7 @@ from fastlb._core cimport Pipeline
 from fastlb.dataplane.abi cimport (
     MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, madvise, mmap, munmap, timespec)
 from fastlb.dataplane.checksum cimport difference, sum_bytes, update_checksum
+from fastlb.dataplane.conntrack cimport FlowTable
 from fastlb.dataplane.machine cimport likely, load16, load64
 from fastlb.dataplane.parse cimport parse
 from fastlb.dataplane.pipeline cimport PipelineState, dispatch, receive, run_batch, track_client
@@ -202,13 +203,13 @@ cdef apart parse_alone(Packet *p) noexcept nogil:
     p.reason = <uint8_t>-parse(p)
 
 
-cdef apart parse_and_classify(const Snapshot *snap, const uint64_t *key, Packet *p) noexcept nogil:
+cdef apart parse_and_classify(const Snapshot *snap, const FlowTable *flows, Packet *p) noexcept nogil:
     cdef int failed = parse(p)
     p.leg = LEG_NONE
     p.backend = 0
     p.reason = <uint8_t>-failed
     if likely(not failed):
-        classify(snap.services, key, p)
+        classify(snap.services, flows, p)
         p.reason = PASS_NO_SERVICE if p.leg == LEG_NONE else p.fault
 
 
@@ -225,7 +226,7 @@ cdef inline uint32_t first_pass(
         if stage == PARSE:
             parse_alone(&packets[i])
         elif stage == CLASSIFY:
-            parse_and_classify(snap, pipe.flows.key, &packets[i])
+            parse_and_classify(snap, &pipe.flows, &packets[i])
         else:
             packets[i].reason = <uint8_t>receive(pipe, snap, &packets[i])
         astray |= packets[i].reason

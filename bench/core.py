@@ -20,7 +20,7 @@ from extension import build
 from report import Bar, Spread, print_table, write
 
 from fastlb import reconcile
-from fastlb._core import Pipeline, Routes
+from fastlb._core import FlowMemory, Pipeline, Routes
 from fastlb.config import Config
 
 BACKENDS = 100
@@ -43,7 +43,10 @@ TARGETS = {  # ns, IPv4; those of nat are for either leg
 }
 
 TUNNELS = ("ipip", "gre", "gue")
-ABOVE_DSR = {"nat": 30, "nat reply": 30} | dict.fromkeys(TUNNELS, 15)  # ns at most, at the same number of flows
+TWO_WAY = ("nat", "fullnat")
+ABOVE_DSR = {"nat": 30, "nat reply": 30, "fullnat": 30, "fullnat reply": 30} | dict.fromkeys(TUNNELS, 15)  # ns at most
+SOURCES = 32  # addresses of fullnat, so that no shard runs out of ports
+SOURCE_PORTS = (1024, 65535)
 
 
 class Addresses(NamedTuple):
@@ -104,12 +107,13 @@ def make_pipeline(version: int, mode: str, flows: int) -> Pipeline:
     """One service with BACKENDS backends, published, and a table for ``flows`` flows."""
     cast = ADDRESSES[version]
     addresses = [cast.backends.format(100 + i) for i in range(BACKENDS)]
-    port = {"port": 8080} if mode == "nat" else {}
+    port = {"port": 8080} if mode in TWO_WAY else {}
+    sources = [cast.backends.format(200 + i) for i in range(SOURCES)] if mode == "fullnat" else []
     service = {"name": "web", "vip": cast.vip, "port": 80, "protocol": "tcp", "forward": mode}
     service["backends"] = [{"address": address, **port} for address in addresses]
-    config = Config.from_dict({"services": [service]})
+    config = Config.from_dict({"services": [service], "snat": sources})
     plans = reconcile.plan_services(config, reconcile.BackendIds(), 0.0)
-    pipeline = Pipeline(flows)
+    pipeline = Pipeline(FlowMemory(flows, sources=config.snat, ports=SOURCE_PORTS))
     pipeline.publish(reconcile.services_table(config, plans), make_routes(version, plans[0].members))
     return pipeline
 
@@ -206,7 +210,7 @@ class NewFlows:
 
 
 def established(drive_module: Any, version: int, mode: str, flows: int, frames: Any) -> list[Leg]:
-    """The client's leg, and in nat the reply leg, of flows whose handshake is over."""
+    """The client's leg, and in the NAT modes the reply leg, of flows whose handshake is over."""
     pipeline = make_pipeline(version, mode, max(flows, MANY))
     drive = drive_module.Drive(pipeline)
     frames.set_flags(SYN)
@@ -214,7 +218,7 @@ def established(drive_module: Any, version: int, mode: str, flows: int, frames: 
     frames.set_flags(ACK)
     replies.set_flags(ACK)
     legs = [Leg(pipeline, drive, frames, CLIENT_SIDE)]
-    if mode == "nat":
+    if mode in TWO_WAY:
         legs.append(Leg(pipeline, drive, replies, BACKEND_SIDE))
     for leg in reversed(legs):
         leg.warm()
@@ -235,9 +239,11 @@ def make_groups(drive_module: Any, counts: Sequence[int]) -> Iterator[Group]:
                     cases.insert(0, Case("bare walk", version, flows, "walk", partial(client.through, "walk")))
                 cases += [Case("nat reply", version, flows, WHOLE, partial(leg.through, WHOLE)) for leg in reply]
                 yield Group(client.warm, TURNS, cases)
-            for mode in TUNNELS if flows <= MANY else ():
-                (client,) = established(drive_module, version, mode, flows, frames)
-                yield Group(client.warm, TURNS, [Case(mode, version, flows, WHOLE, partial(client.through, WHOLE))])
+            for mode in ("fullnat", *TUNNELS) if flows <= MANY else ():
+                client, *reply = established(drive_module, version, mode, flows, frames)
+                cases = [Case(mode, version, flows, WHOLE, partial(client.through, WHOLE))]
+                cases += [Case(f"{mode} reply", version, flows, WHOLE, partial(leg.through, WHOLE)) for leg in reply]
+                yield Group(client.warm, TURNS, cases)
     frames = drive_module.Frames(template(4, SYN), MANY)
     frames.assign(0, MANY)
     for mode in ("dsr", "nat"):

@@ -21,7 +21,7 @@ from sockets import BLOCK_SIZE, PACKET_FANOUT, SO_DETACH_FILTER, SOL_PACKET, Map
 
 from fastlb import guard, reconcile
 from fastlb._core import Pipeline, Ring, RingMemory, Routes, Worker
-from fastlb.classifier import SHARDS, Classifier, Key
+from fastlb.classifier import SHARDS, Classifier, Key, Keys
 from fastlb.config import Config
 from fastlb.fanout import Group
 from fastlb.selftest import open_blocks_fault
@@ -50,7 +50,7 @@ class Entry:
     @classmethod
     def open(cls, workers: int, stack: ExitStack) -> Entry:
         classifier = stack.enter_context(Classifier(workers))
-        classifier.replace([Key(ip_address(VIP), PORT, IPPROTO_UDP)], (), ())
+        classifier.replace(Keys({Key(ip_address(VIP), PORT, IPPROTO_UDP)}))
         classifier.set_workers([owner_of_shard(shard, workers) for shard in range(SHARDS)])
         stack.callback(guard.detach, "in0")
         guard.attach("in0", classifier.guard_fd)
@@ -71,7 +71,7 @@ def open_fastlb(rig: Rig, way_out: str, workers: int, blocks: int, stack: ExitSt
     """fastlb's workers for one dsr service, with what `fastlb run` uses by default. Call it inside lb."""
     config = Config.from_dict(rig.config())
     entry = Entry.open(workers, stack)
-    pipelines = open_pipelines(config.flows, workers)
+    pipelines = open_pipelines(config, workers)
     opened = [open_worker(entry, pipeline, blocks, stack) for pipeline in pipelines]
     for queue, worker in enumerate(opened):
         publish(rig, config, pipelines[queue])

@@ -33,7 +33,7 @@ from sockets import (
 )
 
 from fastlb import guard
-from fastlb.classifier import Classifier, Key
+from fastlb.classifier import Classifier, Key, Keys
 
 WAYS_OUT = ("sendmmsg", "xdp", "tx_ring")
 BLOCKS = 64  # fastlb's default
@@ -119,7 +119,7 @@ def main() -> None:
         os.sched_setaffinity(0, {arguments.core})
     with ExitStack() as stack:
         classifier = stack.enter_context(Classifier())
-        classifier.replace(arguments.take, arguments.take, ())
+        classifier.replace(Keys(set(arguments.take), set(arguments.take)))
         sides = []
         for entry, leave, next_hop in arguments.reflect:
             stack.callback(guard.detach, entry)

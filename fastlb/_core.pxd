@@ -7,6 +7,7 @@ from fastlb.dataplane.decap cimport Decap
 from fastlb.dataplane.pipeline cimport PipelineState
 from fastlb.dataplane.publish cimport Publication
 from fastlb.dataplane.ring cimport RxRing
+from fastlb.dataplane.sourceport cimport SourcePool
 from fastlb.dataplane.types cimport BATCH, Hop, Packet, RouteTable, Service, ServiceTable, Snapshot
 from fastlb.dataplane.worker cimport WorkerState
 from fastlb.dataplane.xsk cimport Xsk
@@ -49,6 +50,9 @@ cdef class PublishedSnapshot:
 
 cdef class FlowMemory:
     cdef FlowTable table              # without an owner
+
+    cdef int open_pool(self, SourcePool *pool, list addresses, int lowest, int highest) except -1
+    cdef int close_pool(self, SourcePool *pool) except -1
 
 
 cdef class Pipeline:

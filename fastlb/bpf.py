@@ -101,6 +101,10 @@ class Assembler:
         """Return R0."""
         self._emit(0x95, 0, 0, 0, 0)
 
+    def is_wanted(self, label: str) -> bool:
+        """Whether a jump to the label has been added. Code that nothing leads to is refused by the kernel."""
+        return any(offset == label for _, _, offset, _ in self._code)
+
     def assemble(self) -> bytes:
         """The instructions with every label resolved."""
         return b"".join(

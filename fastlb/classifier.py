@@ -9,7 +9,7 @@ Invariant: a frame is taken by a ring or by the host, never by both and never by
     bell       the socket filter of a sleeping worker's bell   keeps a byte of it, once
 
 A shard comes from the client's address and port by ``shard_of`` of flowhash.pxd; the client is the source of a frame
-to a VIP, the destination of a backend's reply.
+to a VIP, the destination of a backend's reply. An answer in full NAT goes to a port of ours, which says its shard.
 
 The rules, in order:
 
@@ -21,6 +21,8 @@ The rules, in order:
     an echo request to an address of ``vips``    ours
     other protocols than TCP and UDP                                   not ours
     (destination, port) or (destination, any port) in ``vips``         ours
+    (source, port) or (source, any port) in ``full_replies``, and the
+    destination a source address of full NAT and one of its ports      ours
     destination in ``locals``, the host's own addresses                not ours
     (source, port) or (source, any port) in ``replies``                ours
     anything else                                                      not ours
@@ -54,7 +56,7 @@ from __future__ import annotations
 import os
 import struct
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from contextlib import ExitStack
 from ipaddress import IPv4Address, IPv6Address
 from socket import htons
@@ -111,10 +113,30 @@ _MAX_EXTENSIONS = 6
 _SOURCE, _DESTINATION, _PORTS = -40, -24, -8  # on the stack, see above
 _KEY_SIZE, _KEY_PORT, _KEY_PROTOCOL, _KEY_FAMILY = 20, 16, 18, 19
 _VALUE = struct.pack("=I", 1)
-_ANY_VIP, _ANY_REPLY = 1, 2  # bits of the shared word: there are entries with port 0 in that map
+_ANY_VIP, _ANY_REPLY, _ANY_FULL_REPLY = 1, 2, 4  # bits of the shared word: there are entries with port 0 in that map
 _SHARD_FACTOR = 0x9E3779B1 - (1 << 32)  # an immediate is signed; the lower 32 bits of a product do not care
 _SHARD_BITS = 6
 _CACHE_LINE = 64
+
+
+class Keys(NamedTuple):
+    """What is ours, apart from the source ports of full NAT."""
+
+    vips: Set[Key] = frozenset()
+    replies: Set[Key] = frozenset()  # of nat
+    full_replies: Set[Key] = frozenset()  # of fullnat
+
+    def __and__(self, other: Keys) -> Keys:
+        """What is in both."""
+        return Keys(*(mine & theirs for mine, theirs in zip(self, other, strict=True)))
+
+
+class Sources(NamedTuple):
+    """The source addresses of full NAT, and the range of their ports, both ends included."""
+
+    addresses: frozenset[Address]
+    first: int
+    last: int
 
 
 class Classifier:
@@ -133,17 +155,25 @@ class Classifier:
     nothing_fd: int = -1
     no_bells: str | None = None
 
-    def __init__(self, workers: int = 1) -> None:
-        """Create and load everything; KernelError says what the kernel refused and what would help."""
+    def __init__(self, workers: int = 1, sources: Sources | None = None) -> None:
+        """Create and load everything; KernelError says what the kernel refused and what would help.
+
+        ``sources``: of full NAT; without any the programs do not ask for its answers.
+        """
         if not 1 <= workers <= SHARDS:
             raise ValueError(f"1 to {SHARDS} workers, not {workers}")
         bpf.raise_memlock_limit()
         self.workers = workers
         self._lock = threading.Lock()
         with ExitStack() as undo:
-            self._vips, self._replies, self._locals = (
-                _MirroredMap(name, undo) for name in ("fastlb_vips", "fastlb_replies", "fastlb_locals")
+            self._vips, self._replies, self._full_replies, self._sources, self._locals = (
+                _MirroredMap(f"fastlb_{name}", undo)
+                for name in ("vips", "replies", "full", "sources", "locals")
             )
+            self._source_ports = None
+            if sources is not None:
+                self._source_ports = (sources.first, sources.last)
+                self._sources.add({_pack(address, 0, 0) for address in sources.addresses})
             self._any_port = bpf.Word("fastlb_any_port")
             undo.callback(self._any_port.close)
             self.filter_fd = self._load_filter(FILTER_NAME, _return(_WHOLE_FRAME), undo)
@@ -153,7 +183,7 @@ class Classifier:
             self._load_bells(undo)
             self._resources = undo.pop_all()
 
-    def replace(self, vips: Iterable[Key], replies: Iterable[Key], locals_: Iterable[Address]) -> None:
+    def replace(self, keys: Keys, locals_: Iterable[Address] = ()) -> None:
         """Make the maps hold exactly these.
 
         Only differences are written, what is new before what is gone, so that a frame that is ours before
@@ -162,17 +192,18 @@ class Classifier:
         """
         wanted = {  # the host's own addresses first: a reply to one of them must never be taken from it
             self._locals: {_pack(address, 0, 0) for address in locals_},
-            self._vips: {_pack(*key) for key in vips},
-            self._replies: {_pack(*key) for key in replies},
+            self._vips: {_pack(*key) for key in keys.vips},
+            self._replies: {_pack(*key) for key in keys.replies},
+            self._full_replies: {_pack(*key) for key in keys.full_replies},
         }
         with self._lock:
-            for mirrored, keys in wanted.items():
-                mirrored.check_room(keys)
-            for mirrored, keys in wanted.items():
-                mirrored.add(keys)
+            for mirrored, packed in wanted.items():
+                mirrored.check_room(packed)
+            for mirrored, packed in wanted.items():
+                mirrored.add(packed)
             self._any_port.set(self._any_ports())
-            for mirrored, keys in reversed(wanted.items()):
-                mirrored.keep_only(keys)
+            for mirrored, packed in reversed(wanted.items()):
+                mirrored.keep_only(packed)
             self._any_port.set(self._any_ports())
 
     def set_locals(self, addresses: Iterable[Address]) -> None:
@@ -233,10 +264,17 @@ class Classifier:
         self.close()
 
     def _any_ports(self) -> int:
-        return _ANY_VIP * self._vips.has_any_port() | _ANY_REPLY * self._replies.has_any_port()
+        return (
+            _ANY_VIP * self._vips.has_any_port()
+            | _ANY_REPLY * self._replies.has_any_port()
+            | _ANY_FULL_REPLY * self._full_replies.has_any_port()
+        )
 
     def _maps(self) -> _Maps:
-        return _Maps(self._vips.fd, self._replies.fd, self._locals.fd, self._any_port.fd)
+        return _Maps(
+            self._vips.fd, self._replies.fd, self._full_replies.fd, self._sources.fd, self._locals.fd,
+            self._any_port.fd, self._source_ports,
+        )  # fmt: skip
 
     def _load_filter(self, name: str, ours: Emit, undo: ExitStack, *, first: Emit | None = None) -> int:
         """A program for AF_PACKET sockets, which returns 0 for what is not ours."""
@@ -305,12 +343,15 @@ class _MirroredMap:
 
 
 class _Maps(NamedTuple):
-    """File descriptors, as the program's instructions name maps."""
+    """File descriptors, as the program's instructions name maps; and what is known before there are any packets."""
 
     vips: int
     replies: int
+    full_replies: int
+    sources: int
     locals: int
     any_port: int
+    source_ports: tuple[int, int] | None  # the range; None: there are no sources
 
 
 def _pack(address: Address, port: int, protocol: int) -> bytes:
@@ -327,8 +368,9 @@ def _classification(maps: _Maps, network: int, ours: Emit, not_ours: int, first:
     """The program: ``first``, then the question what is ours; what is not, or is broken, returns ``not_ours``.
 
     ``network``: offset of the network header. ``ours`` emits the end: a backend's reply falls into its first
-    instruction, a frame to a VIP jumps to the label "to_vip", which it has to place. It finds the source address at
-    fp-40 (to a VIP) or the destination at fp-24 (a reply), 16 bytes as in a key, and both ports in R7.
+    instruction, a frame to a VIP jumps to the label "to_vip", which it has to place, an answer in full NAT to the label
+    "to_source". It finds the source address at fp-40 (to a VIP) or the destination at fp-24 (a reply), 16 bytes as in a
+    key, and both ports in R7.
 
     R6 the frame's context, R7 offset of the next header (later: the ports), R8 protocol, R9 family.
     """
@@ -530,6 +572,8 @@ def _lookups(a: Assembler, maps: _Maps) -> None:
     _if_found(a, maps.vips, _DESTINATION, "to_vip")
 
     a.label("replies")
+    if maps.source_ports is not None:
+        _full_replies(a, maps, *maps.source_ports)
     a.load(R6, FP, _DESTINATION, Size.U32)  # what the end of the other key is going to overwrite
     _complete_key(a, _SOURCE, R7)
     _if_found(a, maps.replies, _SOURCE, "reply")
@@ -543,6 +587,33 @@ def _lookups(a: Assembler, maps: _Maps) -> None:
     a.store(FP, _DESTINATION + _KEY_PORT, 0, Size.U16)
     a.store(FP, _DESTINATION + _KEY_PROTOCOL, 0, Size.U8)
     _if_found(a, maps.locals, _DESTINATION, "not_ours")
+
+
+def _full_replies(a: Assembler, maps: _Maps, first: int, last: int) -> None:
+    """An answer in full NAT goes to "to_source"; everything else falls through, both keys as they were."""
+    a.alu(R1, "=", R7)
+    a.alu(R1, ">>", 16)
+    a.alu(R1, "&", 0xFF)
+    a.alu(R1, "<<", 8)
+    a.alu(R2, "=", R7)
+    a.alu(R2, ">>", 24)
+    a.alu(R1, "|", R2)  # the destination port in host order
+    a.jump_if(R1, "<", first, "not_full")
+    a.jump_if(R1, ">", last, "not_full")
+    a.store(FP, _DESTINATION + _KEY_PORT, 0, Size.U16)
+    a.store(FP, _DESTINATION + _KEY_PROTOCOL, 0, Size.U8)
+    _if_found(a, maps.sources, _DESTINATION, "source")
+    a.jump("not_full")
+    a.label("source")
+    a.load(R6, FP, _DESTINATION, Size.U32)
+    _complete_key(a, _SOURCE, R7)
+    _if_found(a, maps.full_replies, _SOURCE, "to_source")
+    _unless_any_port(a, maps, _ANY_FULL_REPLY, "not_source")
+    a.store(FP, _SOURCE + _KEY_PORT, 0, Size.U16)
+    _if_found(a, maps.full_replies, _SOURCE, "to_source")
+    a.label("not_source")
+    a.store(FP, _DESTINATION, R6, Size.U32)
+    a.label("not_full")
 
 
 def _unless_any_port(a: Assembler, maps: _Maps, bit: int, label: str) -> None:
@@ -580,6 +651,7 @@ def _load_bytes(a: Assembler, stack: int, length: int) -> None:
 def _return(result: int) -> Emit:
     def emit(a: Assembler) -> None:
         a.label("to_vip")
+        a.label("to_source")
         a.alu(R0, "=", result)
         a.exit()
 
@@ -603,6 +675,7 @@ def _bell(worker: int, asleep_fd: int, owners_fd: int | None) -> Emit:
     def emit(a: Assembler) -> None:
         if owners_fd is None:
             a.label("to_vip")
+            a.label("to_source")
         else:
             _worker_of_client(a, owners_fd)
             a.jump_if(R0, "!=", worker, "not_ours")
@@ -628,7 +701,7 @@ def _unless_asleep(worker: int, asleep_fd: int) -> Emit:
 
 
 def _worker_of_client(a: Assembler, owners_fd: int) -> None:
-    """R0 = the worker that owns the client's shard: ``shard_of`` of flowhash.pxd, on either leg."""
+    """R0 = the worker that owns the client's shard: ``shard_of`` of flowhash.pxd, on either leg; or a source port's."""
     _load_address(a, _DESTINATION)
     a.alu(R7, ">>", 16)
     a.jump("shard")
@@ -644,10 +717,19 @@ def _worker_of_client(a: Assembler, owners_fd: int) -> None:
     a.alu(R1, "*", _SHARD_FACTOR)
     a.alu(R1, "<<", 32)  # what is above 32 bits goes
     a.alu(R1, ">>", 64 - _SHARD_BITS)
+    a.label("owner")
     a.alu(R1, "<<", 2)
     a.map_value(R2, owners_fd)
     a.alu(R2, "+", R1)
     a.load(R0, R2, 0, Size.U32)
+    a.jump("owned")
+    if a.is_wanted("to_source"):
+        a.label("to_source")
+        a.alu(R1, "=", R7)
+        a.alu(R1, ">>", 24)  # the lower byte of the destination port
+        a.alu(R1, "&", SHARDS - 1)
+        a.jump("owner")
+    a.label("owned")
 
 
 def _load_address(a: Assembler, key: int) -> None:

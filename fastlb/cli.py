@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
 from fastlb import __version__, log
-from fastlb.config import Config, control_path, json_schema, load_config
+from fastlb.config import TWO_WAY, Config, control_path, json_schema, load_config
 from fastlb.control import call
 from fastlb.errors import FastlbError
 
@@ -226,7 +226,7 @@ def _describe(status: dict[str, Any]) -> str:
             backend["active_flows"],
             backend["new_flows"],
             backend["packets"],
-            backend["reply_packets"] if service["forward"] == "nat" else "-",
+            backend["reply_packets"] if service["forward"] in TWO_WAY else "-",
         )
         for service in status["services"]
         for backend in service["backends"] or [dict.fromkeys(_BACKEND_COLUMNS, "-")]
@@ -241,6 +241,10 @@ def _describe(status: dict[str, Any]) -> str:
             f"transmitted {counters['transmitted']}, lost by the ring {counters['ring_drops']}",
             f"flows {flows['active']} of {flows['entries']} entries, evicted {counters['flows_evicted']}, "
             f"untracked {counters['flows_untracked']}",
+            *(
+                f"source ports IPv{ports['version']} {ports['protocol']}: {ports['taken']} of {ports['all']} taken"
+                for ports in flows["source_ports"]
+            ),
             f"drops {_nonzero(counters['drops'])}",
             "",
             _table(("WORKER", *map(str.upper, _WORKER_COLUMNS)), _worker_rows(status["workers"])),

@@ -30,12 +30,13 @@ from fastlb.fields import Network as Network
 
 Found = Iterator[tuple[Loc, str]]
 
-LATER_KEYS = frozenset({"affinity", "check", "slow_start", "snat"})
+LATER_KEYS = frozenset({"affinity", "check", "slow_start"})
 MAX_BACKENDS = 65534  # of one service: a Maglev table holds 16-bit positions
 
 
 TUNNELS = ("ipip", "gre", "gue")
 ONE_WAY = ("dsr", *TUNNELS)
+TWO_WAY = ("nat", "fullnat")
 
 
 class _Model(BaseModel):
@@ -46,10 +47,10 @@ class Backend(_Model):
     """One server behind a service."""
 
     address: fields.BackendAddress = Field(
-        description="the server's IPv4 or IPv6 address; in nat and dsr of the same family as the VIP"
+        description="the server's IPv4 or IPv6 address; in nat, fullnat and dsr of the same family as the VIP"
     )
     port: fields.Port | None = Field(
-        default=None, description="the port to send to (nat only); the service's port when not given"
+        default=None, description="the port to send to (nat and fullnat only); the service's port when not given"
     )
     weight: fields.Weight = Field(
         default=1, description="share of new flows, relative to the other backends; 0 gives it no new flows"
@@ -86,7 +87,8 @@ class Service(_Model):
     )
     protocol: fields.Protocol = Field(description="tcp or udp")
     forward: fields.Forward = Field(
-        description="nat rewrites the destination, and replies come back through fastlb; dsr rewrites only "
+        description="nat rewrites the destination, and replies come back through fastlb; fullnat rewrites the source "
+        "too, to an address of snat, so that replies come back by themselves; dsr rewrites only "
         "the MAC address, and backends that hold the VIP answer clients directly; ipip, gre and gue wrap each packet "
         "for backends anywhere, which hold the VIP too"
     )
@@ -101,8 +103,8 @@ class Service(_Model):
     tunnel: Tunnel = Field(default=Tunnel(), description="how packets are wrapped (ipip, gre and gue only)")
     mss_clamp: fields.MssClamp = Field(
         default=False,
-        description="lower the maximum segment size that SYN and, in nat, SYN-ACK announce: true, to what fits the way "
-        "to the backend; or to a number of bytes",
+        description="lower the maximum segment size that SYN and, in nat and fullnat, SYN-ACK announce: true, to what "
+        "fits the way to the backend; or to a number of bytes",
     )
     nat_any_port: fields.Flag = Field(
         default=False,
@@ -126,8 +128,8 @@ class Timeouts(_Model):
 
     tcp_syn: fields.Timeout = Field(
         default=15.0,
-        description="until a connection is established: in nat both sides have answered, "
-        "in dsr the client has sent again",
+        description="until a connection is established: in nat and fullnat both sides have answered, "
+        "in the other modes the client has sent again",
     )
     tcp_established: fields.Timeout = Field(default=900.0, description="in an established connection")
     tcp_closing: fields.Timeout = Field(default=30.0, description="after a FIN or RST")
@@ -178,6 +180,21 @@ class Config(_Model):
     )
     hash_seed: fields.Seed = Field(
         default=0, description="seed of the flow hash; the same on every balancer of a fleet"
+    )
+    snat: Annotated[tuple[fields.SourceAddress, ...], AfterValidator(fields.few_sources)] = Field(
+        default=(),
+        description="source addresses for forward: fullnat; backends must reach them through this host. Each carries "
+        "one flow per port of snat_ports and protocol",
+    )
+    snat_ports: fields.SourcePorts = Field(
+        default=fields.PortRange(1024, 32767),
+        description="the source ports for forward: fullnat; on an address of this host they must not be among those "
+        "that the kernel gives to the host's own sockets",
+    )
+    flow_log: fields.FilePath | None = Field(
+        default=None,
+        description="a file to which the beginning and the end of each flow of nat and fullnat are appended, a JSON "
+        "object a line; none: no log",
     )
     flows: fields.FlowCapacity = Field(default=1_000_000, description="flows that the flow table can hold")
     maglev_size: fields.MaglevSize = Field(
@@ -232,7 +249,7 @@ def json_schema() -> dict[str, Any]:
 # ---- Rules between fields ----------------------------------------------------
 
 
-def _rules(services: tuple[Service, ...]) -> Found:
+def _rules(services: tuple[Service, ...], snat: tuple[Address, ...] | None) -> Found:
     """Whatever breaks a rule that involves more than one field. None is an unknown field."""
     yield from _named_twice(services)
     yield from _listening_twice(services)
@@ -243,8 +260,10 @@ def _rules(services: tuple[Service, ...]) -> Found:
     }
     for number, service in enumerate(services):
         loc: Loc = ("services", number)
-        for path, message in (*_any_port(service), *_too_many(service), *_tunnel(service), *_backends(service, vips)):
+        own = (*_any_port(service), *_too_many(service), *_tunnel(service), *_source_ports(service, snat))
+        for path, message in (*own, *_backends(service, vips)):
             yield (*loc, *path), message
+    yield from _sources(services, snat or (), vips)
 
 
 def _named_twice(services: tuple[Service, ...]) -> Found:
@@ -279,6 +298,26 @@ def _any_port(service: Service) -> Found:
         )
     if not nat_any and service.nat_any_port and service.forward and service.port:
         yield ("nat_any_port",), "it is only for forward: nat with port: any; leave it out"
+
+
+def _source_ports(service: Service, snat: tuple[Address, ...] | None) -> Found:
+    if service.forward != "fullnat" or service.vip is None or snat is None:
+        return
+    if service.vip.version not in {address.version for address in snat}:
+        yield (
+            ("forward",),
+            f"fullnat needs an IPv{service.vip.version} address to send from; add one of this host's to snat, "
+            "which stands beside services",
+        )
+
+
+def _sources(services: tuple[Service, ...], snat: tuple[Address, ...], vips: Mapping[Address, str]) -> Found:
+    backends = {backend.address for service in services for backend in service.backends}
+    for number, address in enumerate(snat):
+        if address in vips:
+            yield ("snat", number), f"{address} is the VIP of {vips[address]}; it must be an address of its own"
+        if address in backends:
+            yield ("snat", number), f"{address} is a backend; it must be an address of this host"
 
 
 def _tunnel(service: Service) -> Found:
@@ -357,11 +396,13 @@ def _validate(data: object, origin: Origin) -> Config:
     try:
         config = Config.model_validate(data)
         services = config.services
+        snat: tuple[Address, ...] | None = config.snat
     except ValidationError as error:
         details = [d for d in error.errors(include_url=False) if d["loc"] not in origin.faults]
         faults += [(detail["loc"], _sentence(detail)) for detail in details]
         services = _salvage_services(data, {loc for loc, _ in faults})
-    faults += _rules(services)
+        snat = _salvage_snat(data, [loc for loc, _ in faults])
+    faults += _rules(services, snat)
     if faults or config is None:
         problems = [(origin.line(loc), loc, message) for loc, message in faults]
         problems.sort(key=lambda problem: problem[0])
@@ -420,6 +461,13 @@ def _salvage_services(data: object, bad: set[Loc]) -> tuple[Service, ...]:
         backends = tuple(_salvage(Backend, item, at, bad) for at, item in _items(raw, "backends", loc))
         services.append(_salvage(Service, raw, loc, bad).model_copy(update={"backends": backends}))
     return tuple(services)
+
+
+def _salvage_snat(data: object, bad: list[Loc]) -> tuple[Address, ...] | None:
+    """The addresses of snat; None when something is wrong with it, so that nothing more can be said."""
+    if not isinstance(data, Mapping) or any(loc[:1] == ("snat",) for loc in bad):
+        return None
+    return tuple(map(fields.parse_address, data.get("snat", ())))
 
 
 def _items(data: object, key: str, loc: Loc) -> Iterator[tuple[Loc, Mapping[str, object]]]:

@@ -10,7 +10,7 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 from fastlb import metrics, reconcile
-from fastlb._core import Pipeline, Routes, flow_hash_of
+from fastlb._core import FlowMemory, Pipeline, Routes, flow_hash_of
 from fastlb.config import Address, Config
 
 Frame = bytes | bytearray | memoryview
@@ -68,7 +68,7 @@ class Datapath:
         mtu: int = 1500,
         addresses: Iterable[str] = ("192.0.2.1", "2001:db8::1"),
     ) -> None:
-        self._pipeline = Pipeline(config.flows)
+        self._pipeline = Pipeline(FlowMemory(config.flows, sources=config.snat, ports=config.snat_ports))
         self._ids = reconcile.BackendIds()
         self._mac = parse_mac(mac)
         self._mtu = mtu
@@ -79,7 +79,7 @@ class Datapath:
     def reload(self, config: Config, now: float = 0.0) -> None:
         """Go on with another configuration; flows whose backend is still in it stay where they are.
 
-        ``flows``, the size of the table, stays what it was.
+        ``flows``, the size of the table, stays what it was, and so do ``snat`` and ``snat_ports``.
         """
         ids = self._ids.copy()
         plans = reconcile.plan_services(config, ids, now)

@@ -23,18 +23,20 @@ import structlog
 
 from fastlb import __version__, cores, guard, leftovers, metrics, neighbour, nexthops, reconcile, selftest
 from fastlb._core import Services
-from fastlb.classifier import Classifier, Key
+from fastlb.classifier import Classifier, Keys, Sources
 from fastlb.config import Address, Config, load_config
 from fastlb.control import ControlServer
 from fastlb.errors import ConfigError, FastlbError, KernelError
+from fastlb.flowlog import FlowLog
 from fastlb.neighbour import KernelView, Watcher
+from fastlb.sourceports import check_source_ports
 from fastlb.workers import Workers, open_pipelines
 
 TICK = 0.1  # seconds between looks at the workers, at clients without a MAC and at snapshots to free
 ASKED_FOR = 60.0  # seconds that a client without a MAC is asked for
 MAX_ASKED = 1024  # such clients at a time: forged addresses must not fill the kernel's table
 FIRST_NEIGHBOURS = 1.0  # seconds that the start waits for next hops to be resolved
-FLOW_BYTES = 75  # of the flow table, hot and cold, for each of config.flows
+FLOW_BYTES = 86  # of the flow table, hot and cold, for each of config.flows
 REOPENED_WITHIN = 10.0  # seconds in which the rings must be open again; then fastlb stops
 REPLACEMENTS, REPLACED_WITHIN = 3, 60.0  # so many workers may be replaced in so many seconds; then fastlb stops
 
@@ -61,7 +63,7 @@ class Generation:
         plans = reconcile.plan_services(config, ids, time.monotonic())
         return cls(config, ids, plans, reconcile.services_table(config, plans))
 
-    def classifier_keys(self) -> tuple[set[Key], set[Key]]:
+    def classifier_keys(self) -> Keys:
         """What the filter and the guard take of it."""
         return reconcile.classifier_keys(self.plans, self.config.icmp_echo)
 
@@ -81,6 +83,8 @@ class Engine:
         self._links: dict[str, int] = {}  # the interfaces whose rings are open
         self._gone: set[str] = set()  # those that do not exist, or were never up
         self._replaced: list[float] = []  # when workers were replaced, lately
+        self._flow_log: FlowLog | None = None
+        self._flow_log_fails = False
         self._closed_since: float | None = None  # that the rings could not be opened again
         self._started = time.time()
         self._failure: FastlbError | None = None
@@ -119,6 +123,7 @@ class Engine:
         self._hold_vips(stack)
         self._load_classifier(stack)
         self._open_pipelines()
+        self._open_flow_log(stack)
         self._attach_guard(stack)
         self._open_blocks = open_blocks(self._now.config, self._classifier)
         self._open_workers(earlier=())
@@ -193,6 +198,7 @@ class Engine:
         self._view = self._watcher.start()
         check_interfaces(self._now.config, self._view)
         check_reachable(self._view, self._now.plans)
+        check_source_ports(self._now.config, self._view.addresses)
         self._want_next_hops()
 
     def _hold_vips(self, stack: ExitStack) -> None:
@@ -203,12 +209,20 @@ class Engine:
         self._drop_vips(keep=frozenset(reconcile.held_vips(self._now.config)))  # what a crash left
 
     def _load_classifier(self, stack: ExitStack) -> None:
-        self._classifier = stack.enter_context(Classifier(self._count))
+        config = self._now.config
+        sources = Sources(frozenset(config.snat), *config.snat_ports) if config.snat else None
+        self._classifier = stack.enter_context(Classifier(self._count, sources))
         self._fill_classifier()
 
     def _open_pipelines(self) -> None:
-        self._pipelines = open_pipelines(self._now.config.flows, self._count)
+        self._pipelines = open_pipelines(self._now.config, self._count)
         self._publish()
+
+    def _open_flow_log(self, stack: ExitStack) -> None:
+        if self._now.config.flow_log is not None:
+            self._flow_log = FlowLog(self._now.config.flow_log)
+            stack.callback(self._flow_log.close)
+            self._flow_log.know(self._now.plans)
 
     def _attach_guard(self, stack: ExitStack) -> None:
         for interface in self._now.config.interfaces:
@@ -269,7 +283,20 @@ class Engine:
             self._reopen_packet_path()
         self._look_after_workers()
         self._ask_for_clients()
+        self._write_flow_log()
         self._workers.follow(self._view, self._links_out())
+
+    def _write_flow_log(self) -> None:
+        """A full disk costs lines, and is logged once."""
+        if self._flow_log is None:
+            return
+        try:
+            self._flow_log.write(self._pipelines)
+            self._flow_log_fails = False
+        except OSError as error:
+            if not self._flow_log_fails:
+                log.error("flow log not written", error=str(error))
+            self._flow_log_fails = True
 
     def _look_after_workers(self) -> None:
         """Replace workers that died, all of them together; stop when that happens again and again, or one is stuck."""
@@ -350,8 +377,7 @@ class Engine:
             pipeline.publish(self._now.services, routes)
 
     def _fill_classifier(self) -> None:
-        vips, replies = self._now.classifier_keys()
-        self._classifier.replace(vips, replies, self._view.addresses)
+        self._classifier.replace(self._now.classifier_keys(), self._view.addresses)
 
     def _add_vips(self) -> None:
         """With vip_address: interface, put what is missing of the VIPs on the first interface."""
@@ -393,6 +419,8 @@ class Engine:
         if refused:
             raise FastlbError("a reload cannot change " + "; ".join(refused) + "; restart fastlb instead")
         check_reachable(self._view, after.plans)
+        if self._flow_log is not None:
+            self._flow_log.reopen()
         try:
             self._install(after)
         except FastlbError:
@@ -404,11 +432,13 @@ class Engine:
         after the data path has learnt it."""
         old, new = self._now.classifier_keys(), generation.classifier_keys()
         self._now = generation
+        if self._flow_log is not None:
+            self._flow_log.know(generation.plans)
         self._add_vips()
         for pipeline in self._pipelines:
             pipeline.renew(generation.ids.reused)
         generation.ids.reused.clear()  # once: going back to this generation must not forget what is in use
-        self._classifier.replace(old[0] & new[0], old[1] & new[1], self._view.addresses)
+        self._classifier.replace(old & new, self._view.addresses)
         self._publish()
         self._fill_classifier()
         self._drop_vips(keep=frozenset(reconcile.held_vips(generation.config)))

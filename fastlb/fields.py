@@ -11,12 +11,13 @@ import os
 import re
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    PlainSerializer,
     PlainValidator,
     StrictBool,
     StrictInt,
@@ -41,6 +42,17 @@ SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
 FINE_SECONDS = {"us": 0.000001, "ms": 0.001}
 BYTES = {"KiB": 1 << 10, "MiB": 1 << 20}
 LONGEST = 7 * 24 * 3600  # seconds
+MAX_SOURCES = 255  # source addresses of one IP version, as in sourceport.pxd
+
+
+class PortRange(NamedTuple):
+    """From the first port to the last, both included."""
+
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.last}"
 
 
 def _refusal(message: str) -> PydanticCustomError:
@@ -167,6 +179,14 @@ def _backend_address(value: object) -> Address:
     return address
 
 
+def _source_address(value: object) -> Address:
+    address = parse_address(value)
+    kind = _special(address) or ("a link-local address" if address.is_link_local else None)
+    if kind:
+        raise _refusal(f"{address} is {kind}; it must be a unicast address to which backends can answer")
+    return address
+
+
 def _source(value: object) -> Network:
     if not isinstance(value, str):
         raise ValueError("not a prefix")
@@ -189,6 +209,21 @@ def _port_or_any(value: object) -> int | Literal["any"]:
     return value
 
 
+def _port_range(value: object) -> PortRange:
+    if isinstance(value, PortRange):
+        return value
+    parts = re.fullmatch(r"(\d{1,5})-(\d{1,5})", value) if isinstance(value, str) else None
+    if parts is None or not 1 <= int(parts[1]) <= int(parts[2]) <= 65535:
+        raise ValueError("not a range")
+    return PortRange(int(parts[1]), int(parts[2]))
+
+
+def _file_path(value: str) -> str:
+    if not value.startswith("/") or "\0" in value:
+        raise ValueError("not a path")
+    return value
+
+
 def _socket_path(value: str) -> str:
     if not value.startswith("/") or "\0" in value or len(os.fsencode(value)) > 107:  # sun_path, unix(7)
         raise ValueError("not a socket path")
@@ -201,6 +236,18 @@ def all_different(names: tuple[str, ...]) -> tuple[str, ...]:
     if twice is not None:
         raise _refusal(f'"{twice}" is listed twice; keep one')
     return names
+
+
+def few_sources(addresses: tuple[Address, ...]) -> tuple[Address, ...]:
+    """No address twice, and no more than the numbers of source ports can tell apart."""
+    twice = next((address for number, address in enumerate(addresses) if address in addresses[:number]), None)
+    if twice is not None:
+        raise _refusal(f'"{twice}" is listed twice; keep one')
+    for version in (4, 6):
+        count = sum(address.version == version for address in addresses)
+        if count > MAX_SOURCES:
+            raise _refusal(f"{count} IPv{version} addresses; at most {MAX_SOURCES} can be used")
+    return addresses
 
 
 def few_enough(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -233,6 +280,19 @@ BackendAddress = Annotated[
     PlainValidator(_backend_address),
     _expects("an IPv4 or IPv6 address, as text"),
     WithJsonSchema(_ADDRESS_SCHEMA),
+]
+SourceAddress = Annotated[
+    Address,
+    PlainValidator(_source_address),
+    _expects("an IPv4 or IPv6 address, as text"),
+    WithJsonSchema(_ADDRESS_SCHEMA),
+]
+SourcePorts = Annotated[
+    PortRange,
+    PlainValidator(_port_range),
+    PlainSerializer(str),
+    _expects('a range of ports such as "1024-32767", within 1-65535'),
+    WithJsonSchema({"type": "string", "pattern": "^[0-9]{1,5}-[0-9]{1,5}$"}),
 ]
 PortOrAny = Annotated[
     int | Literal["any"],
@@ -298,9 +358,16 @@ SocketPath = Annotated[
     _expects("an absolute path of at most 107 bytes"),
     WithJsonSchema({"type": "string", "pattern": "^/", "maxLength": 107}),
 ]
+FilePath = Annotated[
+    StrictStr,
+    AfterValidator(_file_path),
+    _expects("an absolute path"),
+    WithJsonSchema({"type": "string", "pattern": "^/"}),
+]
 Flag = Annotated[StrictBool, _expects("true or false")]
 Forward = Annotated[
-    Literal["nat", "dsr", "ipip", "gre", "gue"], _one_of("nat", "dsr", "ipip", "gre", "gue", later=("fullnat",))
+    Literal["nat", "fullnat", "dsr", "ipip", "gre", "gue"],
+    _one_of("nat", "fullnat", "dsr", "ipip", "gre", "gue"),
 ]
 Source = Annotated[
     Network,

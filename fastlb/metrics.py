@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fastlb._core import Pipeline, reason_names, verdict_number
-from fastlb.reconcile import Plan
+from fastlb.reconcile import PROTOCOL_NUMBERS, Plan
 
 _DROP, _PASS = 2, 1
+_PROTOCOLS = {number: name for name, number in PROTOCOL_NUMBERS.items()}
 
 
 def split_counters(counters: Mapping[str, int]) -> dict[str, Any]:
@@ -50,12 +51,16 @@ def describe_services(pipelines: Sequence[Pipeline], plans: Iterable[Plan]) -> l
     ]
 
 
-def describe_flows(pipeline: Pipeline) -> dict[str, int]:
-    """How full the flow table is, and what it costs; any of the workers' pipelines knows."""
+def describe_flows(pipeline: Pipeline) -> dict[str, Any]:
+    """How full the flow table is, what it costs, how many source ports are taken; any worker's pipeline knows."""
     hot, cold = pipeline.memory()
     return {
         "active": pipeline.flow_count(),
         "entries": pipeline.flow_capacity,
         "hot_bytes": hot,
         "cold_bytes": cold,
+        "source_ports": [
+            {"version": version, "protocol": _PROTOCOLS[protocol], "taken": taken, "all": every}
+            for version, protocol, taken, every in pipeline.source_ports()
+        ],
     }

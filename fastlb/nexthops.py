@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_network
 
 from fastlb._core import Routes
-from fastlb.config import Address, Network
+from fastlb.config import TWO_WAY, Address, Network
 from fastlb.neighbour import KernelView, NextHop
 from fastlb.reconcile import Plan, tunnel_sources
 
@@ -136,11 +136,11 @@ def own_addresses(view: KernelView, plans: Iterable[Plan]) -> list[str]:
 
 
 def replies_elsewhere(view: KernelView, plans: Iterable[Plan], interfaces: Iterable[str]) -> list[str]:
-    """`nat` backends that are reached by an interface without a ring, so that their replies are missed by fastlb."""
+    """Backends of the NAT modes that are reached by an interface without a ring: fastlb misses their replies."""
     rings = set(interfaces)
     lines = []
     for plan in plans:
-        for member in plan.members if plan.forward == "nat" else ():
+        for member in plan.members if plan.forward in TWO_WAY else ():
             next_hop = view.next_hop(member.address)
             link = view.links.get(next_hop[0]) if next_hop else None
             if link is not None and link.name not in rings:

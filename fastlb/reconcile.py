@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from socket import IPPROTO_TCP, IPPROTO_UDP
 
 from fastlb._core import MaglevTable, Services
-from fastlb.classifier import Key
+from fastlb.classifier import Key, Keys
 from fastlb.config import TUNNELS, Address, Backend, Config, Network, Service, Tunnel
 from fastlb.errors import FastlbError
 from fastlb.maglev import build_table
@@ -20,7 +20,10 @@ CLAMP_TO_PATH = 65535
 MAX_BACKEND_ID = (1 << 20) - 1
 ID_QUARANTINE = 60.0  # seconds; the sweep forgets the flows of a backend that left within ten
 
-NEEDS_RESTART = ("interfaces", "workers", "flows", "ring", "transmit", "control", "vip_address")
+NEEDS_RESTART = (
+    *("interfaces", "workers", "flows", "ring", "transmit", "control", "vip_address"),
+    *("snat", "snat_ports", "flow_log"),
+)
 
 
 @dataclass(frozen=True)
@@ -159,18 +162,18 @@ def tunnel_sources(plans: Iterable[Plan], own: Callable[[Address], Network | Non
     return sources
 
 
-def classifier_keys(plans: Iterable[Plan], echo: bool) -> tuple[set[Key], set[Key]]:
-    """What the receive filter and the guard take: (VIPs, sources of NAT replies); with ``echo`` also pings to VIPs."""
+def classifier_keys(plans: Iterable[Plan], echo: bool) -> Keys:
+    """What the receive filter and the guard take; with ``echo`` also pings to VIPs."""
     vips: set[Key] = set()
-    replies: set[Key] = set()
+    replies: dict[str, set[Key]] = {"nat": set(), "fullnat": set()}
     for plan in plans:
         protocol = PROTOCOL_NUMBERS[plan.protocol]
         vips.add(Key(plan.vip, plan.port, protocol))
         if echo:
             vips.add(Key(plan.vip, 0, 0))
-        if plan.forward == "nat":
-            replies.update(Key(member.address, member.port, protocol) for member in plan.members)
-    return vips, replies
+        if plan.forward in replies:
+            replies[plan.forward].update(Key(member.address, member.port, protocol) for member in plan.members)
+    return Keys(vips, replies["nat"], replies["fullnat"])
 
 
 def restart_reasons(old: Config, new: Config) -> Iterator[str]:

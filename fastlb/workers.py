@@ -51,13 +51,16 @@ def owner_of_shard(shard: int, workers: int) -> int:
     return shard * workers // SHARDS
 
 
-def open_pipelines(flows: int, workers: int) -> list[Pipeline]:
+def open_pipelines(config: Config, workers: int) -> list[Pipeline]:
     """One for each worker, over one flow table."""
-    memory = FlowMemory(flows)
+    memory = FlowMemory(config.flows, sources=config.snat, ports=config.snat_ports)
     owned: list[list[int]] = [[] for _ in range(workers)]
     for shard in range(SHARDS):
         owned[owner_of_shard(shard, workers)].append(shard)
-    return [Pipeline(memory, shards=shards) for shards in owned]
+    pipelines = [Pipeline(memory, shards=shards) for shards in owned]
+    for pipeline in pipelines if config.flow_log else ():
+        pipeline.log_flows()
+    return pipelines
 
 
 class Workers:

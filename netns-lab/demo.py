@@ -166,8 +166,9 @@ def check_fetch(report: Report, path: tuple[str, int], answer: dict[str, Any], c
     report.check(whole, f"{name}: every port was answered", answer["errors"])
     report.check(set(served) == set(BACKENDS), f"{name}: every backend served", served)
     if "clients" in answer:
-        own = set(answer["clients"]) == {address("client", "eth0", path[1])}
-        report.check(own, f"{name}: backends see the client's own address", answer["clients"])
+        whose = "balancer" if path[0] == "fullnat" else "client"
+        seen = address("lb", "eth1", path[1]) if path[0] == "fullnat" else address("client", "eth0", path[1])
+        report.check(set(answer["clients"]) == {seen}, f"{name}: backends see the {whose}'s address", answer["clients"])
     if "torn" in answer:
         report.check(answer["torn"] == 0, f"{name}: each port stayed with one backend", answer["torn"])
 
@@ -232,7 +233,7 @@ def show_drops(lab: Lab, report: Report) -> None:
 def demonstrate(report: Report, options: argparse.Namespace) -> None:
     """Everything between an empty machine and an empty machine."""
     remove_abandoned()
-    lab = Lab(own_prefix("demo"), tunnels=True)
+    lab = Lab(own_prefix("demo"), every_mode=True)
     started = time.monotonic()
     with lab:
         report.check(True, f"lab up, six namespaces and their servers ({time.monotonic() - started:.1f} s)")

@@ -98,6 +98,10 @@ VIPS: Mapping[tuple[str, int], str] = {
     ("dsr", 4): "203.0.113.20",
     ("dsr", 6): "2001:db8:cafe::20",
 }
+FULL_VIPS: Mapping[tuple[str, int], str] = {
+    ("fullnat", 4): "203.0.113.60",
+    ("fullnat", 6): "2001:db8:cafe::60",
+}
 TUNNEL_VIPS: Mapping[tuple[str, int], str] = {
     ("ipip", 4): "203.0.113.30",
     ("ipip", 6): "2001:db8:cafe::30",
@@ -106,6 +110,8 @@ TUNNEL_VIPS: Mapping[tuple[str, int], str] = {
     ("gue", 4): "203.0.113.50",
     ("gue", 6): "2001:db8:cafe::50",
 }
+ALL_VIPS = {**VIPS, **FULL_VIPS, **TUNNEL_VIPS}
+TWO_WAY = ("nat", "fullnat")
 
 MAIN_TABLE = 254
 DSR_TABLE = 100
@@ -196,13 +202,13 @@ class Lab:
             answer = lab.client("fetch", VIPS["dsr", 4], "--count", "200")
 
     ``prefix`` starts every namespace's name and the run directory's, so that labs with different
-    prefixes stand side by side. ``tunnels``: with the VIPs of TUNNEL_VIPS, and a receiver in every backend.
+    prefixes stand side by side. ``every_mode``: with ALL_VIPS, and a receiver of tunnels in every backend.
     """
 
-    def __init__(self, prefix: str = "fastlb-", tunnels: bool = False):
+    def __init__(self, prefix: str = "fastlb-", every_mode: bool = False):
         self.prefix = prefix
-        self.vips = {**VIPS, **TUNNEL_VIPS} if tunnels else VIPS
-        self.tunnels = tunnels
+        self.vips = ALL_VIPS if every_mode else VIPS
+        self.every_mode = every_mode
         self.run_dir = Path("/run", f"{prefix}lab")
         self._children: list[subprocess.Popen[Any]] = []
         self._known: set[tuple[int, int]] = set()  # identities of our namespaces, kept for leftovers()
@@ -228,7 +234,7 @@ class Lab:
             self._add_routes()
             self._wait_for_carrier()
             self._start_servers()
-            if self.tunnels:
+            if self.every_mode:
                 self._start_receivers()
         except BaseException:
             self.down()
@@ -512,12 +518,14 @@ class Lab:
 
     def one_way_vips(self) -> list[str]:
         """Those that backends hold themselves."""
-        return [vip for (forward, _), vip in self.vips.items() if forward != "nat"]
+        return [vip for (forward, _), vip in self.vips.items() if forward not in TWO_WAY]
 
     def config(self, **changes: Any) -> dict[str, Any]:
         """fastlb's configuration for this lab as a dict; ``changes`` replace top-level keys."""
         services = [service(application, *at) for application in APPLICATIONS for at in self.vips]
         base = {"interfaces": ["eth0", "eth1"], "control": str(self.socket_path), "services": services}
+        if self.every_mode:
+            base["snat"] = [address("lb", "eth1", version) for version in (4, 6)]
         return base | changes
 
     def write_config(self, path: Path | None = None, **changes: Any) -> Path:
@@ -530,11 +538,11 @@ class Lab:
 def service(application: Application, forward: str, version: int) -> dict[str, Any]:
     """One service of the lab's configuration, named like "web-dsr-4"."""
     backends: list[dict[str, Any]] = [{"address": address(node, "eth0", version)} for node in BACKENDS]
-    if forward == "nat" and application.nat_port != application.port:
+    if forward in TWO_WAY and application.nat_port != application.port:
         backends = [backend | {"port": application.nat_port} for backend in backends]
     return {
         "name": f"{application.name}-{forward}-{version}",
-        "vip": {**VIPS, **TUNNEL_VIPS}[forward, version],
+        "vip": ALL_VIPS[forward, version],
         "port": application.port,
         "protocol": application.protocol,
         "forward": forward,

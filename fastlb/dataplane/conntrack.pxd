@@ -20,8 +20,11 @@ from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastlb.dataplane.flowhash cimport SHARDS
 from fastlb.dataplane.flowhash cimport fingerprint as flow_fingerprint
+from fastlb.dataplane.flowlog cimport FlowLog, log_flow
 from fastlb.dataplane.machine cimport likely, must, prefetch, unlikely
-from fastlb.dataplane.types cimport LEG_CLIENT, PROTO_TCP, Addr, Backend, BackendStats, Packet, Service, ServiceTable
+from fastlb.dataplane.sourceport cimport SourcePool, give_back
+from fastlb.dataplane.types cimport (
+    FAMILY_6, LEG_CLIENT, PROTO_TCP, Backend, BackendStats, FlowTuple, Packet, Service, ServiceTable)
 from fastlb.dataplane.wire cimport TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, same_addr
 
 
@@ -58,26 +61,18 @@ cdef struct Bucket:
     FlowEntry entries[ENTRIES]
 
 
-cdef struct FlowTuple:
-    Addr client
-    Addr vip
-    uint16_t be_cport
-    uint16_t be_vport
-    uint8_t protocol
-    uint8_t family
-    uint16_t spare
-
-
 cdef struct FlowTable:
     # One worker's view of it. Down to `per_shard`, all workers have the same.
     Bucket *buckets
     FlowTuple *tuples
     uint64_t *flows          # entries by shard
     uint64_t key[4]
+    SourcePool pools[2]      # IPv4, IPv6
     uint32_t per_shard       # buckets
     uint32_t owned_shards    # how many bits of `owned` are set
     uint64_t owned           # the shards of this worker, a bit each
     BackendStats *stats      # by backend id
+    FlowLog log
     uint32_t sweep_shard
     uint32_t sweep_bucket
     uint32_t sweep_time
@@ -162,8 +157,28 @@ cdef inline FlowTuple *tuple_of(FlowTable *table, FlowEntry *entry) noexcept nog
     return &table.tuples[entry - &table.buckets[0].entries[0]]
 
 
+cdef inline SourcePool *pool_of(FlowTable *table, uint8_t family) noexcept nogil:
+    return &table.pools[family == FAMILY_6]
+
+
+cdef inline void wind_up(FlowTable *table, uint32_t shard, FlowEntry *entry) noexcept nogil:
+    """What a flow leaves behind: its source port, a line in the log."""
+    cdef FlowTuple *flow = tuple_of(table, entry)
+    if flow.source != 0:
+        give_back(pool_of(table, flow.family), flow.protocol, shard, flow.source)
+    if flow.logged:
+        log_flow(&table.log, flow, backend_of(entry), state_of(entry), False, entry.seen)
+
+
+cdef inline bint needs_winding_up(const FlowTable *table) noexcept nogil:
+    """Spares the other modes a look at the tuple, which is not in cache."""
+    return table.log.events != NULL or table.pools[0].count != 0 or table.pools[1].count != 0
+
+
 cdef inline void forget(FlowTable *table, uint32_t shard, FlowEntry *entry) noexcept nogil:
     must(entry.fingerprint != 0 and owns(table, shard) and table.flows[shard] > 0)
+    if unlikely(needs_winding_up(table)):
+        wind_up(table, shard, entry)
     table.stats[backend_of(entry)].active_flows -= 1
     table.flows[shard] -= 1
     entry.fingerprint = 0
@@ -369,6 +384,8 @@ cdef inline FlowEntry *insert_flow(
     entry.owner = backend | state << BACKEND_BITS
     entry.seen = now
     tuple_of(table, entry)[0] = cold[0]
+    if unlikely(cold.logged):
+        log_flow(&table.log, cold, backend, state, True, now)
     table.flows[shard] += 1
     table.stats[backend].active_flows += 1
     table.stats[backend].new_flows += 1

@@ -156,6 +156,18 @@ cdef inline void translate_to_client(Packet *p, Addr backend, Addr vip, uint16_t
         replace_address(p, backend, vip, IP4_SRC, IP6_SRC)
 
 
+cdef inline void translate_client_in_error(Packet *p, Addr source, uint16_t be_port) noexcept nogil:
+    """fullnat, to a backend: it knows its client by an address of ours, and whoever complains is behind that too."""
+    translate_quoted(p, p.src, source, IP4_DST, IP6_DST, 2, be_port)
+    replace_address(p, p.sender, source, IP4_SRC, IP6_SRC)
+
+
+cdef inline void translate_source_in_error(Packet *p, Addr client, uint16_t be_port) noexcept nogil:
+    """fullnat, to a client: what it sent came from its own address."""
+    translate_quoted(p, p.dst, client, IP4_SRC, IP6_SRC, 0, be_port)
+    replace_address(p, p.dst, client, IP4_DST, IP6_DST)
+
+
 cdef inline void answer_echo(Packet *p) noexcept nogil:
     """An echo request becomes its reply (RFC 792, RFC 4443 section 4.2)."""
     cdef uint8_t *ip = p.frame + p.l3

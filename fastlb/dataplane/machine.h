@@ -16,7 +16,11 @@
 #else
 #define fastlb_spin_pause() __asm__ volatile("yield")
 #endif
-#define fastlb_prefetch(p) __builtin_prefetch((p), 1, 3)
+/* The empty statement keeps the call alive: GCC takes a function that only prefetches for one without any effect. */
+static inline void fastlb_prefetch(const void *p) {
+    __asm__ volatile("" : : "r"(p));
+    __builtin_prefetch(p, 1, 3);
+}
 #define fastlb_likely(x) __builtin_expect(!!(x), 1)
 #define fastlb_unlikely(x) __builtin_expect(!!(x), 0)
 

@@ -1,37 +1,40 @@
 """A batch of packets from frame to verdict: parse, classify, track, schedule, forward.
 
 Two passes over at most BATCH packets. The first parses each frame and prefetches the bucket of its flow; the second
-finds the buckets in cache. Every packet leaves with exactly one reason; the caller alone transmits frames and gives
-their memory back.
+finds the buckets in cache. Full NAT needs more than the bucket, and has a pass between to fetch it. Every packet leaves
+with exactly one reason; the caller alone transmits frames and gives their memory back.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastlb.dataplane.conntrack cimport (
-    FLOW_PICKED_UP, FlowEntry, FlowTable, FlowTuple, backend_of, be_vport_of, conflicts, find_flow, find_reply,
-    first_state, forget, insert_flow, is_over, is_stale, owns, prefetch_flow, state_of, touch)
+    FLOW_PICKED_UP, FlowEntry, FlowTable, backend_of, be_vport_of, conflicts, find_flow, find_reply, first_state,
+    forget, insert_flow, is_over, is_stale, owns, pool_of, prefetch_flow, serves, state_of, touch, tuple_of)
 from fastlb.dataplane.encap cimport complete_checksum, encapsulate, is_tunnel, outer_length
 from fastlb.dataplane.flowhash cimport fingerprint as flow_fingerprint
 from fastlb.dataplane.flowhash cimport flow_hash
 from fastlb.dataplane.icmp cimport (
     RejectLimit, answer_time_exceeded, answer_too_big, answerable, may_reject, reject, send_back)
-from fastlb.dataplane.icmperror cimport answer_echo, translate_to_backend, translate_to_client
-from fastlb.dataplane.machine cimport likely, load_acquire_u32, must, store_release_u32, unlikely
+from fastlb.dataplane.icmperror cimport (
+    answer_echo, translate_client_in_error, translate_source_in_error, translate_to_backend, translate_to_client)
+from fastlb.dataplane.machine cimport likely, load_acquire_u32, must, prefetch, store_release_u32, unlikely
 from fastlb.dataplane.parse cimport parse
 from fastlb.dataplane.pieces cimport MAX_HEADERS
 from fastlb.dataplane.reasons cimport (
-    DROP_ICMP_UNKNOWN, DROP_NAT_CONFLICT, DROP_NO_BACKEND, DROP_NO_NEIGHBOUR, DROP_NO_TUNNEL_SOURCE, DROP_OVER_MTU,
-    DROP_REJECT_LIMIT, DROP_REPLY_UNKNOWN, DROP_TTL_EXPIRED, DROP_TUNNEL_OFFLOAD, DROP_WRONG_WORKER,
+    DROP_FLOW_TABLE_FULL, DROP_FLOW_UNKNOWN, DROP_ICMP_UNKNOWN, DROP_NAT_CONFLICT, DROP_NO_BACKEND, DROP_NO_NEIGHBOUR,
+    DROP_NO_SOURCE_PORT, DROP_NO_TUNNEL_SOURCE, DROP_OVER_MTU, DROP_REJECT_LIMIT, DROP_REPLY_UNKNOWN, DROP_TTL_EXPIRED,
+    DROP_TUNNEL_OFFLOAD, DROP_WRONG_WORKER,
     PASS_NO_SERVICE, REASONS, VIA_CONNTRACK, VIA_ECHO, VIA_ICMP, VIA_MAGLEV, VIA_REJECT, VIA_SCHEDULER,
     VIA_TIME_EXCEEDED, VIA_TOO_BIG)
 from fastlb.dataplane.rewrite cimport (
-    clamp_mss, decrement_ttl, fits, set_link_header, translate_destination, translate_source)
+    clamp_mss, decrement_ttl, fits, set_link_header, translate_both, translate_destination, translate_source)
 from fastlb.dataplane.route cimport find_route, hop_to_address, hop_to_backend
 from fastlb.dataplane.schedule cimport hash_of_flow, maglev_backend
 from fastlb.dataplane.service cimport classify
+from fastlb.dataplane.sourceport cimport SourcePool, SourcePort, address_of, be_port_of, give_back, take_port
 from fastlb.dataplane.types cimport (
-    BATCH, CLAMP_TO_PATH, FAMILY_4, FORWARD_NAT, LEG_CLIENT, LEG_ECHO, LEG_NONE, NO_BACKEND_RESET, NO_HOP, PROTO_TCP,
-    Addr, Backend, BackendStats, Hop, LinkRoute, Packet, Service, Snapshot)
+    BATCH, CLAMP_TO_PATH, FAMILY_4, FORWARD_FULLNAT, FORWARD_NAT, LEG_CLIENT, LEG_ECHO, LEG_NONE, NO_BACKEND_RESET,
+    NO_HOP, PROTO_TCP, Addr, Backend, BackendStats, FlowTuple, Hop, LinkRoute, Packet, Service, Snapshot)
 from fastlb.dataplane.wire cimport (
     IP4_DF, IP4_FRAG, IP4_LEN, IP6_LEN, TCP_ACK, TCP_LEN, TCP_RST, TCP_SYN, same_addr)
 
@@ -95,30 +98,62 @@ cdef inline uint32_t choose_backend(
     return 0
 
 
-cdef inline FlowTuple tuple_of_packet(
-        const Packet *p, Addr client, uint16_t be_cport, Addr vip, uint16_t be_vport) noexcept nogil:
-    """The flow of a packet of either leg, from the client's point of view."""
-    cdef FlowTuple cold
-    cold.client = client
-    cold.vip = vip
-    cold.be_cport = be_cport
-    cold.be_vport = be_vport
-    cold.protocol = p.protocol
-    cold.family = p.family
-    cold.spare = 0
-    return cold
+cdef inline bint translates(const Service *service) noexcept nogil:
+    """The NAT modes: both legs of a flow pass."""
+    return service.forward <= FORWARD_FULLNAT
+
+
+cdef inline FlowTuple flow_of_client(
+        const PipelineState *pipe, const Snapshot *snap, const Packet *p, uint32_t now) noexcept nogil:
+    cdef FlowTuple flow
+    flow.client = p.src
+    flow.vip = p.dst
+    flow.be_cport = p.be_sport
+    flow.be_vport = p.be_dport
+    flow.protocol = p.protocol
+    flow.family = p.family
+    flow.logged = pipe.flows.log.events != NULL and translates(&snap.services.services[p.service])
+    flow.source = p.source
+    flow.since = now
+    return flow
+
+
+cdef inline int start_full_flow(
+        PipelineState *pipe, const Snapshot *snap, Packet *p, bint fresh, uint32_t now) noexcept nogil:
+    """In fullnat a flow is nothing without its source port, and a port nothing without an entry that remembers it."""
+    cdef SourcePool *pool = pool_of(&pipe.flows, p.family)
+    cdef FlowTuple flow
+    cdef SourcePort *port
+    if not fresh:
+        return DROP_FLOW_UNKNOWN
+    p.source = take_port(pool, p.protocol, p.shard)
+    if unlikely(p.source == 0):
+        return DROP_NO_SOURCE_PORT
+    flow = flow_of_client(pipe, snap, p, now)
+    if unlikely(insert_flow(
+            &pipe.flows, snap.services, p.shard, p.fingerprint, p.backend, first_state(p), &flow, now) == NULL):
+        give_back(pool, p.protocol, p.shard, p.source)
+        return DROP_FLOW_TABLE_FULL
+    port = &pool.ports[p.source - 1]
+    port.fingerprint = p.fingerprint
+    port.client = p.src
+    port.be_cport = p.be_sport
+    port.be_vport = p.be_dport
+    return VIA_SCHEDULER
 
 
 cdef inline int start_flow(PipelineState *pipe, const Snapshot *snap, Packet *p, uint32_t now) noexcept nogil:
     """A packet without an entry: schedule a new flow, or pick one up in mid-flow."""
     cdef bint fresh = p.protocol != PROTO_TCP or is_syn(p)
-    cdef FlowTuple cold
+    cdef FlowTuple flow
     p.backend = choose_backend(pipe, snap, p, now)
     if unlikely(p.backend == 0):
         return DROP_NO_BACKEND if snap.services.services[p.service].maglev == NULL else DROP_NAT_CONFLICT
+    if unlikely(snap.services.services[p.service].forward == FORWARD_FULLNAT):
+        return start_full_flow(pipe, snap, p, fresh, now)
     if not p.tcp_flags & TCP_RST:                        # a RST ends what is not even there
-        cold = tuple_of_packet(p, p.src, p.be_sport, p.dst, p.be_dport)
-        insert_flow(&pipe.flows, snap.services, p.shard, p.fingerprint, p.backend, first_state(p), &cold, now)
+        flow = flow_of_client(pipe, snap, p, now)
+        insert_flow(&pipe.flows, snap.services, p.shard, p.fingerprint, p.backend, first_state(p), &flow, now)
     return VIA_SCHEDULER if fresh else VIA_MAGLEV
 
 
@@ -132,13 +167,23 @@ cdef inline bint still_holds(
     return not (is_syn(p) and (is_over(state_of(entry)) or state_of(entry) == FLOW_PICKED_UP))
 
 
+cdef inline FlowEntry *find_again(PipelineState *pipe, const Packet *p) noexcept nogil:
+    """Where `approach` has seen it, unless it has been moved or forgotten since."""
+    cdef FlowEntry *entry = <FlowEntry *>p.entry
+    if entry != NULL and likely(entry.fingerprint == p.fingerprint):
+        return entry
+    return find_flow(&pipe.flows, p.shard, p.fingerprint)
+
+
 cdef inline int track_client(PipelineState *pipe, const Snapshot *snap, Packet *p, uint32_t now) noexcept nogil:
     """Set the packet's backend; the reason tells how it was found, or why there is none."""
-    cdef FlowEntry *entry = find_flow(&pipe.flows, p.shard, p.fingerprint)
+    cdef FlowEntry *entry = find_again(pipe, p)
     if likely(entry != NULL):
         if likely(still_holds(snap, entry, p, now)):
             p.backend = backend_of(entry)
-            touch(entry, p, snap.services.services[p.service].forward == FORWARD_NAT, now)
+            touch(entry, p, translates(&snap.services.services[p.service]), now)
+            if snap.services.services[p.service].forward == FORWARD_FULLNAT:
+                p.source = tuple_of(&pipe.flows, entry).source
             return VIA_CONNTRACK
         forget(&pipe.flows, p.shard, entry)
     return start_flow(pipe, snap, p, now)
@@ -167,54 +212,92 @@ cdef inline bint lives_elsewhere(
     return False
 
 
-cdef inline int pick_up_reply(
-        PipelineState *pipe, const Snapshot *snap, Packet *p, Addr *vip, uint16_t *be_vport, uint32_t now,
+cdef inline void set_flow_of_reply(
+        FlowTuple *flow, const PipelineState *pipe, const Snapshot *snap, const Packet *p, uint32_t backend,
         ) noexcept nogil:
+    """The flow, as nat has it, of what `backend` answers, or of an error about what was sent to it."""
+    cdef const Service *service = &snap.services.services[snap.services.backends[backend].service]
+    flow.client = p.dst
+    flow.be_cport = p.be_dport
+    flow.vip = service.vip
+    flow.be_vport = be_vport_of(service, p)
+    flow.protocol = p.protocol
+    flow.family = p.family
+    flow.logged = pipe.flows.log.events != NULL
+    flow.source = 0
+
+
+cdef inline int pick_up_reply(
+        PipelineState *pipe, const Snapshot *snap, Packet *p, FlowTuple *flow, uint32_t now) noexcept nogil:
     """A reply without an entry: after a restart, the Maglev table tells through which VIP the client came.
 
     Bounded: at most MAX_ALTERNATIVES services share a backend's address and port.
     """
     cdef uint32_t backend = p.backend
-    cdef const Service *service
     cdef uint64_t fingerprint
-    cdef FlowTuple cold
     cdef int _looked
     for _looked in range(MAX_ALTERNATIVES):
         if backend == 0:
             break
-        service = &snap.services.services[snap.services.backends[backend].service]
-        be_vport[0] = be_vport_of(service, p)
-        if explains(snap, backend, p, be_vport[0]):
-            vip[0] = service.vip
+        set_flow_of_reply(flow, pipe, snap, p, backend)
+        if explains(snap, backend, p, flow.be_vport):
             p.backend = backend
-            fingerprint = flow_fingerprint(pipe.flows.key, p.fingerprint, vip[0], be_vport[0], True)
+            fingerprint = flow_fingerprint(pipe.flows.key, p.fingerprint, flow.vip, flow.be_vport, True)
             if lives_elsewhere(pipe, snap, p, fingerprint, now):
                 break
             if p.protocol == PROTO_TCP and not p.tcp_flags & TCP_RST:
-                cold = tuple_of_packet(p, p.dst, p.be_dport, vip[0], be_vport[0])
-                insert_flow(&pipe.flows, snap.services, p.shard, fingerprint, backend, FLOW_PICKED_UP, &cold, now)
+                flow.since = now
+                insert_flow(&pipe.flows, snap.services, p.shard, fingerprint, backend, FLOW_PICKED_UP, flow, now)
             return VIA_MAGLEV
         backend = snap.services.backends[backend].next_reply
     p.backend = 0
     return DROP_REPLY_UNKNOWN
 
 
+cdef inline FlowEntry *entry_of_port(
+        PipelineState *pipe, const Snapshot *snap, Packet *p, FlowTuple *flow, uint32_t now) noexcept nogil:
+    """The entry of the flow that has the source port that a packet was sent to; NULL, unless its backend sent it."""
+    cdef const SourcePort *port = &pool_of(&pipe.flows, p.family).ports[p.source - 1]
+    cdef FlowEntry *entry = find_flow(&pipe.flows, p.shard, port.fingerprint) if port.fingerprint != 0 else NULL
+    cdef const Backend *backend
+    if entry == NULL or is_stale(entry, snap.services, now):
+        return NULL
+    backend = &snap.services.backends[backend_of(entry)]
+    if not serves(backend, p) or (backend.be_port == 0 and port.be_vport != p.be_sport):
+        return NULL
+    flow.client = port.client
+    flow.be_cport = port.be_cport
+    flow.vip = snap.services.services[backend.service].vip
+    flow.be_vport = port.be_vport
+    p.backend = backend_of(entry)
+    return entry
+
+
+cdef inline int track_full_reply(
+        PipelineState *pipe, const Snapshot *snap, Packet *p, FlowTuple *flow, uint32_t now) noexcept nogil:
+    cdef FlowEntry *entry = entry_of_port(pipe, snap, p, flow, now)
+    if unlikely(entry == NULL):
+        return DROP_REPLY_UNKNOWN
+    touch(entry, p, True, now)
+    return VIA_CONNTRACK
+
+
 cdef inline int track_reply(
-        PipelineState *pipe, const Snapshot *snap, Packet *p, Addr *vip, uint16_t *be_vport, uint32_t now,
-        ) noexcept nogil:
-    cdef FlowEntry *entry = find_reply(&pipe.flows, snap.services, p)
-    cdef const Service *service
+        PipelineState *pipe, const Snapshot *snap, Packet *p, FlowTuple *flow, uint32_t now) noexcept nogil:
+    """Set the packet's backend, and what of `flow` tells whom it goes to and whom it shall come from."""
+    cdef FlowEntry *entry
+    if p.source != 0:
+        return track_full_reply(pipe, snap, p, flow, now)
+    entry = find_reply(&pipe.flows, snap.services, p)
     if unlikely(entry != NULL and is_stale(entry, snap.services, now)):
         forget(&pipe.flows, p.shard, entry)
         entry = NULL
     if likely(entry != NULL):
         touch(entry, p, True, now)
         p.backend = backend_of(entry)
-        service = &snap.services.services[snap.services.backends[p.backend].service]
-        vip[0] = service.vip
-        be_vport[0] = be_vport_of(service, p)
+        set_flow_of_reply(flow, pipe, snap, p, p.backend)
         return VIA_CONNTRACK
-    return pick_up_reply(pipe, snap, p, vip, be_vport, now)
+    return pick_up_reply(pipe, snap, p, flow, now)
 
 
 # --- track: ICMP errors, which change no flow -------------------------------------------------------------------------
@@ -226,32 +309,32 @@ cdef inline int backend_of_error(PipelineState *pipe, const Snapshot *snap, Pack
     if entry != NULL and not is_stale(entry, snap.services, now):
         if snap.services.backends[backend_of(entry)].service == p.service:
             p.backend = backend_of(entry)
+            p.source = tuple_of(&pipe.flows, entry).source
             return VIA_ICMP
+    if service.forward == FORWARD_FULLNAT:
+        return DROP_ICMP_UNKNOWN
     p.backend = maglev_backend(service, hash_of_flow(snap.services, p), 0)
     return VIA_ICMP if p.backend != 0 else DROP_ICMP_UNKNOWN
 
 
-cdef inline int vip_of_error(
-        PipelineState *pipe, const Snapshot *snap, Packet *p, Addr *vip, uint16_t *be_vport, uint32_t now,
-        ) noexcept nogil:
-    """An error about a packet to a backend: the VIP to which the client had sent it. Bounded: MAX_ALTERNATIVES."""
-    cdef FlowEntry *entry = find_reply(&pipe.flows, snap.services, p)
+cdef inline int flow_of_error(
+        PipelineState *pipe, const Snapshot *snap, Packet *p, FlowTuple *flow, uint32_t now) noexcept nogil:
+    """An error about a packet to a backend: the flow in which the client had sent it. Bounded: MAX_ALTERNATIVES."""
+    cdef FlowEntry *entry
     cdef uint32_t backend = p.backend
-    cdef const Service *service
     cdef int _looked
+    if p.source != 0:
+        return VIA_ICMP if entry_of_port(pipe, snap, p, flow, now) != NULL else DROP_ICMP_UNKNOWN
+    entry = find_reply(&pipe.flows, snap.services, p)
     if entry != NULL and not is_stale(entry, snap.services, now):
         p.backend = backend_of(entry)
-        service = &snap.services.services[snap.services.backends[p.backend].service]
-        vip[0] = service.vip
-        be_vport[0] = be_vport_of(service, p)
+        set_flow_of_reply(flow, pipe, snap, p, p.backend)
         return VIA_ICMP
     for _looked in range(MAX_ALTERNATIVES):
         if backend == 0:
             break
-        service = &snap.services.services[snap.services.backends[backend].service]
-        vip[0] = service.vip
-        be_vport[0] = be_vport_of(service, p)
-        if explains(snap, backend, p, be_vport[0]):
+        set_flow_of_reply(flow, pipe, snap, p, backend)
+        if explains(snap, backend, p, flow.be_vport):
             p.backend = backend
             return VIA_ICMP
         backend = snap.services.backends[backend].next_reply
@@ -333,6 +416,21 @@ cdef inline int wrap(PipelineState *pipe, const Snapshot *snap, Packet *p, const
     return 0
 
 
+cdef inline void translate_for_backend(PipelineState *pipe, Packet *p, const Backend *backend) noexcept nogil:
+    """To the backend's address and port; in fullnat from a source port of ours."""
+    cdef uint16_t be_port = backend.be_port if backend.be_port != 0 else p.be_dport
+    cdef SourcePool *pool = pool_of(&pipe.flows, p.family)
+    if unlikely(p.quoted):
+        translate_to_backend(p, p.dst, backend.addr, be_port)
+        if p.source != 0:
+            translate_client_in_error(p, address_of(pool, p.source - 1), be_port_of(p.source - 1))
+        return
+    if p.source != 0:
+        translate_both(p, address_of(pool, p.source - 1), be_port_of(p.source - 1), backend.addr, be_port)
+    else:
+        translate_destination(p, backend.addr, be_port)
+
+
 cdef inline int forward_to_backend(
         PipelineState *pipe, const Snapshot *snap, Packet *p, int reason, uint32_t now) noexcept nogil:
     """Rewrite the packet for its backend, or wrap it; `reason`, or how else it ends."""
@@ -341,7 +439,6 @@ cdef inline int forward_to_backend(
     cdef BackendStats *stats = &pipe.flows.stats[p.backend]
     cdef const Hop *hop = NULL
     cdef int fault = hop_to_backend(snap.routes, p.backend, &hop)
-    cdef uint16_t be_port
     cdef uint32_t mtu
     must(0 < p.backend < snap.services.backend_limit and backend.present)
     if unlikely(fault):
@@ -358,47 +455,57 @@ cdef inline int forward_to_backend(
         if unlikely(fault):
             return fault
     else:
-        if service.forward == FORWARD_NAT:
+        if translates(service):
             fault = spend_ttl(pipe, p, now)
             if unlikely(fault):
                 return fault
-            be_port = backend.be_port if backend.be_port != 0 else p.be_dport
-            if unlikely(p.quoted):
-                translate_to_backend(p, p.dst, backend.addr, be_port)
-            else:
-                translate_destination(p, backend.addr, be_port)
+            translate_for_backend(pipe, p, backend)
         set_link_header(p, hop)
     stats.packets += 1
     stats.bytes += p.length
     return reason
 
 
-cdef inline void note_unresolved(PipelineState *pipe, const Snapshot *snap, const Packet *p) noexcept nogil:
+cdef inline void note_unresolved(
+        PipelineState *pipe, const Snapshot *snap, Addr client, uint8_t family) noexcept nogil:
     """A client on one of our links whose MAC the kernel must be asked for: fastlb's packets do not make it ask."""
-    cdef const LinkRoute *route = find_route(snap.routes, p.dst, p.family)
+    cdef const LinkRoute *route = find_route(snap.routes, client, family)
     cdef uint32_t at = load_acquire_u32(&pipe.unresolved_count)
     if at >= MAX_UNRESOLVED or route == NULL or route.hop != NO_HOP:
         return
-    if at != 0 and same_addr(pipe.unresolved[at - 1].addr, p.dst):
+    if at != 0 and same_addr(pipe.unresolved[at - 1].addr, client):
         return
-    pipe.unresolved[at].addr = p.dst
+    pipe.unresolved[at].addr = client
     pipe.unresolved[at].ifindex = route.ifindex
-    pipe.unresolved[at].family = p.family
+    pipe.unresolved[at].family = family
     store_release_u32(&pipe.unresolved_count, at + 1)
 
 
+cdef inline void translate_for_client(Packet *p, const FlowTuple *flow) noexcept nogil:
+    """From the VIP's address and port; in fullnat to the client's."""
+    if unlikely(p.quoted):
+        translate_to_client(p, p.src, flow.vip, flow.be_vport)
+        if p.source != 0:
+            translate_source_in_error(p, flow.client, flow.be_cport)
+        return
+    if p.source != 0:
+        translate_both(p, flow.vip, flow.be_vport, flow.client, flow.be_cport)
+    else:
+        translate_source(p, flow.vip, flow.be_vport)
+
+
 cdef inline int forward_to_client(
-        PipelineState *pipe, const Snapshot *snap, Packet *p, Addr vip, uint16_t be_vport, int reason, uint32_t now,
+        PipelineState *pipe, const Snapshot *snap, Packet *p, const FlowTuple *flow, int reason, uint32_t now,
         ) noexcept nogil:
     """Rewrite a reply so that it comes from the VIP; `reason`, or how else it ends."""
     cdef BackendStats *stats = &pipe.flows.stats[p.backend]
     cdef const Service *service = &snap.services.services[snap.services.backends[p.backend].service]
     cdef const Hop *hop = NULL
     cdef const Hop *back = NULL
-    cdef int fault = hop_to_address(snap.routes, p.dst, p.family, &hop)
+    cdef int fault = hop_to_address(snap.routes, flow.client, p.family, &hop)
     if unlikely(fault):
         if fault == DROP_NO_NEIGHBOUR:
-            note_unresolved(pipe, snap, p)
+            note_unresolved(pipe, snap, flow.client, p.family)
         return fault
     if unlikely(not fits(p, hop.mtu)):
         fault = make_fit(pipe, p, hop.mtu, now)
@@ -409,10 +516,7 @@ cdef inline int forward_to_client(
     fault = spend_ttl(pipe, p, now)
     if unlikely(fault):
         return fault
-    if unlikely(p.quoted):
-        translate_to_client(p, p.src, vip, be_vport)
-    else:
-        translate_source(p, vip, be_vport)
+    translate_for_client(p, flow)
     set_link_header(p, hop)
     stats.reply_packets += 1
     stats.reply_bytes += p.length
@@ -423,8 +527,13 @@ cdef inline int refuse(PipelineState *pipe, const Snapshot *snap, Packet *p, uin
     """No backend: drop, or answer, as the service says."""
     if snap.services.services[p.service].no_backend != NO_BACKEND_RESET:
         return DROP_NO_BACKEND
+    return answer(pipe, p, DROP_NO_BACKEND, now)
+
+
+cdef inline int answer(PipelineState *pipe, Packet *p, int reason, uint32_t now) noexcept nogil:
+    """Tell the sender that its packet goes nowhere; `reason`, when it may not be told."""
     if p.tcp_flags & TCP_RST or not answerable(p):
-        return DROP_NO_BACKEND
+        return reason
     if not may_reject(&pipe.rejects, now):
         return DROP_REJECT_LIMIT
     reject(p)
@@ -449,7 +558,7 @@ cdef inline int receive(PipelineState *pipe, const Snapshot *snap, Packet *p) no
     p.backend = 0
     if unlikely(failed):
         return -failed
-    classify(snap.services, pipe.flows.key, p)
+    classify(snap.services, &pipe.flows, p)
     if unlikely(p.leg == LEG_NONE):
         p.backend = 0
         return PASS_NO_SERVICE
@@ -458,26 +567,45 @@ cdef inline int receive(PipelineState *pipe, const Snapshot *snap, Packet *p) no
     if unlikely(not owns(&pipe.flows, p.shard)):
         p.backend = 0
         return DROP_WRONG_WORKER
-    prefetch_flow(&pipe.flows, p.shard, p.fingerprint)
+    if p.source == 0:
+        prefetch_flow(&pipe.flows, p.shard, p.fingerprint)
     return p.fault
+
+
+cdef inline bint is_far(const Snapshot *snap, const Packet *p) noexcept nogil:
+    """Of fullnat, where there is more to fetch than a bucket."""
+    return p.reason == 0 and (p.source != 0 or (
+        p.leg == LEG_CLIENT and snap.services.services[p.service].forward == FORWARD_FULLNAT))
+
+
+cdef inline void approach(PipelineState *pipe, Packet *p) noexcept nogil:
+    """Between the passes: by what the first has fetched, fetch what it names. Only a hint; nothing is decided."""
+    cdef FlowEntry *entry
+    cdef uint64_t fingerprint
+    if p.leg == LEG_CLIENT:
+        entry = find_flow(&pipe.flows, p.shard, p.fingerprint)
+        p.entry = entry
+        if entry != NULL:
+            prefetch(&tuple_of(&pipe.flows, entry).source)
+        return
+    fingerprint = pool_of(&pipe.flows, p.family).ports[p.source - 1].fingerprint
+    prefetch_flow(&pipe.flows, p.shard, fingerprint)
 
 
 cdef inline int pass_error_on(PipelineState *pipe, const Snapshot *snap, Packet *p, uint32_t now) noexcept nogil:
     """An ICMP error about a flow, on to the flow's other side."""
-    cdef Addr vip
-    cdef uint16_t be_vport
+    cdef FlowTuple flow
     cdef int reason
     if p.leg == LEG_CLIENT:
         reason = backend_of_error(pipe, snap, p, now)
         return forward_to_backend(pipe, snap, p, reason, now) if reason == VIA_ICMP else reason
-    reason = vip_of_error(pipe, snap, p, &vip, &be_vport, now)
-    return forward_to_client(pipe, snap, p, vip, be_vport, reason, now) if reason == VIA_ICMP else reason
+    reason = flow_of_error(pipe, snap, p, &flow, now)
+    return forward_to_client(pipe, snap, p, &flow, reason, now) if reason == VIA_ICMP else reason
 
 
 cdef inline int dispatch(PipelineState *pipe, const Snapshot *snap, Packet *p, uint32_t now) noexcept nogil:
     """Second pass: where does it go? The packet's reason."""
-    cdef Addr vip
-    cdef uint16_t be_vport
+    cdef FlowTuple flow
     cdef int reason
     if unlikely(p.leg == LEG_ECHO):
         return echo(p)
@@ -487,26 +615,33 @@ cdef inline int dispatch(PipelineState *pipe, const Snapshot *snap, Packet *p, u
         reason = track_client(pipe, snap, p, now)
         if unlikely(reason == DROP_NO_BACKEND):
             return refuse(pipe, snap, p, now)
+        if unlikely(reason == DROP_FLOW_UNKNOWN):
+            return answer(pipe, p, reason, now)
         if unlikely(reason > VIA_REJECT):
             return reason
         return forward_to_backend(pipe, snap, p, reason, now)
-    reason = track_reply(pipe, snap, p, &vip, &be_vport, now)
+    reason = track_reply(pipe, snap, p, &flow, now)
     if unlikely(reason > VIA_REJECT):
         return reason
-    return forward_to_client(pipe, snap, p, vip, be_vport, reason, now)
+    return forward_to_client(pipe, snap, p, &flow, reason, now)
 
 
 cdef inline void run_batch(
         PipelineState *pipe, const Snapshot *snap, Packet *packets, int count, uint32_t now) noexcept nogil:
     """Give each of `count` <= BATCH packets its reason. `now` in milliseconds, one for the whole batch."""
     cdef Packet *p
+    cdef bint far = False
     cdef int i
     must(0 <= count <= BATCH)
     for i in range(count):
         p = &packets[i]
         pipe.bytes += p.length
         p.reason = <uint8_t>receive(pipe, snap, p)
+        far |= is_far(snap, p)
     pipe.packets += count
+    for i in range(count if far else 0):
+        if is_far(snap, &packets[i]):
+            approach(pipe, &packets[i])
     for i in range(count):
         p = &packets[i]
         if likely(p.reason == 0):

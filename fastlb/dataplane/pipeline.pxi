@@ -4,16 +4,18 @@ cdef enum:
     SCRATCH_HEADROOM = 128
     MAX_FRAME = 65535 + 64
     SCRATCH_SLOT = SCRATCH_HEADROOM + MAX_FRAME
+    LOGGED_FLOWS = 1 << 16   # beginnings and ends that wait for the log
 
 
 cdef class FlowMemory:
     """What the pipelines of all workers share of the flow table: its entries, its key, its counts by shard.
 
     ``flows``: how many flows the table is meant for, at three quarters of its entries. ``key``: 32 secret bytes; drawn
-    at random when not given. Raises ValueError, and MemoryError when there is no room.
+    at random when not given. ``sources``: the addresses of full NAT, and ``ports`` the range of their ports that is
+    taken from, both ends included. Raises ValueError, and MemoryError when there is no room.
     """
 
-    def __cinit__(self, uint64_t flows, key=None):
+    def __cinit__(self, uint64_t flows, key=None, sources=(), ports=(1024, 32767)):
         cdef FlowTable *table = &self.table
         cdef uint64_t buckets
         key = urandom(32) if key is None else bytes(key)
@@ -27,12 +29,42 @@ cdef class FlowMemory:
         table.buckets = <Bucket *>map_zeroed(buckets * sizeof(Bucket))
         table.tuples = <FlowTuple *>map_zeroed(buckets * ENTRIES * sizeof(FlowTuple))
         table.flows = <uint64_t *>zeroed(SHARDS, sizeof(uint64_t))
+        for version in (4, 6):
+            of_version = [address for address in sources if address.version == version]
+            if of_version:
+                self.open_pool(pool_of(table, version), of_version, ports[0], ports[1])
+
+    cdef int open_pool(self, SourcePool *pool, list addresses, int lowest, int highest) except -1:
+        if not 0 < lowest <= highest <= 0xFFFF or len(addresses) > MAX_SOURCES:
+            raise ValueError(f"source ports {lowest}-{highest} of {len(addresses)} addresses; at most {MAX_SOURCES}")
+        pool.addresses = <Addr *>zeroed(len(addresses), sizeof(Addr))
+        if not table_init(&pool.positions, len(addresses)):
+            raise MemoryError
+        for position, address in enumerate(addresses):
+            pool.addresses[<uint32_t>position] = addr_from(address)
+            table_put(&pool.positions, addr_from(address), key_meta(address.version, 0, 0), position)
+        pool.lowest, pool.highest = lowest, highest
+        pool.free = <FreePorts *>map_zeroed(PROTOCOL_ROWS * SHARDS * sizeof(FreePorts))
+        for queue, start in enumerate(unpack(f"{PROTOCOL_ROWS * SHARDS}I", urandom(PROTOCOL_ROWS * SHARDS * 4))):
+            pool.free[<uint32_t>queue].start = start
+        pool.ports = <SourcePort *>map_zeroed(pool_bytes(len(addresses)))
+        pool.count = len(addresses)
+        return 0
+
+    cdef int close_pool(self, SourcePool *pool) except -1:
+        unmap(pool.ports, pool_bytes(pool.count))
+        unmap(pool.free, PROTOCOL_ROWS * SHARDS * sizeof(FreePorts))
+        free(pool.addresses)
+        table_free(&pool.positions)
+        return 0
 
     def __dealloc__(self):
         cdef uint64_t buckets = <uint64_t>self.table.per_shard * SHARDS
         unmap(self.table.buckets, buckets * sizeof(Bucket))
         unmap(self.table.tuples, buckets * ENTRIES * sizeof(FlowTuple))
         free(self.table.flows)
+        self.close_pool(&self.table.pools[0])
+        self.close_pool(&self.table.pools[1])
 
 
 cdef class Pipeline:
@@ -72,6 +104,7 @@ cdef class Pipeline:
     def __dealloc__(self):
         cdef int slot
         unmap(self.state.flows.stats, MAX_BACKENDS * sizeof(BackendStats))
+        free(self.state.flows.log.events)
         for slot in range(BATCH):
             free(self.scratch[slot])
 
@@ -189,6 +222,7 @@ cdef class Pipeline:
             "flows_evicted": table.evicted,
             "flows_untracked": table.untracked,
             "flows_expired": table.expired,
+            "flow_log_lost": table.log.lost,
         }
         return totals | named
 
@@ -207,6 +241,52 @@ cdef class Pipeline:
                 self.state.unresolved[i].ifindex,
                 address_from(self.state.unresolved[i].addr, self.state.unresolved[i].family)))
         store_release_u32(&self.state.unresolved_count, 0)
+        return found
+
+    def log_flows(self):
+        """Keep the beginnings and ends of flows in the NAT modes for `take_logged`, before a worker runs."""
+        cdef FlowLog *log = &self.state.flows.log
+        if self.running:
+            raise RuntimeError("a worker runs this pipeline")
+        if log.events == NULL:
+            log.events = <FlowEvent *>zeroed(LOGGED_FLOWS, sizeof(FlowEvent))
+            log.size = LOGGED_FLOWS
+
+    def take_logged(self, uint32_t most):
+        """Up to ``most`` beginnings and ends, oldest first, as (began, milliseconds, milliseconds of the beginning,
+        protocol, client, port, vip, port, source or None, port, backend id, state)."""
+        cdef FlowLog *log = &self.state.flows.log
+        cdef FlowEvent *event
+        cdef SourcePool *pool
+        cdef uint32_t waiting = load_acquire_u32(&log.written) - log.read
+        taken = []
+        for _ in range(min(waiting, most)):
+            event = &log.events[log.read & (log.size - 1)]
+            pool = pool_of(&self.state.flows, event.flow.family)
+            source, port = None, 0
+            if event.flow.source != 0:
+                source = address_from(address_of(pool, event.flow.source - 1), event.flow.family)
+                port = port_of(event.flow.source - 1)
+            taken.append((
+                bool(event.began), event.when, event.flow.since, event.flow.protocol,
+                address_from(event.flow.client, event.flow.family), bswap16(event.flow.be_cport),
+                address_from(event.flow.vip, event.flow.family), bswap16(event.flow.be_vport),
+                source, port, event.backend, STATE_NAMES[event.state]))
+            store_release_u32(&log.read, log.read + 1)
+        return taken
+
+    def source_ports(self):
+        """How many source ports of full NAT are taken: a list of (IP version, protocol, taken, all)."""
+        cdef SourcePool *pool
+        cdef uint32_t shard
+        found = []
+        for version in (4, 6):
+            pool = pool_of(&self.state.flows, version)
+            if pool.count == 0:
+                continue
+            for protocol in (PROTO_TCP, PROTO_UDP):
+                taken = sum(free_ports(pool, protocol, shard).used for shard in range(SHARDS))
+                found.append((version, protocol, taken, pool.count * (pool.highest - pool.lowest + 1)))
         return found
 
     def flow_count(self):
@@ -262,7 +342,7 @@ cdef class Pipeline:
         p.src, p.dst = addr_from(src), addr_from(dst)
         p.be_sport, p.be_dport = be_port_from(sport), be_port_from(dport)
         p.family, p.protocol = dst.version, protocol
-        classify(snap.services, self.state.flows.key, &p)
+        classify(snap.services, &self.state.flows, &p)
         if p.leg != LEG_CLIENT:
             return None
         service = &snap.services.services[p.service]
@@ -281,8 +361,15 @@ cdef tuple STATE_NAMES = (
     "reset")
 assert len(STATE_NAMES) == FLOW_STATES
 assert_equal(sizeof(FlowEntry), 16)
+assert_equal(sizeof(FlowTuple), 48)
+assert_equal(sizeof(SourcePort), 32)
+assert_equal(sizeof(FreePorts), 64)
 assert_equal(sizeof(Bucket), 64)                         # a cache line
 assert_equal(sizeof(VnetHdr), VNET_HDR_LEN)
+
+
+cdef size_t pool_bytes(size_t addresses) noexcept:
+    return (PROTOCOL_ROWS * addresses << ROW_BITS) * sizeof(SourcePort)
 
 
 cdef list frames_of(const Packet *packet):

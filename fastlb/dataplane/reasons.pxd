@@ -47,6 +47,9 @@ cdef enum Reason:
     DROP_REPLY_UNKNOWN
     DROP_ICMP_UNKNOWN
     DROP_NAT_CONFLICT
+    DROP_NO_SOURCE_PORT
+    DROP_FLOW_TABLE_FULL
+    DROP_FLOW_UNKNOWN
     DROP_REJECT_LIMIT
     # dropped: by the ring, before or after the pipeline
     DROP_WRONG_WORKER
@@ -123,6 +126,12 @@ cdef inline const char *reason_name(int reason) noexcept nogil:
         return "reply_unknown"
     elif reason == DROP_NAT_CONFLICT:       # the client's port already talks to every candidate through another VIP
         return "nat_conflict"
+    elif reason == DROP_NO_SOURCE_PORT:     # fullnat: every source port of the flow's shard is taken
+        return "no_source_port"
+    elif reason == DROP_FLOW_TABLE_FULL:    # fullnat: no room to remember the source port
+        return "flow_table_full"
+    elif reason == DROP_FLOW_UNKNOWN:       # fullnat: a RST of a flow that is not known; other packets are answered
+        return "flow_unknown"
     elif reason == DROP_REJECT_LIMIT:       # would be rejected, but answers are rate-limited
         return "reject_limit"
     elif reason == DROP_WRONG_WORKER:       # of a shard that another worker owns

@@ -117,6 +117,26 @@ cdef inline void translate_source(Packet *p, Addr new, uint16_t be_port) noexcep
     translate(p, p.src, new, IP4_SRC, IP6_SRC, 0, be_port)
 
 
+cdef inline void translate_both(
+        Packet *p, Addr source, uint16_t be_sport, Addr target, uint16_t be_dport) noexcept nogil:
+    """Replace both addresses and both ports at once, so that each checksum is mended only once."""
+    cdef uint8_t *ip = p.frame + p.l3
+    cdef uint8_t *ports = p.frame + p.l4
+    cdef uint64_t addresses = difference(sum_addr(p.src) + sum_addr(p.dst), sum_addr(source) + sum_addr(target))
+    cdef uint64_t port_change = difference(
+        <uint64_t>load16(ports) + load16(ports + 2), <uint64_t>be_sport + be_dport)
+    if likely(p.family == FAMILY_4):
+        store32(ip + IP4_SRC, be_addr4(source))
+        store32(ip + IP4_DST, be_addr4(target))
+        update_checksum(ip + IP4_CSUM, addresses)
+    else:
+        write_addr6(ip + IP6_SRC, source)
+        write_addr6(ip + IP6_DST, target)
+    store16(ports, be_sport)
+    store16(ports + 2, be_dport)
+    fix_transport_checksum(p, addresses, port_change)
+
+
 cdef inline void clamp_mss(Packet *p, uint32_t most) noexcept nogil:
     """Lower the maximum segment size that a SYN or SYN-ACK announces (RFC 9293 section 3.7.1); never raise it.
 

@@ -1,7 +1,8 @@
 # The Python face of what a snapshot is made of: Services (from the configuration), Routes (from the kernel).
 
 cdef dict FORWARDS = {
-    "nat": FORWARD_NAT, "dsr": FORWARD_DSR, "ipip": FORWARD_IPIP, "gre": FORWARD_GRE, "gue": FORWARD_GUE}
+    "nat": FORWARD_NAT, "fullnat": FORWARD_FULLNAT, "dsr": FORWARD_DSR, "ipip": FORWARD_IPIP, "gre": FORWARD_GRE,
+    "gue": FORWARD_GUE}
 cdef dict DONT_FRAGMENT = {"inner": DF_INNER, "always": DF_ALWAYS, "never": DF_NEVER}
 cdef dict PROTOCOLS = {"tcp": PROTO_TCP, "udp": PROTO_UDP}
 cdef dict HOP_FAULTS = {
@@ -78,7 +79,9 @@ cdef class Services:
         self.table.services = <Service *>zeroed(len(specs), sizeof(Service))
         self.table.backends = <Backend *>zeroed(self.table.backend_limit, sizeof(Backend))
         self.members = <uint32_t *>zeroed(len(ids), sizeof(uint32_t))
-        if not table_init(&self.table.vips, 2 * len(specs)) or not table_init(&self.table.replies, len(ids)):
+        full = sum(len(spec.members) for spec in specs if spec.forward == "fullnat")
+        if (not table_init(&self.table.vips, 2 * len(specs)) or not table_init(&self.table.replies, len(ids))
+                or not table_init(&self.table.full_replies, full)):
             raise MemoryError
 
     cdef int add_echo(self, list specs) except -1:
@@ -138,8 +141,10 @@ cdef class Services:
         backend.family = member.address.version
         backend.protocol = service.protocol
         backend.present = 1
-        if service.forward == FORWARD_NAT:
-            meta = key_meta(backend.family, backend.protocol, backend.be_port)
+        meta = key_meta(backend.family, backend.protocol, backend.be_port)
+        if service.forward == FORWARD_FULLNAT:
+            table_put(&self.table.full_replies, backend.addr, meta, member.id)
+        elif service.forward == FORWARD_NAT:
             first = find(&self.table.replies, backend.addr, meta)
             backend.next_reply = 0 if first == MISSING else first
             table_put(&self.table.replies, backend.addr, meta, member.id)
@@ -150,6 +155,7 @@ cdef class Services:
         free(self.members)
         table_free(&self.table.vips)
         table_free(&self.table.replies)
+        table_free(&self.table.full_replies)
 
 
 cdef class Routes:

@@ -12,6 +12,19 @@ cdef struct Addr:
     uint64_t lo
 
 
+cdef struct FlowTuple:
+    # A flow from the client's point of view.
+    Addr client
+    Addr vip
+    uint16_t be_cport
+    uint16_t be_vport
+    uint8_t protocol
+    uint8_t family
+    uint16_t logged
+    uint32_t source          # fullnat: its source port, as from take_port (sourceport.pxd); 0: none
+    uint32_t since           # milliseconds
+
+
 cdef struct Key:
     # What the lookup tables are keyed by. meta: be_port | protocol << 16 | family << 24 | prefix length << 32.
     Addr addr
@@ -54,8 +67,8 @@ cdef enum:
 
 cdef enum Forward:
     FORWARD_NAT = 0
-    FORWARD_DSR = 1
-    FORWARD_FULLNAT = 2
+    FORWARD_FULLNAT = 1      # up to here: both legs pass, and are translated
+    FORWARD_DSR = 2
     FORWARD_IPIP = 3         # from here on: a packet is wrapped into another
     FORWARD_GRE = 4
     FORWARD_GUE = 5
@@ -71,7 +84,7 @@ cdef enum DontFragment:
 cdef enum Leg:
     LEG_NONE = 0
     LEG_CLIENT = 1           # from a client to a VIP
-    LEG_REPLY = 2            # from a backend to a client (nat)
+    LEG_REPLY = 2            # from a backend to a client (nat, fullnat)
     LEG_ECHO = 3             # an echo request to a VIP
 
 
@@ -114,7 +127,8 @@ cdef struct Service:
 cdef struct ServiceTable:
     # The immutable half of a snapshot that comes from the configuration.
     Table vips               # (VIP, port, protocol) -> index into services
-    Table replies            # (backend, port, protocol) -> the first backend id with it
+    Table replies            # nat: (backend, port, protocol) -> the first backend id with it
+    Table full_replies       # fullnat: (backend, port, protocol)
     Service *services
     Backend *backends        # by stable id; [0] is never present
     uint32_t service_count
@@ -195,6 +209,8 @@ cdef struct Packet:
     bint summed              # the tunnel's UDP header has a checksum
     uint32_t service         # index, on the client leg
     uint32_t backend         # stable id; 0: none chosen yet
+    uint32_t source          # fullnat: the flow's source port, as from take_port; 0: none
+    void *entry              # fullnat: where the flow's entry was when it was approached; NULL: not known
     Addr src                 # with an ICMP error: of the answer to what it quotes
     Addr dst
     Addr sender              # of an ICMP error

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from fastlb import bpf, classifier
-from fastlb.classifier import SHARDS, Classifier, Key
+from fastlb.classifier import SHARDS, Classifier, Key, Keys, Sources
 from fastlb.errors import KernelError
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: loads eBPF programs")
@@ -215,6 +215,35 @@ FRAMES: list[tuple[str, bytes, bool]] = [
     ("multicast", ipv4(CLIENT, 40000, VIP, 80, mac=bytes.fromhex("01005e000001")), False),
 ]
 
+# With SOURCES: the answers of FULL_REPLIES to a source port. SNAT is the host's own address, and SNAT6 is not.
+SNAT, SNAT6 = OWN, "fd00:3::5"
+SOURCES = Sources(frozenset(map(ip_address, (SNAT, SNAT6))), 1024, 32767)
+FULL, FULL_ANY, FULL6 = "10.3.0.41", "10.3.0.42", "fd00:3::41"
+FULL_REPLIES = [(FULL, 8080, TCP), (FULL_ANY, 0, UDP), (FULL6, 8080, TCP), (BACKEND, 8080, TCP)]
+FULL_FRAMES: list[tuple[str, bytes, bool]] = [
+    ("answer", ipv4(FULL, 8080, SNAT, 1024), True),
+    ("answer, last port", ipv4(FULL, 8080, SNAT, 32767), True),
+    ("answer, ipv6", ipv6(FULL6, 8080, SNAT6, 5000), True),
+    ("answer, any port", ipv4(FULL_ANY, 99, SNAT, 5000, UDP), True),
+    ("answer with options and a tag", ipv4(FULL, 8080, SNAT, 5000, ihl=9, tags=(0x8100,)), True),
+    ("answer with an extension", ipv6(FULL6, 8080, SNAT6, 5000, TCP, ((0, 0),)), True),
+    ("answer of a backend of nat and fullnat", ipv4(BACKEND, 8080, SNAT, 5000), True),
+    ("reply of that backend in nat", ipv4(BACKEND, 8080, CLIENT, 5000), True),
+    ("below the range", ipv4(FULL, 8080, SNAT, 1023), False),
+    ("above the range: a socket of the host", ipv4(FULL, 8080, SNAT, 32768), False),
+    ("health check's answer of a backend of nat and fullnat", ipv4(BACKEND, 8080, SNAT, 40000), False),
+    ("from another port", ipv4(FULL, 8081, SNAT, 5000), False),
+    ("from another protocol", ipv4(FULL, 8080, SNAT, 5000, UDP), False),
+    ("from any port, another protocol", ipv4(FULL_ANY, 99, SNAT, 5000), False),
+    ("to another of the host's addresses", ipv6(FULL6, 8080, OWN6, 5000), False),
+    ("to a client", ipv4(FULL, 8080, CLIENT, 5000), False),
+    ("from a stranger: a service of the host", ipv4(CLIENT, 40000, SNAT, 5000), False),
+    ("a backend of nat alone", ipv4(BACKEND_ANY, 99, SNAT, 5000, UDP), False),
+    ("error about a packet to a backend", icmp(ELSEWHERE, SNAT, 3, ipv4(SNAT, 5000, FULL, 8080)), True),
+    ("error about a packet to a backend, ipv6", icmp(ELSEWHERE6, SNAT6, 2, ipv6(SNAT6, 5000, FULL6, 8080)), True),
+    ("error about a packet of the host", icmp(ELSEWHERE, SNAT, 3, ipv4(SNAT, 40000, FULL, 8080)), False),
+]
+
 # The frame, and the length at which its ports are complete. Tagged, because the kernel's test run refuses
 # frames of IP itself that are shorter than its header.
 WHOLE: list[tuple[str, bytes, int]] = [
@@ -229,8 +258,8 @@ WHOLE: list[tuple[str, bytes, int]] = [
 ]
 
 
-def keys(rows: list[tuple[str, int, int]]) -> list[Key]:
-    return [Key(ip_address(address), port, protocol) for address, port, protocol in rows]
+def keys(rows: list[tuple[str, int, int]]) -> set[Key]:
+    return {Key(ip_address(address), port, protocol) for address, port, protocol in rows}
 
 
 WORKERS = 3
@@ -283,7 +312,7 @@ def all_say(ours: bool) -> dict[str, bool]:
 
 
 def fill(classified: Classifier) -> None:
-    classified.replace(keys(VIPS), keys(REPLIES), map(ip_address, LOCALS))
+    classified.replace(Keys(keys(VIPS), keys(REPLIES)), map(ip_address, LOCALS))
 
 
 @pytest.fixture(scope="module")
@@ -297,6 +326,36 @@ def filled() -> Iterator[Classifier]:
 @pytest.mark.parametrize(("frame", "ours"), [row[1:] for row in FRAMES], ids=[row[0] for row in FRAMES])
 def test_frame(filled: Classifier, frame: bytes, ours: bool) -> None:
     assert takers(filled, frame) == all_say(ours)
+
+
+@pytest.fixture(scope="module")
+def with_sources() -> Iterator[Classifier]:
+    with Classifier(WORKERS, SOURCES) as classified:
+        classified.replace(Keys(keys(VIPS), keys(REPLIES), keys(FULL_REPLIES)), map(ip_address, LOCALS))
+        classified.set_workers(OWNERS)
+        yield classified
+
+
+@pytest.mark.parametrize(("frame", "ours"), [row[1:] for row in FULL_FRAMES], ids=[row[0] for row in FULL_FRAMES])
+def test_frame_in_full_nat(with_sources: Classifier, frame: bytes, ours: bool) -> None:
+    assert takers(with_sources, frame) == all_say(ours)
+
+
+@pytest.mark.parametrize(("frame", "ours"), [row[1:] for row in FRAMES], ids=[row[0] for row in FRAMES])
+def test_sources_change_nothing_else(with_sources: Classifier, frame: bytes, ours: bool) -> None:
+    assert takers(with_sources, frame) == all_say(ours)
+
+
+def test_an_answer_belongs_to_the_worker_of_its_port_s_shard(with_sources: Classifier) -> None:
+    for port in range(1024, 32768, 61):
+        owner = OWNERS[port % SHARDS]
+        for frame in (
+            ipv4(FULL, 8080, SNAT, port),
+            ipv6(FULL6, 8080, SNAT6, port, TCP, ((0, 0),)),
+            icmp(ELSEWHERE, SNAT, 3, ipv4(SNAT, port, FULL, 8080)),
+        ):
+            assert run(with_sources.steer_fd, frame) == 1 + owner
+            assert bells(with_sources, frame) == [owner]
 
 
 @pytest.mark.parametrize(("frame", "enough"), [row[1:] for row in WHOLE], ids=[row[0] for row in WHOLE])
@@ -433,7 +492,7 @@ def test_replace_leaves_exactly_what_was_asked_for() -> None:
     with Classifier() as classified:
         seen = []
         for _name, (vips, replies, locals_), _ours in CHANGES:
-            classified.replace(vips, replies, [ip_address(address) for address in locals_])
+            classified.replace(Keys(vips, replies), [ip_address(address) for address in locals_])
             seen.append((classified.test(TO_VIP), classified.test(TO_CLIENT)))
         assert seen == [ours for _, _, ours in CHANGES]
 
@@ -451,9 +510,9 @@ def test_thousands_of_services() -> None:
     first = int(ip_address("10.64.0.0"))
     many = [Key(ip_address(first + number), 80, TCP) for number in range(20_000)]
     with Classifier() as classified:
-        classified.replace(many, [], [])
+        classified.replace(Keys(set(many)))
         assert all(classified.test(ipv4(CLIENT, 1, str(key.address), 80)) for key in many[::199])
-        classified.replace(many[:1], [], [])
+        classified.replace(Keys(set(many[:1])))
         assert [classified.test(ipv4(CLIENT, 1, str(key.address), 80)) for key in many[:3]] == [
             True,
             False,
@@ -464,9 +523,9 @@ def test_thousands_of_services() -> None:
 def test_more_than_the_limit_is_refused_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(classifier, "MAX_ENTRIES", 2)
     with Classifier() as classified:
-        classified.replace([VIP_80], [], [])
+        classified.replace(Keys({VIP_80}))
         with pytest.raises(KernelError, match=r"fastlb_replies would have to hold 3 entries.* limit is 2"):
-            classified.replace([], [Key(ip_address(BACKEND), port, TCP) for port in (8080, 2, 3)], [])
+            classified.replace(Keys(replies={Key(ip_address(BACKEND), port, TCP) for port in (8080, 2, 3)}))
         assert (classified.test(TO_VIP), classified.test(TO_CLIENT)) == (True, False)
 
 

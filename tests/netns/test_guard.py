@@ -28,7 +28,7 @@ import pytest
 
 from fastlb import bpf, guard
 from fastlb.bpf import Assembler, Reg
-from fastlb.classifier import BELL_NAME, FILTER_NAME, GUARD_NAME, Classifier, Key
+from fastlb.classifier import BELL_NAME, FILTER_NAME, GUARD_NAME, Classifier, Key, Keys
 from fastlb.errors import KernelError
 from tests.netns import test_classifier as table
 from tests.netns.namespaces import Namespace, veth
@@ -45,12 +45,12 @@ SERVICE, OTHER, MARKER = 5000, 5001, 5999  # UDP ports of the host
 CLIENT, CLIENT6, HOST, HOST6 = "10.9.0.1", "fd09::1", "10.9.0.2", "fd09::2"
 BACKEND, BACKEND6 = "10.9.0.11", "fd09::11"
 VIP, VIP_ANY, BEHIND, VIP6 = "203.0.113.10", "203.0.113.20", "203.0.113.30", "2001:db8:cafe::10"
-VIPS = [
+VIPS = {
     Key(ip_address(VIP), SERVICE, UDP),
     Key(ip_address(VIP_ANY), 0, UDP),
     Key(ip_address(VIP6), SERVICE, UDP),
-]
-REPLIES = [Key(ip_address(BACKEND), 9000, UDP), Key(ip_address(BACKEND6), 9000, UDP)]
+}
+REPLIES = {Key(ip_address(BACKEND), 9000, UDP), Key(ip_address(BACKEND6), 9000, UDP)}
 LOCALS = [ip_address(HOST), ip_address(HOST6)]
 
 
@@ -138,7 +138,7 @@ def rig() -> Iterator[Rig]:
 @pytest.fixture
 def classified() -> Iterator[Classifier]:
     with Classifier() as made:
-        made.replace(VIPS, REPLIES, LOCALS)
+        made.replace(Keys(VIPS, REPLIES), LOCALS)
         yield made
 
 
@@ -270,11 +270,12 @@ def test_neighbours_and_pings_stay_with_the_host(rig: Rig, classified: Classifie
 def test_the_guard_outlives_the_classifier_and_goes_wholly(rig: Rig) -> None:
     others = held(os.getpid())
     with Classifier() as classified:
-        classified.replace(VIPS, REPLIES, LOCALS)
+        classified.replace(Keys(VIPS, REPLIES), LOCALS)
         rig.attach(classified)
         ours = held(os.getpid()) - others
         maps = ["fastlb_any_port", "fastlb_locals", "fastlb_replies", "fastlb_vips"]
-        assert names(ours) == sorted([*maps, "fastlb_asleep", FILTER_NAME, GUARD_NAME, BELL_NAME])
+        unused = ["fastlb_full", "fastlb_sources"]  # without full NAT no program refers to them
+        assert names(ours) == sorted([*maps, *unused, "fastlb_asleep", FILTER_NAME, GUARD_NAME, BELL_NAME])
     assert until(lambda: names(ours) == sorted([*maps, GUARD_NAME]))
     rig.settle()
     rig.send(VIP, SERVICE)
@@ -294,9 +295,9 @@ CRASHING = """
 import sys
 from ipaddress import ip_address
 from fastlb import guard
-from fastlb.classifier import Classifier, Key
+from fastlb.classifier import Classifier, Key, Keys
 classified = Classifier()
-classified.replace([Key(ip_address(sys.argv[1]), int(sys.argv[2]), 17)], [], [])
+classified.replace(Keys({Key(ip_address(sys.argv[1]), int(sys.argv[2]), 17)}))
 guard.attach("h0", classified.guard_fd)
 print("attached", flush=True)
 sys.stdin.read()
@@ -341,7 +342,7 @@ def test_no_frame_passes_while_the_guard_is_replaced(rig: Rig, classified: Class
     rig.attach(classified)
     rig.settle()
     with Classifier() as second:
-        second.replace(VIPS, REPLIES, LOCALS)
+        second.replace(Keys(VIPS, REPLIES), LOCALS)
         sending = rig.client.start(send_until_stopped)
         programs = []
         for number in range(100):

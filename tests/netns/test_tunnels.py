@@ -22,19 +22,19 @@ from tests.netns.balancer import Balancer, drops
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "netns-lab"))
 
 from namespaces import inside
-from topology import BACKENDS, DSR_TABLE, TUNNEL_VIPS, VIPS, Lab, LabError, address, own_prefix
+from topology import ALL_VIPS, BACKENDS, DSR_TABLE, TUNNEL_VIPS, VIPS, Lab, LabError, address, own_prefix
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
 
 NARROW = 1400  # bytes
 SKB_LOAD_BYTES, SCHED_CLS, ACT_SHOT, ACT_UNSPEC = 26, 3, 2, -1
 every_tunnel = pytest.mark.parametrize(("forward", "version"), TUNNEL_VIPS)
-every_way = pytest.mark.parametrize(("forward", "version"), {**VIPS, **TUNNEL_VIPS})
+every_way = pytest.mark.parametrize(("forward", "version"), ALL_VIPS)
 
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    with Lab(own_prefix("test") + "tunnels-", tunnels=True) as lab:
+    with Lab(own_prefix("test") + "tunnels-", every_mode=True) as lab:
         yield lab
 
 
@@ -106,7 +106,7 @@ def narrow_link(lab: Lab) -> Iterator[None]:
 
 
 def upload(lab: Lab, forward: str, version: int) -> None:
-    got = lab.client("upload", {**VIPS, **TUNNEL_VIPS}[forward, version], "--bytes", 10_000_000)
+    got = lab.client("upload", ALL_VIPS[forward, version], "--bytes", 10_000_000)
     assert (got["bytes"], got["verified"]) == (10_000_000, True)
 
 

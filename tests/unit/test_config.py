@@ -31,8 +31,8 @@ DSR = NAT.replace("nat", "dsr")
 NAT_ANY = NAT.replace("port: 80", "port: any")
 
 TOP_KEYS = (
-    "interfaces, vip_address, workers, hash_seed, flows, maglev_size, transmit, control, icmp_echo, timeouts, ring, "
-    "services"
+    "interfaces, vip_address, workers, hash_seed, snat, snat_ports, flow_log, flows, maglev_size, transmit, control, "
+    "icmp_echo, timeouts, ring, services"
 )
 SERVICE_KEYS = "name, vip, port, protocol, forward, scheduler, no_backend, tunnel, mss_clamp, nat_any_port, backends"
 NAME = '1 to 64 letters, digits, "_", "." or "-" (in quotes if YAML would take it for a number)'
@@ -381,7 +381,8 @@ def test_yaml_numbers_and_aliases(tmp_path: Path) -> None:
             NAT + "    backends:\n      - weight: 1",
             8,
             "services[0].backends[0].address",
-            "it is missing; add it: the server's IPv4 or IPv6 address; in nat and dsr of the same family as the VIP",
+            "it is missing; add it: the server's IPv4 or IPv6 address; in nat, fullnat and dsr of the same family as "
+            "the VIP",
         ),
         (
             NAT.replace("    protocol: tcp\n", ""),
@@ -463,7 +464,6 @@ def test_unknown_keys(data: dict[str, Any], path: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("data", "path", "right"),
     [
-        ({"services": [service(forward="fullnat")]}, "services[0].forward", "nat, dsr, ipip, gre, gue"),
         *(
             ({"services": [service(scheduler=name)]}, "services[0].scheduler", "maglev")
             for name in ("rr", "wrr", "lc", "wlc", "lrt", "p2c", "ketama", "source-hash", "random")
@@ -476,7 +476,6 @@ def test_unknown_keys(data: dict[str, Any], path: str, message: str) -> None:
             )
             for key in ("affinity", "slow_start", "check")
         ),
-        ({"snat": ["10.0.0.5"]}, "snat", TOP_KEYS),
         ({"services": [service(vip="203.0.113.0/28")]}, "services[0].vip", 'one address: "203.0.113.0"'),
         ({"services": [service(port="8000-8099")]}, "services[0].port", "a port from 1 to 65535, any"),
     ],
@@ -602,6 +601,62 @@ def test_a_message_is_one_line_whatever_the_value() -> None:
 )
 def test_fields_against_each_other(tmp_path: Path, text: str, expected: tuple[int, str, str]) -> None:
     assert problems_in(text, tmp_path) == [expected]
+
+
+FULL = {"forward": "fullnat"}
+
+
+@pytest.mark.parametrize(
+    ("data", "path", "message"),
+    [
+        (
+            {"services": [service(**FULL)]},
+            "services[0].forward",
+            "fullnat needs an IPv4 address to send from; add one of this host's to snat, which stands beside services",
+        ),
+        (
+            {"snat": ["10.0.0.5"], "services": [service(**FULL, vip="2001:db8::1", backends=[])]},
+            "services[0].forward",
+            "fullnat needs an IPv6 address to send from; add one of this host's to snat, which stands beside services",
+        ),
+        (
+            {"snat": ["203.0.113.10"], "services": [service(**FULL)]},
+            "snat[0]",
+            '203.0.113.10 is the VIP of service "web"; it must be an address of its own',
+        ),
+        (
+            {"snat": ["10.0.0.5"], "services": [service(**FULL, backends=[{"address": "10.0.0.5"}])]},
+            "snat[0]",
+            "10.0.0.5 is a backend; it must be an address of this host",
+        ),
+        (
+            {"snat": ["10.0.0.5"], "services": [service(**FULL, backends=[{"address": "fd00::1"}])]},
+            "services[0].backends[0].address",
+            "fd00::1 is IPv6 and the VIP 203.0.113.10 is IPv4; both must be of one family",
+        ),
+        ({"snat": ["10.0.0.5", "10.0.0.5"]}, "snat", '"10.0.0.5" is listed twice; keep one'),
+        (
+            {"snat": ["127.0.0.1"]},
+            "snat[0]",
+            "127.0.0.1 is a loopback address; it must be a unicast address to which backends can answer",
+        ),
+        ({"snat": ["10.0.0.0/24"]}, "snat[0]", 'found "10.0.0.0/24"; it must be an IPv4 or IPv6 address, as text'),
+        ({"snat": [f"10.0.{n}.1" for n in range(256)]}, "snat", "256 IPv4 addresses; at most 255 can be used"),
+        *(
+            (
+                {"snat_ports": ports},
+                "snat_ports",
+                f'found {shown}; it must be a range of ports such as "1024-32767", within 1-65535',
+            )
+            for ports, shown in (
+                ("2000-1000", '"2000-1000"'), ("0-9", '"0-9"'), ("1-65536", '"1-65536"'), (80, "80"), ("99", '"99"'),
+            )
+        ),
+        ({"flow_log": "flows.log"}, "flow_log", 'found "flows.log"; it must be an absolute path'),
+    ],
+)  # fmt: skip
+def test_fullnat(data: dict[str, Any], path: str, message: str) -> None:
+    assert messages_of(data) == [(path, message)]
 
 
 def test_what_goes_together() -> None:
@@ -796,7 +851,7 @@ def test_the_schema_is_valid_and_accepts_the_example() -> None:
         ({"services": [service(mss_clamp=True)]}, True),
         ({"services": [service(mss_clamp=1400)]}, True),
         ({"services": [service(mss_clamp=100)]}, False),
-        ({"services": [service(forward="fullnat")]}, False),
+        ({"services": [service(forward="proxy")]}, False),
         ({"services": [{}]}, False),
         ({"services": [service(backends=[{"address": "10.0.0.1", "weight": 65536}])]}, False),
     ],

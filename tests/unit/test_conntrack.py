@@ -452,7 +452,7 @@ def seen_of(part: Part, but: tuple[str, ...]) -> tuple[Any, ...]:
 @pytest.mark.parametrize("workers", [1, 2, 3, 7, 64])
 def test_every_packet_has_one_worker(workers: int) -> None:
     settings = config(service("dsr", backends=ONE["dsr"]))
-    members = [Part(settings, pipeline) for pipeline in open_pipelines(settings.flows, workers)]
+    members = [Part(settings, pipeline) for pipeline in open_pipelines(settings, workers)]
     taken = Counter(port for member in members for port in member.owned())
     assert taken == dict.fromkeys(PORTS, 1)
     assert [member.pipeline.flow_count() for member in members] == [len(PORTS)] * workers

@@ -42,6 +42,7 @@ def test_flows_and_their_memory() -> None:
         "active": 0,
         "entries": described["entries"],
         "hot_bytes": described["entries"] * 16,
-        "cold_bytes": described["entries"] * 40,
+        "cold_bytes": described["entries"] * 48,
+        "source_ports": [],
     }
     assert described["entries"] >= 4000  # three quarters of them are 3,000
