@@ -8,7 +8,8 @@ from fastlb.dataplane.pipeline cimport PipelineState
 from fastlb.dataplane.publish cimport Publication
 from fastlb.dataplane.ring cimport RxRing
 from fastlb.dataplane.sourceport cimport SourcePool
-from fastlb.dataplane.types cimport BATCH, Hop, Packet, RouteTable, Service, ServiceTable, Snapshot
+from fastlb.dataplane.types cimport (
+    BATCH, Backend, Hop, Packet, RouteTable, Service, ServiceTable, ShapeList, Snapshot)
 from fastlb.dataplane.worker cimport WorkerState
 from fastlb.dataplane.xsk cimport Xsk
 
@@ -28,6 +29,9 @@ cdef class Services:
     cdef int add_echo(self, list specs) except -1
     cdef int set_timeouts(self, timeouts) except -1
     cdef int add_service(self, uint32_t index, spec, const uint32_t *members) except -1
+    cdef int set_shapes(self, list specs) except -1
+    cdef int set_shape_list(self, ShapeList *listed, version, wanted) except -1
+    cdef int add_reply(self, const Service *service, Backend *backend, uint32_t number, uint64_t meta) except -1
     cdef int set_tunnel(self, Service *service, tunnel) except -1
     cdef int add_backend(self, uint32_t index, spec, member) except -1
 

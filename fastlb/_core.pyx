@@ -4,7 +4,7 @@ Only cimports and assembly live here. The stages are fastlb/dataplane/*.pxd, in 
 them; a .pxi is the Python face of the .pxd of the same name.
 """
 
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_network
 from os import close as close_fd
 from os import urandom
 from socket import if_nametoindex, socket
@@ -59,7 +59,8 @@ from fastlb.dataplane.transmit cimport MAX_XSKS
 from fastlb.dataplane.types cimport (
     BATCH, DF_ALWAYS, DF_INNER, DF_NEVER, FAMILY_4, FORWARD_DSR, FORWARD_FULLNAT, FORWARD_GRE, FORWARD_GUE,
     FORWARD_IPIP, FORWARD_NAT, LEG_CLIENT, NO_BACKEND_DROP, NO_BACKEND_RESET, NO_HOP, PROTO_TCP, PROTO_UDP,
-    VNET_HDR_LEN, Addr, Backend, BackendStats, FlowTuple, Hop, LinkRoute, Packet, Service, Snapshot, Source, VnetHdr)
+    VNET_HDR_LEN, Addr, Backend, BackendStats, FlowTuple, Hop, LinkRoute, Packet, Service, Shape, ShapeList, Snapshot,
+    Source, VnetHdr)
 from fastlb.dataplane.wire cimport read_addr4, read_addr6, write_addr6
 from fastlb.dataplane.worker cimport MAX_RINGS, clock_ns, run_worker
 from fastlb.dataplane.xsk cimport XSK_CHUNK, XSK_METADATA, XSK_READY, XSK_RING, Xsk, XskRing

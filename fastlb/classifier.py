@@ -20,18 +20,19 @@ The rules, in order:
                                                  addresses and ports, the other way round
     an echo request to an address of ``vips``    ours
     other protocols than TCP and UDP                                   not ours
-    (destination, port) or (destination, any port) in ``vips``         ours
-    (source, port) or (source, any port) in ``full_replies``, and the
-    destination a source address of full NAT and one of its ports      ours
+    (destination, port) in ``vips``, whole or in one of its shapes     ours
+    (source, port) in ``full_replies``, likewise, and the destination
+    a source address of full NAT and one of its ports                  ours
     destination in ``locals``, the host's own addresses                not ours
-    (source, port) or (source, any port) in ``replies``                ours
+    (source, port) in ``replies``, likewise                            ours
     anything else                                                      not ours
 
 ``locals`` stands between so that the answers to the host's own connections to a backend (health checks)
 stay with the host; the program asks it last, after a hit in ``replies``, which comes to the same and is
-cheaper. Lookups are most of what the program costs, so those for "any port" are made only while there are such
-entries: a word shared by all programs says so. Thus a frame of a VIP costs one lookup, one that is not ours two, a
-backend's reply three. An address that answers echo requests is an entry with protocol 0 and port 0.
+cheaper. Lookups are most of what the program costs. Entries of prefixes, of port ranges and of any port look at some
+bits only (shapes.py); each shape in use costs another lookup, and has a slot in a table that all programs read. Without
+shapes a frame of a VIP costs one lookup, one that is not ours two, a backend's reply three. An address that answers
+echo requests is an entry with protocol 0 and port 0.
 
 All run after the kernel has taken the outer VLAN tag out of the frame. All but the steering see the frame from its
 Ethernet header on: the socket must be SOCK_RAW, the device an Ethernet one. A fanout group is asked before the header
@@ -40,10 +41,10 @@ is put back: it sees the frame from the network header, or the inline tag, on.
 The ports of a header with a lying length field may be read from padding: such a frame is "ours", and the
 pipeline, which parses with care, drops and counts it.
 
-A key is 20 bytes, on the wire's order: address (IPv4: 12 zero bytes, then 4), port, protocol, family.
-The program builds keys in place. An IPv6 header, loaded to fp-48 with the four bytes behind it,
-already lies as two overlapping keys; an IPv4 header is loaded so that its destination and the ports
-fall on the same places, and the source is moved:
+A key is 20 bytes, on the wire's order: address (IPv4: 12 zero bytes, then 4), port, protocol, and the family with the
+number of the key's shape above it (0: whole address and port). The program builds keys in place. An IPv6 header, loaded
+to fp-48 with the four bytes behind it, already lies as two overlapping keys; an IPv4 header is loaded so that its
+destination and the ports fall on the same places, and the source is moved:
 
     fp-48    fp-40                  fp-24                  fp-8         fp-4
       | rest   | source (16)          | destination (16)     | ports (4)  |
@@ -58,7 +59,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterable, Sequence, Set
 from contextlib import ExitStack
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_network
 from socket import htons
 from types import TracebackType
 from typing import NamedTuple, TypeAlias
@@ -66,6 +67,7 @@ from typing import NamedTuple, TypeAlias
 from fastlb import bpf
 from fastlb.bpf import Assembler, Reg, Size
 from fastlb.errors import KernelError
+from fastlb.shapes import MAX_SHAPES, PORT_BITS, Shape
 
 Address: TypeAlias = "IPv4Address | IPv6Address"
 Emit: TypeAlias = Callable[[Assembler], None]  # adds instructions to a program
@@ -85,6 +87,18 @@ class Key(NamedTuple):
     address: Address
     port: int  # 0: any
     protocol: int  # IPPROTO_TCP or IPPROTO_UDP; 0, with port 0: echo requests to this address
+    prefix: int | None = None  # how many bits of the address count; None: all
+    port_bits: int | None = None  # and of the port; None: all, or none with port 0
+
+    @property
+    def shape(self) -> Shape:
+        """What the entry looks at."""
+        bits = PORT_BITS if self.port or not self.protocol else 0
+        return Shape(
+            self.address.version,
+            self.address.max_prefixlen if self.prefix is None else self.prefix,
+            bits if self.port_bits is None else self.port_bits,
+        )
 
 
 R0, R1, R2, R3, R4, _, R6, R7, R8, R9, FP = Reg
@@ -113,7 +127,10 @@ _MAX_EXTENSIONS = 6
 _SOURCE, _DESTINATION, _PORTS = -40, -24, -8  # on the stack, see above
 _KEY_SIZE, _KEY_PORT, _KEY_PROTOCOL, _KEY_FAMILY = 20, 16, 18, 19
 _VALUE = struct.pack("=I", 1)
-_ANY_VIP, _ANY_REPLY, _ANY_FULL_REPLY = 1, 2, 4  # bits of the shared word: there are entries with port 0 in that map
+_SHAPE_BITS = 3  # above the family in a key's last byte: the number of its shape
+_SLOT, _SLOT_KIND = 32, 18  # of a shape: the masks of address and port, laid out like a key, and a key's last byte
+_LAST, _SLOTS_AT = 0, 8  # in the value that holds a map's shapes: the number of the last one in use; slot 1
+_MASKED = -72  # on the stack: the key of a shape
 _SHARD_FACTOR = 0x9E3779B1 - (1 << 32)  # an immediate is signed; the lower 32 bits of a product do not care
 _SHARD_BITS = 6
 _CACHE_LINE = 64
@@ -167,15 +184,15 @@ class Classifier:
         self._lock = threading.Lock()
         with ExitStack() as undo:
             self._vips, self._replies, self._full_replies, self._sources, self._locals = (
-                _MirroredMap(f"fastlb_{name}", undo)
-                for name in ("vips", "replies", "full", "sources", "locals")
-            )
+                _MirroredMap(f"fastlb_{name}", undo, shaped)
+                for name, shaped in (
+                    ("vips", True), ("replies", True), ("full", True), ("sources", False), ("locals", False)
+                )
+            )  # fmt: skip
             self._source_ports = None
             if sources is not None:
                 self._source_ports = (sources.first, sources.last)
-                self._sources.add({_pack(address, 0, 0) for address in sources.addresses})
-            self._any_port = bpf.Word("fastlb_any_port")
-            undo.callback(self._any_port.close)
+                self._sources.add({Key(address, 0, 0) for address in sources.addresses})
             self.filter_fd = self._load_filter(FILTER_NAME, _return(_WHOLE_FRAME), undo)
             self.guard_fd = self._load_guard(undo)
             if workers > 1:
@@ -191,24 +208,22 @@ class Classifier:
         then nothing has changed.
         """
         wanted = {  # the host's own addresses first: a reply to one of them must never be taken from it
-            self._locals: {_pack(address, 0, 0) for address in locals_},
-            self._vips: {_pack(*key) for key in keys.vips},
-            self._replies: {_pack(*key) for key in keys.replies},
-            self._full_replies: {_pack(*key) for key in keys.full_replies},
+            self._locals: {Key(address, 0, 0) for address in locals_},
+            self._vips: set(keys.vips),
+            self._replies: set(keys.replies),
+            self._full_replies: set(keys.full_replies),
         }
         with self._lock:
-            for mirrored, packed in wanted.items():
-                mirrored.check_room(packed)
-            for mirrored, packed in wanted.items():
-                mirrored.add(packed)
-            self._any_port.set(self._any_ports())
-            for mirrored, packed in reversed(wanted.items()):
-                mirrored.keep_only(packed)
-            self._any_port.set(self._any_ports())
+            for mirrored, listed in wanted.items():
+                mirrored.check_room(listed)
+            for mirrored, listed in wanted.items():
+                mirrored.add(listed)
+            for mirrored, listed in reversed(wanted.items()):
+                mirrored.keep_only(listed)
 
     def set_locals(self, addresses: Iterable[Address]) -> None:
         """Make ``locals`` hold exactly the host's own addresses; errors as for ``replace``."""
-        keys = {_pack(address, 0, 0) for address in addresses}
+        keys = {Key(address, 0, 0) for address in addresses}
         with self._lock:
             self._locals.check_room(keys)
             self._locals.add(keys)
@@ -263,17 +278,10 @@ class Classifier:
     ) -> None:
         self.close()
 
-    def _any_ports(self) -> int:
-        return (
-            _ANY_VIP * self._vips.has_any_port()
-            | _ANY_REPLY * self._replies.has_any_port()
-            | _ANY_FULL_REPLY * self._full_replies.has_any_port()
-        )
-
     def _maps(self) -> _Maps:
         return _Maps(
-            self._vips.fd, self._replies.fd, self._full_replies.fd, self._sources.fd, self._locals.fd,
-            self._any_port.fd, self._source_ports,
+            self._vips.lookup, self._replies.lookup, self._full_replies.lookup, self._sources.lookup.map,
+            self._locals.lookup.map, self._source_ports,
         )  # fmt: skip
 
     def _load_filter(self, name: str, ours: Emit, undo: ExitStack, *, first: Emit | None = None) -> int:
@@ -311,51 +319,101 @@ class Classifier:
         ]
 
 
-class _MirroredMap:
-    """A map and the set of keys that it holds, so that differences cost no system call to find."""
+class _Lookup(NamedTuple):
+    """File descriptors, as the program's instructions name maps: the entries, and the slots of their shapes."""
 
-    def __init__(self, name: str, undo: ExitStack) -> None:
+    map: int
+    shapes: int
+
+
+class _MirroredMap:
+    """A map and the set of keys that it holds, so that differences cost no system call to find; and their shapes.
+
+    ``shaped``: keys may look at a part of address and port. A shape has a number while a key has it; it gets a slot
+    before its first key, and loses it after its last.
+    """
+
+    def __init__(self, name: str, undo: ExitStack, shaped: bool) -> None:
         self._map = bpf.HashMap(name, _KEY_SIZE, len(_VALUE), MAX_ENTRIES)
         undo.callback(self._map.close)
-        self._held: set[bytes] = set()
-        self.fd = self._map.fd
+        self._held: set[Key] = set()
+        self._numbers: dict[Shape, int] = {}
+        self.lookup = _Lookup(self._map.fd, -1)
+        if shaped:
+            self._slots = bpf.Value("fastlb_shapes", _SLOTS_AT + MAX_SHAPES * _SLOT)
+            undo.callback(self._slots.close)
+            self.lookup = _Lookup(self._map.fd, self._slots.fd)
 
-    def check_room(self, keys: set[bytes]) -> None:
+    def check_room(self, keys: set[Key]) -> None:
         most = len(self._held | keys)
         if most > self._map.max_entries:
             raise KernelError(
                 f"the map {self._map.name} would have to hold {most} entries at once: "
                 f"its limit is {self._map.max_entries}"
             )
+        shapes = self._numbers.keys() | _shapes_of(keys)
+        if len(shapes) > MAX_SHAPES:
+            raise KernelError(
+                f"the map {self._map.name} would have to hold {len(shapes)} kinds of prefixes and port ranges at once: "
+                f"its limit is {MAX_SHAPES}"
+            )
 
-    def add(self, keys: set[bytes]) -> None:
+    def add(self, keys: set[Key]) -> None:
+        fresh = _shapes_of(keys) - self._numbers.keys()
+        free = (number for number in range(1, MAX_SHAPES + 1) if number not in set(self._numbers.values()))
+        for shape, number in zip(sorted(fresh), list(free), strict=False):
+            self._numbers[shape] = number
+        if fresh:
+            self._write_slots()
         for key in keys - self._held:
-            self._map.put(key, _VALUE)
+            self._map.put(self._pack(key), _VALUE)
             self._held.add(key)
 
-    def has_any_port(self) -> bool:
-        return any(key[_KEY_PORT:_KEY_PROTOCOL] == b"\0\0" and key[_KEY_PROTOCOL] for key in self._held)
-
-    def keep_only(self, keys: set[bytes]) -> None:
+    def keep_only(self, keys: set[Key]) -> None:
         for key in self._held - keys:
-            self._map.delete(key)
+            self._map.delete(self._pack(key))
             self._held.remove(key)
+        gone = self._numbers.keys() - _shapes_of(keys)
+        for shape in gone:
+            del self._numbers[shape]
+        if gone:
+            self._write_slots()
+
+    def _pack(self, key: Key) -> bytes:
+        kind = _kind(key.shape, self._numbers.get(key.shape, 0))
+        return key.address.packed.rjust(16, b"\0") + struct.pack("!HBB", key.port, key.protocol, kind)
+
+    def _write_slots(self) -> None:
+        slots = bytearray(_SLOTS_AT + MAX_SHAPES * _SLOT)
+        struct.pack_into("=I", slots, _LAST, max(self._numbers.values(), default=0))
+        for shape, number in self._numbers.items():
+            anywhere = ip_network(f"{'0.0.0.0' if shape.version == 4 else '::'}/{shape.prefix}")
+            ports = (1 << PORT_BITS) - (1 << PORT_BITS >> shape.bits)
+            mask = anywhere.netmask.packed.rjust(16, b"\0") + struct.pack("!HB", ports, _kind(shape, number))
+            at = _SLOTS_AT + (number - 1) * _SLOT
+            slots[at : at + len(mask)] = mask
+        self._slots.write(bytes(slots))
+
+
+def _shapes_of(keys: set[Key]) -> set[Shape]:
+    """Those that are not whole. Most keys are, as can be seen at once."""
+    seldom = (key for key in keys if key[3:] != (None, None) or (key.port == 0 and key.protocol))
+    return {shape for shape in {key.shape for key in seldom} if not shape.is_whole}
+
+
+def _kind(shape: Shape, number: int) -> int:
+    return shape.version | number << _SHAPE_BITS
 
 
 class _Maps(NamedTuple):
-    """File descriptors, as the program's instructions name maps; and what is known before there are any packets."""
+    """What the program asks; and what is known before there are any packets."""
 
-    vips: int
-    replies: int
-    full_replies: int
+    vips: _Lookup
+    replies: _Lookup
+    full_replies: _Lookup
     sources: int
     locals: int
-    any_port: int
     source_ports: tuple[int, int] | None  # the range; None: there are no sources
-
-
-def _pack(address: Address, port: int, protocol: int) -> bytes:
-    return address.packed.rjust(16, b"\0") + struct.pack("!HBB", port, protocol, address.version)
 
 
 def _load(kind: int, code: bytes, name: str, undo: ExitStack) -> int:
@@ -517,7 +575,8 @@ def _icmp(a: Assembler, maps: _Maps) -> None:
     a.alu(R7, "=", 0)
     a.alu(R8, "=", 0)
     _complete_key(a, _DESTINATION, R1)
-    _if_found(a, maps.vips, _DESTINATION, "to_vip")
+    _if_found(a, maps.vips.map, _DESTINATION, "to_vip")
+    _if_shaped(a, maps.vips, _DESTINATION, "to_vip", "echo")
     a.jump("not_ours")
 
 
@@ -566,20 +625,14 @@ def _lookups(a: Assembler, maps: _Maps) -> None:
     a.load(R7, FP, _PORTS, Size.U32)  # the source port in its lower half, the destination port in its upper
     a.load(R1, FP, _PORTS + 2, Size.U16)
     _complete_key(a, _DESTINATION, R1)
-    _if_found(a, maps.vips, _DESTINATION, "to_vip")
-    _unless_any_port(a, maps, _ANY_VIP, "replies")
-    a.store(FP, _DESTINATION + _KEY_PORT, 0, Size.U16)
-    _if_found(a, maps.vips, _DESTINATION, "to_vip")
-
-    a.label("replies")
+    _if_found(a, maps.vips.map, _DESTINATION, "to_vip")
+    _if_shaped(a, maps.vips, _DESTINATION, "to_vip", "vip")
     if maps.source_ports is not None:
         _full_replies(a, maps, *maps.source_ports)
     a.load(R6, FP, _DESTINATION, Size.U32)  # what the end of the other key is going to overwrite
     _complete_key(a, _SOURCE, R7)
-    _if_found(a, maps.replies, _SOURCE, "reply")
-    _unless_any_port(a, maps, _ANY_REPLY, "not_ours")
-    a.store(FP, _SOURCE + _KEY_PORT, 0, Size.U16)
-    _if_found(a, maps.replies, _SOURCE, "reply")
+    _if_found(a, maps.replies.map, _SOURCE, "reply")
+    _if_shaped(a, maps.replies, _SOURCE, "reply", "reply")
     a.jump("not_ours")
 
     a.label("reply")
@@ -607,20 +660,35 @@ def _full_replies(a: Assembler, maps: _Maps, first: int, last: int) -> None:
     a.label("source")
     a.load(R6, FP, _DESTINATION, Size.U32)
     _complete_key(a, _SOURCE, R7)
-    _if_found(a, maps.full_replies, _SOURCE, "to_source")
-    _unless_any_port(a, maps, _ANY_FULL_REPLY, "not_source")
-    a.store(FP, _SOURCE + _KEY_PORT, 0, Size.U16)
-    _if_found(a, maps.full_replies, _SOURCE, "to_source")
-    a.label("not_source")
+    _if_found(a, maps.full_replies.map, _SOURCE, "to_source")
+    _if_shaped(a, maps.full_replies, _SOURCE, "to_source", "full")
     a.store(FP, _DESTINATION, R6, Size.U32)
     a.label("not_full")
 
 
-def _unless_any_port(a: Assembler, maps: _Maps, bit: int, label: str) -> None:
-    a.map_value(R1, maps.any_port)
-    a.load(R1, R1, 0, Size.U32)
-    a.alu(R1, "&", bit)
-    a.jump_if(R1, "==", 0, label)
+def _if_shaped(a: Assembler, lookup: _Lookup, key: int, found: str, name: str) -> None:
+    """Jump when the map has the whole ``key``, which stays as it is, under one of its shapes; else fall through."""
+    for number in range(1, MAX_SHAPES + 1):
+        following = f"{name}_shape{number + 1}" if number < MAX_SHAPES else f"{name}_unshaped"
+        if number > 1:
+            a.label(f"{name}_shape{number}")
+        a.map_value(R3, lookup.shapes)
+        a.load(R1, R3, _LAST, Size.U32)
+        a.jump_if(R1, "<", number, f"{name}_unshaped")
+        slot = _SLOTS_AT + (number - 1) * _SLOT
+        a.load(R4, R3, slot + _SLOT_KIND, Size.U8)
+        a.alu(R1, "=", R4)
+        a.alu(R1, "&", (1 << _SHAPE_BITS) - 1)
+        a.jump_if(R1, "!=", R9, following)
+        for at, size in ((0, Size.U64), (8, Size.U64), (_KEY_PORT, Size.U16)):
+            a.load(R1, FP, key + at, size)
+            a.load(R2, R3, slot + at, size)
+            a.alu(R1, "&", R2)
+            a.store(FP, _MASKED + at, R1, size)
+        a.store(FP, _MASKED + _KEY_PROTOCOL, R8, Size.U8)
+        a.store(FP, _MASKED + _KEY_FAMILY, R4, Size.U8)
+        _if_found(a, lookup.map, _MASKED, found)
+    a.label(f"{name}_unshaped")
 
 
 def _complete_key(a: Assembler, key: int, port: Reg) -> None:

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator, Mapping
-from ipaddress import IPv6Address
+from collections.abc import Callable, Iterator, Mapping
+from ipaddress import IPv6Address, ip_network
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -27,6 +27,7 @@ from fastlb.document import Document, Loc, Origin
 from fastlb.errors import ConfigError, Problem
 from fastlb.fields import Address as Address
 from fastlb.fields import Network as Network
+from fastlb.shapes import ANY_PORT, MAX_SHAPES, PORT_BITS, Block, Shape, blocks_of
 
 Found = Iterator[tuple[Loc, str]]
 
@@ -81,9 +82,9 @@ class Service(_Model):
     """One VIP, port and protocol, and the backends that share its traffic."""
 
     name: fields.Name = Field(description="a name for the command line and the logs, unique")
-    vip: fields.Vip = Field(description="the address that clients connect to, IPv4 or IPv6")
-    port: fields.PortOrAny = Field(
-        description="the port that clients connect to, or any for all those of the VIP"
+    vip: fields.Vip = Field(description="the address that clients connect to, IPv4 or IPv6, or a prefix of addresses")
+    port: fields.Ports = Field(
+        description="the port that clients connect to, a range of ports, or any for all those of the VIP"
     )
     protocol: fields.Protocol = Field(description="tcp or udp")
     forward: fields.Forward = Field(
@@ -116,11 +117,29 @@ class Service(_Model):
     def key(self, backend: Backend) -> str:
         """The backend's name in this service, "10.0.0.11:8080" or "[fd00::11]:8080"; placements depend on it.
 
-        A port that was not given is the service's; with port "any" it is 0.
+        A port that was not given is the service's; with port "any", or a range, it is 0.
         """
-        port = backend.port or (0 if self.port == "any" else self.port)
+        port = backend.port or self.single_port
         host = f"[{backend.address}]" if isinstance(backend.address, IPv6Address) else backend.address
         return f"{host}:{port}"
+
+
+    @property
+    def single_port(self) -> int:
+        """The service's port; 0 where it has several, and each packet keeps its own."""
+        return self.port if isinstance(self.port, int) else 0
+
+    @property
+    def network(self) -> Network:
+        """The VIP as a prefix."""
+        return ip_network(self.vip)
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The service's ports, as tables hold them."""
+        if isinstance(self.port, fields.PortRange):
+            return tuple(blocks_of(*self.port))
+        return (Block(self.port, PORT_BITS) if isinstance(self.port, int) else ANY_PORT,)
 
 
 class Timeouts(_Model):
@@ -249,18 +268,19 @@ def json_schema() -> dict[str, Any]:
 # ---- Rules between fields ----------------------------------------------------
 
 
-def _rules(services: tuple[Service, ...], snat: tuple[Address, ...] | None) -> Found:
+def _rules(services: tuple[Service, ...], snat: tuple[Address, ...] | None, vip_address: str | None) -> Found:
     """Whatever breaks a rule that involves more than one field. None is an unknown field."""
     yield from _named_twice(services)
     yield from _listening_twice(services)
-    vips = {
-        service.vip: f'service "{service.name}"' if service.name else f"services[{number}]"
-        for number, service in reversed(list(enumerate(services)))
-        if service.vip
-    }
+    yield from _overlapping(services)
+    yield from _shapes(services)
+    vips = _Vips(services)
     for number, service in enumerate(services):
         loc: Loc = ("services", number)
-        own = (*_any_port(service), *_too_many(service), *_tunnel(service), *_source_ports(service, snat))
+        own = (
+            *_any_port(service), *_too_many(service), *_tunnel(service), *_source_ports(service, snat),
+            *_held(service, vip_address),
+        )  # fmt: skip
         for path, message in (*own, *_backends(service, vips)):
             yield (*loc, *path), message
     yield from _sources(services, snat or (), vips)
@@ -277,7 +297,7 @@ def _named_twice(services: tuple[Service, ...]) -> Found:
 
 
 def _listening_twice(services: tuple[Service, ...]) -> Found:
-    first: dict[tuple[Address, object, str], int] = {}
+    first: dict[tuple[object, object, str], int] = {}
     for number, service in enumerate(services):
         listens = (service.vip, service.port, service.protocol)
         if all(listens) and first.setdefault(listens, number) != number:
@@ -286,6 +306,69 @@ def _listening_twice(services: tuple[Service, ...]) -> Found:
                 f"services[{first[listens]}] already has VIP {service.vip}, port {service.port}, "
                 f"{service.protocol}; change one of the three, or put the backends into one service",
             )
+
+
+def _overlapping(services: tuple[Service, ...]) -> Found:
+    """Ranges of which neither lies within the other: for the ports of both, neither is the more specific."""
+    ranges: dict[tuple[object, str], list[tuple[int, fields.PortRange]]] = {}
+    for number, service in enumerate(services):
+        if service.vip and service.protocol and isinstance(service.port, fields.PortRange):
+            ranges.setdefault((service.vip, service.protocol), []).append((number, service.port))
+    for listed in ranges.values():
+        for at, (number, ports) in enumerate(listed):
+            for other, others in listed[:at]:
+                (first, last), (low, high) = ports, others
+                if first < low <= last < high or low < first <= high < last:
+                    yield (
+                        ("services", number, "port"),
+                        f"{ports} overlaps {others} of services[{other}], which has the same VIP and protocol; "
+                        "one must lie within the other, or they must have no port in common",
+                    )
+
+
+def _shapes(services: tuple[Service, ...]) -> Found:
+    shapes = {
+        Shape(service.network.version, service.network.prefixlen, block.bits)
+        for service in services
+        if service.vip and service.port
+        for block in service.blocks
+    }
+    uncommon = [shape for shape in shapes if not shape.is_whole]
+    if len(uncommon) > MAX_SHAPES:
+        yield (
+            ("services",),
+            f"the prefixes and port ranges of VIPs take {len(uncommon)} look-ups of different kinds, and at most "
+            f"{MAX_SHAPES} are made; use fewer lengths of prefixes, or ranges that begin and end at multiples of a "
+            "power of two (8000-8063, 32768-49151), or any",
+        )
+
+
+def _held(service: Service, vip_address: str | None) -> Found:
+    if vip_address == "interface" and service.vip and service.network.num_addresses > 1:
+        yield (
+            ("vip",),
+            f"vip_address: interface puts single addresses on the interface, and {service.vip} is a prefix; "
+            "route it to this host, with vip_address: none",
+        )
+
+
+class _Vips:
+    """Who has an address as a VIP."""
+
+    def __init__(self, services: tuple[Service, ...]) -> None:
+        named = [
+            (service.vip, f'service "{service.name}"' if service.name else f"services[{number}]")
+            for number, service in reversed(list(enumerate(services)))
+            if service.vip
+        ]
+        self._addresses = {vip: owner for vip, owner in named if isinstance(vip, Address)}
+        self._prefixes = [(vip, owner) for vip, owner in reversed(named) if isinstance(vip, Network)]
+
+    def owner(self, address: Address) -> str | None:
+        """Whose VIP it is, or lies within; None: nobody's."""
+        within = (f"in {prefix}, the VIP of {owner}" for prefix, owner in self._prefixes if address in prefix)
+        exactly = self._addresses.get(address)
+        return f"the VIP of {exactly}" if exactly else next(within, None)
 
 
 def _any_port(service: Service) -> Found:
@@ -311,11 +394,11 @@ def _source_ports(service: Service, snat: tuple[Address, ...] | None) -> Found:
         )
 
 
-def _sources(services: tuple[Service, ...], snat: tuple[Address, ...], vips: Mapping[Address, str]) -> Found:
+def _sources(services: tuple[Service, ...], snat: tuple[Address, ...], vips: _Vips) -> Found:
     backends = {backend.address for service in services for backend in service.backends}
     for number, address in enumerate(snat):
-        if address in vips:
-            yield ("snat", number), f"{address} is the VIP of {vips[address]}; it must be an address of its own"
+        if owner := vips.owner(address):
+            yield ("snat", number), f"{address} is {owner}; it must be an address of its own"
         if address in backends:
             yield ("snat", number), f"{address} is a backend; it must be an address of this host"
 
@@ -339,7 +422,7 @@ def _too_many(service: Service) -> Found:
         yield ("backends",), f"{len(service.backends)} backends; a Maglev table takes at most {MAX_BACKENDS}"
 
 
-def _backends(service: Service, vips: Mapping[Address, str]) -> Found:
+def _backends(service: Service, vips: _Vips) -> Found:
     first: dict[str, int] = {}
     for number, backend in enumerate(service.backends):
         loc: Loc = ("backends", number)
@@ -364,11 +447,11 @@ def _backend_port(service: Service, backend: Backend) -> Found:
             f"forward: {service.forward} cannot change the port; leave it out (backends listen on the service's port), "
             "or use forward: nat",
         )
-    elif service.port == "any":
-        yield ("port",), "a service with port: any keeps each packet's port; leave it out"
+    elif service.port and not service.single_port:
+        yield ("port",), f"a service with port: {service.port} keeps each packet's port; leave it out"
 
 
-def _backend_address_fits(service: Service, backend: Backend, vips: Mapping[Address, str]) -> Found:
+def _backend_address_fits(service: Service, backend: Backend, vips: _Vips) -> Found:
     if not backend.address:
         return
     tunnelled = service.forward in TUNNELS
@@ -378,12 +461,8 @@ def _backend_address_fits(service: Service, backend: Backend, vips: Mapping[Addr
             f"{backend.address} is IPv{backend.address.version} and the VIP {service.vip} is "
             f"IPv{service.vip.version}; both must be of one family",
         )
-    if backend.address in vips:
-        owner = vips[backend.address]
-        yield (
-            ("address",),
-            f'{backend.address} is the VIP of {owner}; it must be the server\'s own address',
-        )
+    if owner := vips.owner(backend.address):
+        yield ("address",), f"{backend.address} is {owner}; it must be the server's own address"
 
 
 # ---- From data to Config -----------------------------------------------------
@@ -397,12 +476,14 @@ def _validate(data: object, origin: Origin) -> Config:
         config = Config.model_validate(data)
         services = config.services
         snat: tuple[Address, ...] | None = config.snat
+        vip_address: str | None = config.vip_address
     except ValidationError as error:
         details = [d for d in error.errors(include_url=False) if d["loc"] not in origin.faults]
         faults += [(detail["loc"], _sentence(detail)) for detail in details]
         services = _salvage_services(data, {loc for loc, _ in faults})
         snat = _salvage_snat(data, [loc for loc, _ in faults])
-    faults += _rules(services, snat)
+        vip_address = data.get("vip_address") if isinstance(data, Mapping) else None
+    faults += _rules(services, snat, vip_address)
     if faults or config is None:
         problems = [(origin.line(loc), loc, message) for loc, message in faults]
         problems.sort(key=lambda problem: problem[0])
@@ -492,5 +573,13 @@ def _salvage(model: type[_M], raw: Mapping[str, object], loc: Loc, bad: set[Loc]
         elif name == "tunnel":
             values[name] = None  # its own rule waits until the rest is right
         else:
-            values[name] = fields.parse_address(raw[name]) if name in ("vip", "address") else raw[name]
+            parse = _PARSERS.get((model, name))
+            values[name] = parse(raw[name]) if parse else raw[name]
     return model.model_construct(**values)
+
+
+_PARSERS: dict[tuple[type[_Model], str], Callable[[object], object]] = {
+    (Service, "vip"): fields.parse_vip,
+    (Service, "port"): fields.parse_ports,
+    (Backend, "address"): fields.parse_address,
+}

@@ -524,8 +524,9 @@ def check_interfaces(config: Config, view: KernelView) -> None:
 
 
 def check_reachable(view: KernelView, plans: list[reconcile.Plan]) -> None:
-    """A dsr backend must be on-link, as the host's routes stand now, and none may be this host."""
+    """A dsr backend must be on-link, as the host's routes stand now, and no backend or VIP prefix may be this host."""
     problems = nexthops.own_addresses(view, plans) + nexthops.not_on_link(view, plans)
+    problems += reconcile.vips_of_this_host(plans, view.addresses)
     if problems:
         raise FastlbError("\n".join(problems))
 

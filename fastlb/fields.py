@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
     AfterValidator,
@@ -158,18 +158,27 @@ def _special(address: Address) -> str | None:
     return next((kind for kind, applies in kinds.items() if applies), None)
 
 
-def _vip(value: object) -> Address:
-    if isinstance(value, str) and "/" in value:
-        prefix = ip_network(value, strict=False)
-        raise _refusal(
-            f"found {show(value)}; prefixes are not available in this version; use one address: "
-            f'"{prefix.network_address}"'
-        )
-    address = parse_address(value)
+def parse_vip(value: object) -> Address | Network:
+    """An address, or a prefix; one of all bits is an address. ValueError for anything else."""
+    if isinstance(value, IPv4Network | IPv6Network):
+        return value
+    if not isinstance(value, str) or "/" not in value:
+        return parse_address(value)
+    prefix = ip_network(value, strict=False)
+    return prefix.network_address if prefix.prefixlen == prefix.max_prefixlen else prefix
+
+
+def _vip(value: object) -> Address | Network:
+    vip = parse_vip(value)
+    address = vip if isinstance(vip, IPv4Address | IPv6Address) else vip.network_address
     kind = _special(address) or ("a link-local address" if address.is_link_local else None)
     if kind:
         raise _refusal(f"{address} is {kind}; a VIP must be a unicast address that clients can reach")
-    return address
+    if isinstance(value, str) and "/" in value and ip_network(value, strict=False).network_address != ip_address(
+        value.split("/")[0]
+    ):
+        raise _refusal(f"found {show(value)}; it has bits behind the prefix; write {show(str(vip))}, or one address")
+    return vip
 
 
 def _backend_address(value: object) -> Address:
@@ -196,14 +205,13 @@ def _source(value: object) -> Network:
     return prefix
 
 
-def _port_or_any(value: object) -> int | Literal["any"]:
+def parse_ports(value: object) -> int | PortRange | Literal["any"]:
+    """A port, a range of ports, or any; a range of one port is a port. ValueError for anything else."""
     if value == "any":
         return "any"
-    if isinstance(value, str) and re.fullmatch(r"\d+-\d+", value):
-        raise _refusal(
-            f"found {show(value)}; port ranges are not available in this version; "
-            "use one of: a port from 1 to 65535, any"
-        )
+    if isinstance(value, str | PortRange):
+        ports = _port_range(value)
+        return ports if ports.first < ports.last else ports.first
     if type(value) is not int or not 1 <= value <= 65535:
         raise ValueError("not a port")
     return value
@@ -257,7 +265,8 @@ def few_enough(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-_ADDRESS_SCHEMA = {"type": "string", "anyOf": [{"format": "ipv4"}, {"format": "ipv6"}]}
+_ADDRESS_SCHEMA: dict[str, Any] = {"type": "string", "anyOf": [{"format": "ipv4"}, {"format": "ipv6"}]}
+_RANGE_SCHEMA = {"type": "string", "pattern": "^[0-9]{1,5}-[0-9]{1,5}$"}
 
 Name = Annotated[
     StrictStr,
@@ -270,10 +279,10 @@ InterfaceName = Annotated[
     _expects('the name of a network interface: 1 to 15 characters without spaces, "/" and ":"'),
 ]
 Vip = Annotated[
-    Address,
+    Address | Network,
     PlainValidator(_vip),
-    _expects("an IPv4 or IPv6 address, as text"),
-    WithJsonSchema(_ADDRESS_SCHEMA),
+    _expects('an IPv4 or IPv6 address, as text, or a prefix such as "203.0.113.0/28"'),
+    WithJsonSchema({"type": "string", "anyOf": [*_ADDRESS_SCHEMA["anyOf"], {"pattern": "^[0-9a-fA-F:.]+/[0-9]+$"}]}),
 ]
 BackendAddress = Annotated[
     Address,
@@ -292,13 +301,16 @@ SourcePorts = Annotated[
     PlainValidator(_port_range),
     PlainSerializer(str),
     _expects('a range of ports such as "1024-32767", within 1-65535'),
-    WithJsonSchema({"type": "string", "pattern": "^[0-9]{1,5}-[0-9]{1,5}$"}),
+    WithJsonSchema(_RANGE_SCHEMA),
 ]
-PortOrAny = Annotated[
-    int | Literal["any"],
-    PlainValidator(_port_or_any),
-    _expects('a whole number from 1 to 65535, or "any"'),
-    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1, "maximum": 65535}, {"const": "any"}]}),
+Ports = Annotated[
+    int | PortRange | Literal["any"],
+    PlainValidator(parse_ports),
+    PlainSerializer(lambda ports: str(ports) if isinstance(ports, PortRange) else ports),
+    _expects('a whole number from 1 to 65535, a range such as "8000-8099", or "any"'),
+    WithJsonSchema(
+        {"anyOf": [{"type": "integer", "minimum": 1, "maximum": 65535}, {"const": "any"}, _RANGE_SCHEMA]}
+    ),
 ]
 Port = Annotated[StrictInt, Field(ge=1, le=65535), _expects("a whole number from 1 to 65535")]
 Weight = Annotated[StrictInt, Field(ge=0, le=65535), _expects("a whole number from 0 to 65535")]

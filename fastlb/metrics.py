@@ -37,7 +37,7 @@ def describe_services(pipelines: Sequence[Pipeline], plans: Iterable[Plan]) -> l
         {
             "name": plan.name,
             "vip": str(plan.vip),
-            "port": plan.port or "any",
+            "port": plan.ports if isinstance(plan.ports, int) else str(plan.ports),
             "protocol": plan.protocol,
             "forward": plan.forward,
             "scheduler": "maglev",

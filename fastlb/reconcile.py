@@ -13,7 +13,9 @@ from fastlb._core import MaglevTable, Services
 from fastlb.classifier import Key, Keys
 from fastlb.config import TUNNELS, Address, Backend, Config, Network, Service, Tunnel
 from fastlb.errors import FastlbError
+from fastlb.fields import PortRange
 from fastlb.maglev import build_table
+from fastlb.shapes import PORT_BITS, Block
 
 PROTOCOL_NUMBERS = {"tcp": IPPROTO_TCP, "udp": IPPROTO_UDP}
 CLAMP_TO_PATH = 65535
@@ -42,8 +44,11 @@ class Plan:
     """A service, as the data path knows it; ``members`` are sorted by key, as the table's positions are."""
 
     name: str
-    vip: Address
-    port: int  # 0: any
+    vip: Address | Network
+    network: Network  # the same as a prefix
+    ports: int | PortRange | str
+    port: int  # 0: several
+    blocks: tuple[Block, ...]  # the ports, as tables hold them
     protocol: str
     forward: str
     no_backend: str
@@ -106,7 +111,10 @@ def _plan_service(config: Config, service: Service, numbers: dict[tuple[str, str
     return Plan(
         name=service.name,
         vip=service.vip,
-        port=_number(service.port),
+        network=service.network,
+        ports=service.port,
+        port=service.single_port,
+        blocks=service.blocks,
         protocol=service.protocol,
         forward=service.forward,
         no_backend=service.no_backend,
@@ -128,17 +136,13 @@ def _member(service: Service, backend: Backend, numbers: dict[tuple[str, str], i
         id=numbers[service.name, key],
         key=key,
         address=backend.address,
-        port=backend.port or _number(service.port),
+        port=backend.port or service.single_port,
         weight=backend.weight,
     )
 
 
 def _clamp(mss: int | bool) -> int:
     return CLAMP_TO_PATH if mss is True else int(mss)
-
-
-def _number(port: int | str) -> int:
-    return port if isinstance(port, int) else 0
 
 
 def services_table(config: Config, plans: Iterable[Plan]) -> Services:
@@ -168,12 +172,43 @@ def classifier_keys(plans: Iterable[Plan], echo: bool) -> Keys:
     replies: dict[str, set[Key]] = {"nat": set(), "fullnat": set()}
     for plan in plans:
         protocol = PROTOCOL_NUMBERS[plan.protocol]
-        vips.add(Key(plan.vip, plan.port, protocol))
+        network, length = plan.network.network_address, plan.network.prefixlen
+        for block in plan.blocks:
+            vips.add(_key(network, block, protocol, length))
         if echo:
-            vips.add(Key(plan.vip, 0, 0))
-        if plan.forward in replies:
-            replies[plan.forward].update(Key(member.address, member.port, protocol) for member in plan.members)
+            vips.add(echo_key(plan))
+        for member in plan.members if plan.forward in replies else ():
+            blocks = (Block(member.port, PORT_BITS),) if member.port else plan.blocks
+            replies[plan.forward].update(
+                _key(member.address, block, protocol, member.address.max_prefixlen) for block in blocks
+            )
     return Keys(vips, replies["nat"], replies["fullnat"])
+
+
+def _key(address: Address, block: Block, protocol: int, prefix: int) -> Key:
+    """As short as it can be written."""
+    length = None if prefix == address.max_prefixlen else prefix
+    bits = None if block.bits == (PORT_BITS if block.port else 0) else block.bits
+    return Key(address, block.port, protocol, length, bits)
+
+
+def echo_key(plan: Plan) -> Key:
+    """Under which echo requests to the VIP are found, by a shape that the service has anyway."""
+    if plan.network.num_addresses == 1:
+        return Key(plan.network.network_address, 0, 0)
+    return Key(plan.network.network_address, 0, 0, plan.network.prefixlen, plan.blocks[0].bits)
+
+
+def vips_of_this_host(plans: Iterable[Plan], own: Iterable[Address]) -> list[str]:
+    """Prefixes that hold an address of this host, whose own traffic would be taken; ``own``: its addresses."""
+    addresses = list(own)
+    return [
+        f"service {plan.name}: VIP {plan.vip} holds {address}, an address of this host; use prefixes without it"
+        for plan in plans
+        if plan.network.num_addresses > 1
+        for address in addresses
+        if address in plan.network
+    ]
 
 
 def restart_reasons(old: Config, new: Config) -> Iterator[str]:
@@ -190,4 +225,5 @@ def _shown(value: object) -> str:
 
 def held_vips(config: Config) -> set[Address]:
     """The VIPs that fastlb puts on an interface: all with vip_address: interface, else none."""
-    return {service.vip for service in config.services} if config.vip_address == "interface" else set()
+    vips = (service.network.network_address for service in config.services)
+    return set(vips) if config.vip_address == "interface" else set()

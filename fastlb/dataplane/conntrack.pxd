@@ -237,7 +237,7 @@ cdef inline bint serves(const Backend *backend, const Packet *p) noexcept nogil:
 
 
 cdef inline uint16_t be_vport_of(const Service *service, const Packet *p) noexcept nogil:
-    """The port of the VIP that a reply-leg packet goes out from: an `any` service keeps the backend's."""
+    """The port of the VIP that a reply-leg packet goes out from: a service with several keeps the backend's."""
     return service.be_port if service.be_port != 0 else p.be_sport
 
 
@@ -255,10 +255,19 @@ cdef inline FlowEntry *reply_in(
         if backend >= services.backend_limit or not serves(&services.backends[backend], p):
             continue
         service = &services.services[services.backends[backend].service]
-        if entry.fingerprint == flow_fingerprint(
+        if unlikely(service.has_prefix):
+            if is_answered_by(tuple_of(table, entry), p):
+                return entry
+        elif entry.fingerprint == flow_fingerprint(
                 table.key, p.fingerprint, service.vip, be_vport_of(service, p), True):
             return entry
     return NULL
+
+
+cdef inline bint is_answered_by(const FlowTuple *flow, const Packet *p) noexcept nogil:
+    """Where the VIP is one of many, only the flow's tuple knows which."""
+    return (same_addr(flow.client, p.dst) and flow.be_cport == p.be_dport and flow.protocol == p.protocol
+            and flow.family == p.family)
 
 
 cdef inline FlowEntry *find_reply(FlowTable *table, const ServiceTable *services, const Packet *p) noexcept nogil:

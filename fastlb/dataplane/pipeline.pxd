@@ -17,7 +17,7 @@ from fastlb.dataplane.icmp cimport (
     RejectLimit, answer_time_exceeded, answer_too_big, answerable, may_reject, reject, send_back)
 from fastlb.dataplane.icmperror cimport (
     answer_echo, translate_client_in_error, translate_source_in_error, translate_to_backend, translate_to_client)
-from fastlb.dataplane.machine cimport likely, load_acquire_u32, must, prefetch, store_release_u32, unlikely
+from fastlb.dataplane.machine cimport bswap16, likely, load_acquire_u32, must, prefetch, store_release_u32, unlikely
 from fastlb.dataplane.parse cimport parse
 from fastlb.dataplane.pieces cimport MAX_HEADERS
 from fastlb.dataplane.reasons cimport (
@@ -192,10 +192,15 @@ cdef inline int track_client(PipelineState *pipe, const Snapshot *snap, Packet *
 # --- track: the reply leg --------------------------------------------------------------------------------------------
 
 cdef inline bint explains(const Snapshot *snap, uint32_t backend, const Packet *p, uint16_t be_vport) noexcept nogil:
-    """Would the Maglev table of this backend's service have sent the client's side of the flow to it?"""
+    """Would the Maglev table of this backend's service have sent the client's side of the flow to it?
+
+    With a prefix there is no telling: the hash takes the whole VIP.
+    """
     cdef const Service *service = &snap.services.services[snap.services.backends[backend].service]
-    cdef uint64_t hashed = flow_hash(
-        p.dst, p.be_dport, service.vip, be_vport, p.protocol, p.family, snap.services.hash_seed)
+    cdef uint64_t hashed
+    if service.has_prefix or not service.first_port <= bswap16(be_vport) <= service.last_port:
+        return False
+    hashed = flow_hash(p.dst, p.be_dport, service.vip, be_vport, p.protocol, p.family, snap.services.hash_seed)
     return maglev_backend(service, hashed, 0) == backend
 
 
@@ -213,13 +218,18 @@ cdef inline bint lives_elsewhere(
 
 
 cdef inline void set_flow_of_reply(
-        FlowTuple *flow, const PipelineState *pipe, const Snapshot *snap, const Packet *p, uint32_t backend,
+        FlowTuple *flow, PipelineState *pipe, const Snapshot *snap, const Packet *p, uint32_t backend, FlowEntry *entry,
         ) noexcept nogil:
-    """The flow, as nat has it, of what `backend` answers, or of an error about what was sent to it."""
+    """The flow, as nat has it, of what `backend` answers, or of an error about what was sent to it.
+
+    `entry`: the flow's; NULL when it has none.
+    """
     cdef const Service *service = &snap.services.services[snap.services.backends[backend].service]
     flow.client = p.dst
     flow.be_cport = p.be_dport
     flow.vip = service.vip
+    if unlikely(service.has_prefix and entry != NULL):
+        flow.vip = tuple_of(&pipe.flows, entry).vip
     flow.be_vport = be_vport_of(service, p)
     flow.protocol = p.protocol
     flow.family = p.family
@@ -239,7 +249,7 @@ cdef inline int pick_up_reply(
     for _looked in range(MAX_ALTERNATIVES):
         if backend == 0:
             break
-        set_flow_of_reply(flow, pipe, snap, p, backend)
+        set_flow_of_reply(flow, pipe, snap, p, backend, NULL)
         if explains(snap, backend, p, flow.be_vport):
             p.backend = backend
             fingerprint = flow_fingerprint(pipe.flows.key, p.fingerprint, flow.vip, flow.be_vport, True)
@@ -268,6 +278,8 @@ cdef inline FlowEntry *entry_of_port(
     flow.client = port.client
     flow.be_cport = port.be_cport
     flow.vip = snap.services.services[backend.service].vip
+    if unlikely(snap.services.services[backend.service].has_prefix):
+        flow.vip = tuple_of(&pipe.flows, entry).vip
     flow.be_vport = port.be_vport
     p.backend = backend_of(entry)
     return entry
@@ -295,7 +307,7 @@ cdef inline int track_reply(
     if likely(entry != NULL):
         touch(entry, p, True, now)
         p.backend = backend_of(entry)
-        set_flow_of_reply(flow, pipe, snap, p, p.backend)
+        set_flow_of_reply(flow, pipe, snap, p, p.backend, entry)
         return VIA_CONNTRACK
     return pick_up_reply(pipe, snap, p, flow, now)
 
@@ -328,12 +340,12 @@ cdef inline int flow_of_error(
     entry = find_reply(&pipe.flows, snap.services, p)
     if entry != NULL and not is_stale(entry, snap.services, now):
         p.backend = backend_of(entry)
-        set_flow_of_reply(flow, pipe, snap, p, p.backend)
+        set_flow_of_reply(flow, pipe, snap, p, p.backend, entry)
         return VIA_ICMP
     for _looked in range(MAX_ALTERNATIVES):
         if backend == 0:
             break
-        set_flow_of_reply(flow, pipe, snap, p, backend)
+        set_flow_of_reply(flow, pipe, snap, p, backend, NULL)
         if explains(snap, backend, p, flow.be_vport):
             p.backend = backend
             return VIA_ICMP

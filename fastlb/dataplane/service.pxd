@@ -3,7 +3,7 @@
 The eBPF programs of classifier.py ask the same questions in the same order over maps with the same keys.
 """
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastlb.dataplane.conntrack cimport FlowTable
 from fastlb.dataplane.flowhash cimport SHARDS, client_mix, fingerprint, shard_of
@@ -11,29 +11,43 @@ from fastlb.dataplane.lookup cimport MISSING, find, key_meta
 from fastlb.dataplane.machine cimport likely, prefetch, unlikely
 from fastlb.dataplane.sourceport cimport find_port, port_of
 from fastlb.dataplane.types cimport (
-    FAMILY_6, FORWARD_NAT, LEG_CLIENT, LEG_ECHO, LEG_NONE, LEG_REPLY, Packet, ServiceTable, Table)
+    FAMILY_6, FORWARD_NAT, LEG_CLIENT, LEG_ECHO, LEG_NONE, LEG_REPLY, Addr, Packet, ServiceTable,
+    Shape, ShapeList, Table)
+
+
+cdef inline uint32_t find_shaped(
+        const Table *table, const ShapeList *shapes, const Packet *p, Addr addr, uint16_t be_port) noexcept nogil:
+    """The most specific entry for an address and port: the whole of both first (shapes.py). Bounded by the shapes."""
+    cdef uint32_t found = find(table, addr, key_meta(p.family, p.protocol, be_port))
+    cdef const Shape *shape
+    cdef Addr masked
+    cdef uint32_t i
+    if likely(found != MISSING):
+        return found
+    for i in range(shapes.count):
+        shape = &shapes.shapes[i]
+        masked.hi = addr.hi & shape.mask.hi
+        masked.lo = addr.lo & shape.mask.lo
+        found = find(table, masked, key_meta(p.family, p.protocol, be_port & shape.be_port_mask) | shape.meta)
+        if found != MISSING:
+            return found
+    return MISSING
 
 
 cdef inline uint32_t find_service(const ServiceTable *services, const Packet *p) noexcept nogil:
-    """The exact port first, then the service for any port."""
-    cdef uint32_t found = find(&services.vips, p.dst, key_meta(p.family, p.protocol, p.be_dport))
-    if likely(found != MISSING):
-        return found
-    return find(&services.vips, p.dst, key_meta(p.family, p.protocol, 0))
+    return find_shaped(&services.vips, &services.vip_shapes[p.family == FAMILY_6], p, p.dst, p.be_dport)
 
 
-cdef inline uint32_t find_answering(const Table *backends, const Packet *p) noexcept nogil:
+cdef inline uint32_t find_answering(
+        const ServiceTable *services, const Table *backends, const Packet *p) noexcept nogil:
     """What `backends` says of the address and port that a packet came from."""
-    cdef uint32_t found = find(backends, p.src, key_meta(p.family, p.protocol, p.be_sport))
-    if likely(found != MISSING):
-        return found
-    return find(backends, p.src, key_meta(p.family, p.protocol, 0))
+    return find_shaped(backends, &services.reply_shapes[p.family == FAMILY_6], p, p.src, p.be_sport)
 
 
 cdef inline bint is_full_reply(const ServiceTable *services, const FlowTable *flows, Packet *p) noexcept nogil:
     """From a fullnat backend to a source port? Whose, is seen when the port's memory has come (`approach`)."""
     p.source = find_port(&flows.pools[p.family == FAMILY_6], p.dst, p.be_dport, p.protocol, p.family)
-    if p.source == 0 or find_answering(&services.full_replies, p) == MISSING:
+    if p.source == 0 or find_answering(services, &services.full_replies, p) == MISSING:
         return False
     p.shard = port_of(p.source - 1) % SHARDS
     prefetch(&flows.pools[p.family == FAMILY_6].ports[p.source - 1])
@@ -47,7 +61,7 @@ cdef inline void classify(const ServiceTable *services, const FlowTable *flows, 
     p.source = 0
     p.entry = NULL
     if unlikely(p.protocol == 0):
-        p.service = find(&services.vips, p.dst, key_meta(p.family, 0, 0))
+        p.service = find_service(services, p)
         p.leg = LEG_ECHO if p.service != MISSING else LEG_NONE
         return
     p.service = find_service(services, p)
@@ -62,7 +76,7 @@ cdef inline void classify(const ServiceTable *services, const FlowTable *flows, 
         p.leg = LEG_REPLY
         return
     p.source = 0
-    p.backend = find_answering(&services.replies, p)
+    p.backend = find_answering(services, &services.replies, p)
     if p.backend == MISSING:
         p.leg = LEG_NONE
         return

@@ -37,6 +37,11 @@ cdef uint32_t milliseconds(double seconds) except? 0xFFFFFFFF:
     return <uint32_t>(seconds * 1000)
 
 
+cdef uint64_t shape_meta(prefix, bits, whole=0) except *:
+    """What keys of a shape have in their meta, above port, protocol and family; 0 for all bits of both."""
+    return 0 if prefix == whole and bits == 16 else <uint64_t>(prefix + 1) << 32 | <uint64_t>(bits + 1) << 48
+
+
 cdef void *zeroed(size_t count, size_t size) except NULL:
     cdef void *memory = calloc(count if count else 1, size)
     if memory == NULL:
@@ -47,10 +52,11 @@ cdef void *zeroed(size_t count, size_t size) except NULL:
 cdef class Services:
     """Services and backends as the data path sees them. Immutable.
 
-    ``specs``: an iterable of objects with ``vip``, ``port`` (0: any), ``protocol``, ``forward``, ``no_backend``,
-    ``mss`` (bytes; 0: leave it, 65535: what fits), ``tunnel`` (as `fastlb.config.Tunnel`), ``table`` (MaglevTable or
-    None) and ``members``: objects with ``id`` (1..2**20-1, stable over reloads), ``address``
-    and ``port`` (0: the packet's), in the order of the table's positions. ``timeouts``: seconds by the keys
+    ``specs``: an iterable of objects with ``network`` (the VIP as a prefix), ``port`` (0: several), ``blocks`` (those
+    ports, as (port, leading bits) of shapes.py), ``protocol``, ``forward``, ``no_backend``, ``mss`` (bytes; 0: leave it,
+    65535: what fits), ``tunnel`` (as `fastlb.config.Tunnel`), ``table`` (MaglevTable or None) and ``members``: objects
+    with ``id`` (1..2**20-1, stable over reloads), ``address`` and ``port`` (0: the packet's), in the order of the
+    table's positions. ``timeouts``: seconds by the keys
     tcp_syn, tcp_established, tcp_closing, udp. ``echo``: VIPs answer echo requests.
     """
 
@@ -79,18 +85,53 @@ cdef class Services:
         self.table.services = <Service *>zeroed(len(specs), sizeof(Service))
         self.table.backends = <Backend *>zeroed(self.table.backend_limit, sizeof(Backend))
         self.members = <uint32_t *>zeroed(len(ids), sizeof(uint32_t))
-        full = sum(len(spec.members) for spec in specs if spec.forward == "fullnat")
-        if (not table_init(&self.table.vips, 2 * len(specs)) or not table_init(&self.table.replies, len(ids))
-                or not table_init(&self.table.full_replies, full)):
+        replies = {"nat": 0, "fullnat": 0}
+        for spec in specs:
+            if spec.forward in replies:
+                replies[spec.forward] += len(spec.members) * len(spec.blocks)
+        blocks = sum(len(spec.blocks) for spec in specs)
+        if (not table_init(&self.table.vips, blocks + len(specs)) or not table_init(&self.table.replies, replies["nat"])
+                or not table_init(&self.table.full_replies, replies["fullnat"])):
             raise MemoryError
+        self.set_shapes(specs)
+
+    cdef int set_shapes(self, list specs) except -1:
+        """A prefix that is longer is more specific; of one prefix, a smaller block of ports."""
+        for version in (4, 6):
+            of_version = [spec for spec in specs if spec.network.version == version]
+            vips = {(spec.network.prefixlen, bits) for spec in of_version for _, bits in spec.blocks}
+            whole = 32 if version == 4 else 128
+            replies = {
+                (whole, bits) for spec in of_version if spec.forward in ("nat", "fullnat") for _, bits in spec.blocks}
+            self.set_shape_list(&self.table.vip_shapes[version == 6], version, vips)
+            self.set_shape_list(&self.table.reply_shapes[version == 6], version, replies)
+        return 0
+
+    cdef int set_shape_list(self, ShapeList *listed, version, wanted) except -1:
+        cdef Shape *shape
+        whole = 32 if version == 4 else 128
+        ordered = sorted(wanted - {(whole, 16)}, reverse=True)
+        listed.shapes = <Shape *>zeroed(len(ordered), sizeof(Shape))
+        listed.count = len(ordered)
+        for at, (prefix, bits) in enumerate(ordered):
+            shape = &listed.shapes[<uint32_t>at]
+            shape.mask = addr_from(ip_network(f"{'0.0.0.0' if version == 4 else '::'}/{prefix}").netmask)
+            shape.be_port_mask = be_port_from(0x10000 - (0x10000 >> bits))
+            shape.meta = shape_meta(prefix, bits)
+        return 0
 
     cdef int add_echo(self, list specs) except -1:
-        """For each VIP, whether any of its services has a backend."""
+        """For each VIP, whether any of its services has a backend; found by a shape of one of them."""
+        cdef uint64_t shape
         served = {}
         for spec in specs:
-            served[spec.vip] = served.get(spec.vip, False) or spec.table is not None
-        for vip, has_backend in served.items():
-            table_put(&self.table.vips, addr_from(vip), key_meta(vip.version, 0, 0), has_backend)
+            _, bits = served.get(spec.network, (False, spec.blocks[0][1]))
+            served[spec.network] = served.get(spec.network, (False, 0))[0] or spec.table is not None, bits
+        for network, (has_backend, bits) in served.items():
+            shape = 0 if network.prefixlen == network.max_prefixlen else shape_meta(network.prefixlen, bits)
+            table_put(
+                &self.table.vips, addr_from(network.network_address), key_meta(network.version, 0, 0) | shape,
+                has_backend)
         return 0
 
     cdef int set_timeouts(self, timeouts) except -1:
@@ -106,10 +147,13 @@ cdef class Services:
     cdef int add_service(self, uint32_t index, spec, const uint32_t *members) except -1:
         cdef Service *service = &self.table.services[index]
         cdef MaglevTable table = spec.table
-        service.vip = addr_from(spec.vip)
-        service.family = spec.vip.version
+        service.vip = addr_from(spec.network.network_address)
+        service.has_prefix = spec.network.num_addresses > 1
+        service.family = spec.network.version
         service.protocol = PROTOCOLS[spec.protocol]
         service.be_port = be_port_from(spec.port)
+        service.first_port = spec.blocks[0][0]
+        service.last_port = spec.blocks[len(spec.blocks) - 1][0] + (0xFFFF >> spec.blocks[len(spec.blocks) - 1][1])
         service.forward = FORWARDS[spec.forward]
         service.no_backend = NO_BACKEND_RESET if spec.no_backend == "reset" else NO_BACKEND_DROP
         service.members = members
@@ -118,8 +162,11 @@ cdef class Services:
         if table is not None:
             service.maglev = table.slots
             service.maglev_size = table.size
-        table_put(
-            &self.table.vips, service.vip, key_meta(service.family, service.protocol, service.be_port), index)
+        for port, bits in spec.blocks:
+            table_put(
+                &self.table.vips, service.vip,
+                key_meta(service.family, service.protocol, be_port_from(port)) | shape_meta(
+                    spec.network.prefixlen, bits, spec.network.max_prefixlen), index)
 
     cdef int set_tunnel(self, Service *service, tunnel) except -1:
         service.with_key = tunnel.key is not None
@@ -133,21 +180,28 @@ cdef class Services:
     cdef int add_backend(self, uint32_t index, spec, member) except -1:
         cdef Service *service = &self.table.services[index]
         cdef Backend *backend = &self.table.backends[<uint32_t>member.id]
-        cdef uint64_t meta
-        cdef uint32_t first
         backend.addr = addr_from(member.address)
         backend.service = index
         backend.be_port = be_port_from(member.port)
         backend.family = member.address.version
         backend.protocol = service.protocol
         backend.present = 1
-        meta = key_meta(backend.family, backend.protocol, backend.be_port)
+        whole = member.address.max_prefixlen
+        for port, bits in ((member.port, 16),) if member.port else spec.blocks:
+            self.add_reply(service, backend, member.id, key_meta(
+                backend.family, backend.protocol, be_port_from(port)) | shape_meta(whole, bits, whole))
+        return 0
+
+    cdef int add_reply(self, const Service *service, Backend *backend, uint32_t number, uint64_t meta) except -1:
+        cdef uint32_t first
         if service.forward == FORWARD_FULLNAT:
-            table_put(&self.table.full_replies, backend.addr, meta, member.id)
+            table_put(&self.table.full_replies, backend.addr, meta, number)
         elif service.forward == FORWARD_NAT:
             first = find(&self.table.replies, backend.addr, meta)
-            backend.next_reply = 0 if first == MISSING else first
-            table_put(&self.table.replies, backend.addr, meta, member.id)
+            if first != MISSING:
+                backend.next_reply = first
+            table_put(&self.table.replies, backend.addr, meta, number)
+        return 0
 
     def __dealloc__(self):
         free(self.table.services)
@@ -156,6 +210,9 @@ cdef class Services:
         table_free(&self.table.vips)
         table_free(&self.table.replies)
         table_free(&self.table.full_replies)
+        for version in range(2):
+            free(self.table.vip_shapes[<uint32_t>version].shapes)
+            free(self.table.reply_shapes[<uint32_t>version].shapes)
 
 
 cdef class Routes:

@@ -43,6 +43,19 @@ cdef struct Table:
     uint64_t mask
 
 
+cdef struct Shape:
+    # Which bits of address and port the entries of a table look at that have this in their keys.
+    Addr mask
+    uint64_t meta
+    uint16_t be_port_mask
+
+
+cdef struct ShapeList:
+    # Those of one IP version that a table has beside whole addresses and ports, the most specific first.
+    Shape *shapes
+    uint32_t count
+
+
 cdef packed struct VnetHdr:
     # struct virtio_net_hdr: how the frame that follows uses checksum offload and segmentation offload.
     uint8_t flags
@@ -109,7 +122,10 @@ cdef struct Service:
     const uint16_t *maglev   # maglev_size slots, each a position in members; NULL without a backend
     const uint32_t *members  # backend ids in the order of their keys
     uint32_t maglev_size
-    uint16_t be_port         # 0: any
+    uint16_t be_port         # 0: several, from `first_port` to `last_port`
+    uint16_t first_port
+    uint16_t last_port
+    uint8_t has_prefix       # the VIP is the first address of a prefix
     uint8_t family
     uint8_t protocol
     uint8_t forward
@@ -121,7 +137,6 @@ cdef struct Service:
     uint8_t zero_checksum4   # gue: no outer UDP checksum over IPv4
     uint8_t zero_checksum6   # and over IPv6 (RFC 6935)
     uint16_t mss             # clamp TCP's MSS to this; 0: not at all, CLAMP_TO_PATH: to what fits
-    uint8_t pad[6]
 
 
 cdef struct ServiceTable:
@@ -129,6 +144,8 @@ cdef struct ServiceTable:
     Table vips               # (VIP, port, protocol) -> index into services
     Table replies            # nat: (backend, port, protocol) -> the first backend id with it
     Table full_replies       # fullnat: (backend, port, protocol)
+    ShapeList vip_shapes[2]      # IPv4, IPv6
+    ShapeList reply_shapes[2]    # of replies and full_replies
     Service *services
     Backend *backends        # by stable id; [0] is never present
     uint32_t service_count

@@ -20,6 +20,7 @@ import pytest
 from fastlb import bpf, classifier
 from fastlb.classifier import SHARDS, Classifier, Key, Keys, Sources
 from fastlb.errors import KernelError
+from fastlb.shapes import blocks_of
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: loads eBPF programs")
 
@@ -215,6 +216,38 @@ FRAMES: list[tuple[str, bytes, bool]] = [
     ("multicast", ipv4(CLIENT, 40000, VIP, 80, mac=bytes.fromhex("01005e000001")), False),
 ]
 
+# With SHAPED: prefixes, ranges of ports and what lies within them.
+SHAPED = {
+    Key(ip_address("198.51.100.0"), 80, TCP, 24),
+    Key(ip_address("198.51.100.16"), 0, UDP, 28),
+    Key(ip_address("198.51.100.0"), 0, 0, 24, 16),  # echo
+    *(Key(ip_address(VIP), block.port, TCP, None, block.bits) for block in blocks_of(8000, 8099)),
+    Key(ip_address("2001:db8:5::"), 443, TCP, 64),
+}
+SHAPED_REPLIES = {Key(ip_address(BACKEND), block.port, TCP, None, block.bits) for block in blocks_of(9000, 9001)}
+SHAPED_FRAMES: list[tuple[str, bytes, bool]] = [
+    ("prefix, first address", ipv4(CLIENT, 40000, "198.51.100.0", 80), True),
+    ("prefix, last address", ipv4(CLIENT, 40000, "198.51.100.255", 80), True),
+    ("beside the prefix", ipv4(CLIENT, 40000, "198.51.101.0", 80), False),
+    ("prefix, other port", ipv4(CLIENT, 40000, "198.51.100.1", 81), False),
+    ("prefix, other protocol", ipv4(CLIENT, 40000, "198.51.100.1", 80, UDP), False),
+    ("prefix and any port", ipv4(CLIENT, 40000, "198.51.100.31", 1, UDP), True),
+    ("beside that", ipv4(CLIENT, 40000, "198.51.100.32", 1, UDP), False),
+    ("range, first port", ipv4(CLIENT, 40000, VIP, 8000), True),
+    ("range, last port", ipv4(CLIENT, 40000, VIP, 8099), True),
+    ("below the range", ipv4(CLIENT, 40000, VIP, 7999), False),
+    ("above the range", ipv4(CLIENT, 40000, VIP, 8100), False),
+    ("range, other address", ipv4(CLIENT, 40000, "203.0.113.99", 8000), False),
+    ("prefix, ipv6", ipv6(CLIENT6, 40000, "2001:db8:5::ffff:1", 443), True),
+    ("beside the prefix, ipv6", ipv6(CLIENT6, 40000, "2001:db8:5:1::", 443), False),
+    ("a prefix's number is not a whole address", ipv4(CLIENT, 40000, "198.51.0.0", 80), False),
+    ("reply from a range", ipv4(BACKEND, 9001, CLIENT, 40000), True),
+    ("reply from above the range", ipv4(BACKEND, 9002, CLIENT, 40000), False),
+    ("echo to a prefix", icmp(CLIENT, "198.51.100.7", 8, bytes(30)), True),
+    ("echo beside a prefix", icmp(CLIENT, "198.51.101.7", 8, bytes(30)), False),
+    ("error about such a reply", icmp(ELSEWHERE, "198.51.100.7", 3, ipv4("198.51.100.7", 80, CLIENT, 1)), True),
+]
+
 # With SOURCES: the answers of FULL_REPLIES to a source port. SNAT is the host's own address, and SNAT6 is not.
 SNAT, SNAT6 = OWN, "fd00:3::5"
 SOURCES = Sources(frozenset(map(ip_address, (SNAT, SNAT6))), 1024, 32767)
@@ -326,6 +359,47 @@ def filled() -> Iterator[Classifier]:
 @pytest.mark.parametrize(("frame", "ours"), [row[1:] for row in FRAMES], ids=[row[0] for row in FRAMES])
 def test_frame(filled: Classifier, frame: bytes, ours: bool) -> None:
     assert takers(filled, frame) == all_say(ours)
+
+
+@pytest.fixture(scope="module")
+def with_shapes() -> Iterator[Classifier]:
+    with Classifier(WORKERS) as classified:
+        classified.replace(Keys(keys(VIPS) | SHAPED, keys(REPLIES) | SHAPED_REPLIES), map(ip_address, LOCALS))
+        classified.set_workers(OWNERS)
+        yield classified
+
+
+@pytest.mark.parametrize(
+    ("frame", "ours"), [row[1:] for row in SHAPED_FRAMES + FRAMES], ids=[row[0] for row in SHAPED_FRAMES + FRAMES]
+)
+def test_frame_with_shapes(with_shapes: Classifier, frame: bytes, ours: bool) -> None:
+    assert takers(with_shapes, frame) == all_say(ours)
+
+
+def test_shapes_come_and_go() -> None:
+    """Numbers are used again, and never by two shapes at once."""
+    rng = random.Random(4)
+    with Classifier() as classified:
+        for _ in range(20):
+            lengths = rng.sample(range(8, 31), 15)
+            wanted = {Key(ip_address(f"{2 * length}.0.0.0"), 80, TCP, length) for length in lengths}
+            classified.replace(Keys(wanted))
+            for length in range(8, 31):
+                inside = f"{2 * length}.0.0.1"
+                outside = str(ip_address(f"{2 * length}.0.0.0") + (1 << 32 - length))
+                assert classified.test(ipv4(CLIENT, 1, inside, 80)) is (length in lengths)
+                assert not classified.test(ipv4(CLIENT, 1, outside, 80))
+
+
+def test_more_shapes_than_numbers_are_refused_and_change_nothing() -> None:
+    few = {Key(ip_address("10.0.0.0"), 80, TCP, length) for length in range(8, 31)}
+    more = {Key(ip_address("2001:db8::"), 80, TCP, length) for length in range(32, 64)}
+    with Classifier() as classified:
+        classified.replace(Keys(few))
+        with pytest.raises(KernelError, match=r"fastlb_vips would have to hold 55 kinds of prefixes and port ranges"):
+            classified.replace(Keys(more))
+        assert classified.test(ipv4(CLIENT, 1, "10.0.0.1", 80))
+        assert not classified.test(ipv6(CLIENT6, 1, "2001:db8::1", 80))
 
 
 @pytest.fixture(scope="module")

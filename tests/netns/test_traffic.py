@@ -23,7 +23,7 @@ from tests.netns.balancer import PATIENCE, Balancer, backends, drops, forget_nei
 LAB_DIR = Path(__file__).resolve().parents[2] / "netns-lab"
 sys.path.insert(0, str(LAB_DIR))
 
-from topology import BACKENDS, VIPS, Lab, address, own_prefix  # noqa: E402
+from topology import BACKENDS, VIPS, Lab, LabError, address, own_prefix  # noqa: E402
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
 
@@ -267,6 +267,35 @@ def test_the_kernel_counts_the_same_frames(lab: Lab, balancer: Balancer) -> None
     assert 0 <= received - packets < 100, "beyond the service's traffic only ARP and neighbour discovery"
     assert 0 <= sent - transmitted < 100
     assert drops(balancer.status()) == {}
+
+
+# ---- prefixes and ranges
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_prefix_and_a_range(lab: Lab, balancer: Balancer, version: int) -> None:
+    """Two addresses of a prefix, and the last port of a range; what lies beside them is the host's."""
+    prefix, inside, outside = {
+        4: ("203.0.113.64/28", ("203.0.113.64", "203.0.113.79"), "203.0.113.80"),
+        6: ("2001:db8:cafe:0:1::/80", ("2001:db8:cafe:0:1::", "2001:db8:cafe:0:1:ffff::1"), "2001:db8:cafe:0:2::1"),
+    }[version]
+    backends = [{"address": address(node, "eth0", version)} for node in BACKENDS]
+    service = {"name": "prefix", "vip": prefix, "protocol": "tcp", "forward": "nat", "backends": backends}
+    before = dict(balancer.config)
+    wanted = [*before["services"], {**service, "port": "8070-8080"}]
+    assert balancer.reload(before | {"services": wanted}).returncode == 0
+    try:
+        for vip in inside:
+            got = lab.client("fetch", vip, "--port", 8080, "--count", 60)
+            assert (got["answered"], sorted(got["backends"])) == (60, list(BACKENDS))
+            assert got["clients"] == {address("client", "eth0", version): 60}
+        passed = packets(balancer)
+        for vip, port in ((outside, 8080), (inside[0], 8081)):
+            with pytest.raises(LabError):
+                lab.client("fetch", vip, "--port", port, "--count", 1, timeout=2)
+        assert packets(balancer) == passed
+    finally:
+        assert balancer.reload(before).returncode == 0
 
 
 # ---- the host's own traffic is the host's

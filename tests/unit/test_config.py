@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -332,19 +333,19 @@ def test_yaml_numbers_and_aliases(tmp_path: Path) -> None:
             NAT.replace("113.10", "113.300"),
             3,
             "services[0].vip",
-            'found "203.0.113.300"; it must be an IPv4 or IPv6 address, as text',
+            'found "203.0.113.300"; it must be an IPv4 or IPv6 address, as text, or a prefix such as "203.0.113.0/28"',
         ),
         (
             NAT.replace("80", "65536"),
             4,
             "services[0].port",
-            'found 65536; it must be a whole number from 1 to 65535, or "any"',
+            'found 65536; it must be a whole number from 1 to 65535, a range such as "8000-8099", or "any"',
         ),
         (
             NAT.replace("80", '"80"'),
             4,
             "services[0].port",
-            'found "80"; it must be a whole number from 1 to 65535, or "any"',
+            'found "80"; it must be a whole number from 1 to 65535, a range such as "8000-8099", or "any"',
         ),
         (NAT.replace("tcp", "TCP"), 5, "services[0].protocol", 'found "TCP"; use one of: tcp, udp'),
         (
@@ -476,8 +477,6 @@ def test_unknown_keys(data: dict[str, Any], path: str, message: str) -> None:
             )
             for key in ("affinity", "slow_start", "check")
         ),
-        ({"services": [service(vip="203.0.113.0/28")]}, "services[0].vip", 'one address: "203.0.113.0"'),
-        ({"services": [service(port="8000-8099")]}, "services[0].port", "a port from 1 to 65535, any"),
     ],
 )
 def test_what_later_versions_have(data: dict[str, Any], path: str, right: str) -> None:
@@ -601,6 +600,84 @@ def test_a_message_is_one_line_whatever_the_value() -> None:
 )
 def test_fields_against_each_other(tmp_path: Path, text: str, expected: tuple[int, str, str]) -> None:
     assert problems_in(text, tmp_path) == [expected]
+
+
+def ranges(*ports: str, vip: str = "203.0.113.10") -> list[dict[str, Any]]:
+    return [service(name=f"s{number}", vip=vip, port=each) for number, each in enumerate(ports)]
+
+
+@pytest.mark.parametrize(
+    ("services", "path", "message"),
+    [
+        (
+            ranges("8000-8099", "8050-8150"),
+            "services[1].port",
+            "8050-8150 overlaps 8000-8099 of services[0], which has the same VIP and protocol; one must lie within the "
+            "other, or they must have no port in common",
+        ),
+        (
+            ranges("8000-8099", "7950-8000"),
+            "services[1].port",
+            "7950-8000 overlaps 8000-8099 of services[0], which has the same VIP and protocol; one must lie within the "
+            "other, or they must have no port in common",
+        ),
+        (
+            [service(vip="203.0.113.1/28")],
+            "services[0].vip",
+            'found "203.0.113.1/28"; it has bits behind the prefix; write "203.0.113.0/28", or one address',
+        ),
+        (
+            [service(vip="0.0.0.0/0")],
+            "services[0].vip",
+            "0.0.0.0 is the unspecified address; a VIP must be a unicast address that clients can reach",
+        ),
+        (
+            [service(vip="10.0.0.0/8", backends=[{"address": "10.1.2.3"}])],
+            "services[0].backends[0].address",
+            '10.1.2.3 is in 10.0.0.0/8, the VIP of service "web"; it must be the server\'s own address',
+        ),
+        (
+            [service(port="8000-8099", backends=[{"address": "10.0.0.1", "port": 8000}])],
+            "services[0].backends[0].port",
+            "a service with port: 8000-8099 keeps each packet's port; leave it out",
+        ),
+        (
+            [*ranges("1-65534"), *ranges("1-65534", vip="10.0.0.0/24"), *ranges("1-65534", vip="10.0.0.0/23")],
+            "services",
+            "the prefixes and port ranges of VIPs take 44 look-ups of different kinds, and at most 31 are made; use "
+            "fewer lengths of prefixes, or ranges that begin and end at multiples of a power of two (8000-8063, "
+            "32768-49151), or any",
+        ),
+    ],
+)
+def test_prefixes_and_ranges(services: list[dict[str, Any]], path: str, message: str) -> None:
+    for number, each in enumerate(services):
+        each["name"] = each["name"] if len(services) == 1 else f"web{number}"
+    assert messages_of({"services": services}) == [(path, message)]
+
+
+def test_a_prefix_cannot_be_put_on_an_interface() -> None:
+    assert messages_of({"vip_address": "interface", "services": [service(vip="203.0.113.0/28")]}) == [
+        (
+            "services[0].vip",
+            "vip_address: interface puts single addresses on the interface, and 203.0.113.0/28 is a prefix; route it "
+            "to this host, with vip_address: none",
+        )
+    ]
+
+
+def test_prefixes_and_ranges_that_go_together() -> None:
+    services = [
+        *ranges("8000-8099", "8050-8060", "8000-8049", "8100-8200", "1-65535"),
+        service(name="prefix", vip="203.0.113.0/24"),
+        service(name="longer", vip="203.0.113.0/28", port="80-80"),
+        service(name="whole", vip="203.0.113.11/32", port="any", nat_any_port=True),
+    ]
+    config = Config.from_dict({"services": services})
+    assert [str(each.vip) for each in config.services[5:]] == ["203.0.113.0/24", "203.0.113.0/28", "203.0.113.11"]
+    assert [each.port for each in config.services[4:]] == [(1, 65535), 80, 80, "any"]
+    shown = json.loads(config.model_dump_json())
+    assert [each["port"] for each in shown["services"]][3:] == ["8100-8200", "1-65535", 80, 80, "any"]
 
 
 FULL = {"forward": "fullnat"}

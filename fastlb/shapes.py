@@ -1,0 +1,48 @@
+"""How much of an address and a port an entry of a table looks at.
+
+A service for a prefix or for a range of ports is found by leading bits. Entries that look at the same number of bits of
+address and port have one *shape*, and a shape costs one look-up, however many entries it has: tuple space search
+(Srinivasan, Suri and Varghese, SIGCOMM 1999). Whole addresses with whole ports are asked for first, so they do not pay
+for the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+PORT_BITS = 16
+MAX_SHAPES = 31  # of VIPs, and again of replies: what fits into a byte beside the IP version
+
+
+class Block(NamedTuple):
+    """The ports that have their first ``bits`` bits in common with ``port``; the others of ``port`` are 0."""
+
+    port: int
+    bits: int
+
+
+ANY_PORT = Block(0, 0)
+
+
+class Shape(NamedTuple):
+    """How many bits count, of an address and of a port."""
+
+    version: int
+    prefix: int
+    bits: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Every bit of both."""
+        return self.bits == PORT_BITS and self.prefix == (32 if self.version == 4 else 128)
+
+
+def blocks_of(first: int, last: int) -> Iterator[Block]:
+    """The fewest blocks that make up a range of ports, both ends included; at most 30."""
+    while first <= last:
+        size = first & -first or 1 << PORT_BITS
+        while first + size - 1 > last:
+            size >>= 1
+        yield Block(first, PORT_BITS + 1 - size.bit_length())
+        first += size
