@@ -4,6 +4,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastlb.dataplane.conntrack cimport FlowTable
 from fastlb.dataplane.decap cimport Decap
+from fastlb.dataplane.fragment cimport FragmentNote
 from fastlb.dataplane.pipeline cimport PipelineState
 from fastlb.dataplane.publish cimport Publication
 from fastlb.dataplane.ring cimport RxRing
@@ -54,6 +55,7 @@ cdef class PublishedSnapshot:
 
 cdef class FlowMemory:
     cdef FlowTable table              # without an owner
+    cdef FragmentNote *notes
 
     cdef int open_pool(self, SourcePool *pool, list addresses, int lowest, int highest) except -1
     cdef int close_pool(self, SourcePool *pool) except -1
@@ -74,6 +76,7 @@ cdef class Pipeline:
     cdef int own(self, shards) except -1
     cdef int load(self, int at, frame, uint32_t ifindex) except -1
     cdef int run(self, const Snapshot *snap, int count, uint32_t now_ms, list results) except -1
+    cdef int settle(self, const Snapshot *snap, uint32_t now_ms, list results) except -1
 
 
 cdef class RingMemory:

@@ -36,13 +36,14 @@ from fastlb.dataplane.decap cimport (
     take_packet)
 from fastlb.dataplane.flowhash cimport SHARDS, flow_hash
 from fastlb.dataplane.flowlog cimport FlowEvent, FlowLog
+from fastlb.dataplane.fragment cimport HELD, SETS, WAYS, FragmentNote, HeldFragment, let_go
 from fastlb.dataplane.icmp cimport REJECTS_PER_SECOND
 from fastlb.dataplane.lookup cimport MISSING, find, key_meta, table_free, table_init, table_put
 from fastlb.dataplane.machine cimport (
     assert_equal, bswap16, bswap32, load_acquire_u32, load_acquire_u64, spin_pause, store_release_u32)
 from fastlb.dataplane.maglev cimport MAX_MEMBERS, Turn, populate
 from fastlb.dataplane.pieces cimport MAX_HEADERS, Pieces, cut, next_piece
-from fastlb.dataplane.pipeline cimport run_batch, still_holds
+from fastlb.dataplane.pipeline cimport must_look, next_settled, run_batch, still_holds
 from fastlb.dataplane.publish cimport passed, pick_up, publish
 from fastlb.dataplane.reasons cimport (
     DROP_NO_NEIGHBOUR, DROP_NO_ROUTE, DROP_NOT_ON_LINK, REASONS, VIA_REJECT, reason_name, verdict_of)
@@ -58,7 +59,7 @@ from fastlb.dataplane.sourceport cimport (
 from fastlb.dataplane.transmit cimport MAX_XSKS
 from fastlb.dataplane.types cimport (
     BATCH, DF_ALWAYS, DF_INNER, DF_NEVER, FAMILY_4, FORWARD_DSR, FORWARD_FULLNAT, FORWARD_GRE, FORWARD_GUE,
-    FORWARD_IPIP, FORWARD_NAT, LEG_CLIENT, NO_BACKEND_DROP, NO_BACKEND_RESET, NO_HOP, PROTO_TCP, PROTO_UDP,
+    FORWARD_IPIP, FORWARD_NAT, LATER_BIT, LEG_CLIENT, NO_BACKEND_DROP, NO_BACKEND_RESET, NO_HOP, PROTO_TCP, PROTO_UDP,
     VNET_HDR_LEN, Addr, Backend, BackendStats, FlowTuple, Hop, LinkRoute, Packet, Service, Shape, ShapeList, Snapshot,
     Source, VnetHdr)
 from fastlb.dataplane.wire cimport read_addr4, read_addr6, write_addr6

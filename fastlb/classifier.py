@@ -15,7 +15,9 @@ The rules, in order:
 
     not PACKET_HOST (another host's, broadcast, outgoing)              not ours
     not IPv4 or IPv6, with at most one inline 802.1Q/802.1ad tag       not ours
-    a fragment, or cut before the ports                                not ours
+    cut before the ports; an ICMP fragment                             not ours
+    a fragment without ports: is asked about by its addresses alone, as protocol + LATER with port 0, and with
+                                                 several workers goes to the one of the client's address
     an ICMP error about a TCP or UDP packet      is asked about as that packet's answer would be: the quoted
                                                  addresses and ports, the other way round
     an echo request to an address of ``vips``    ours
@@ -78,6 +80,7 @@ GUARD_NAME = "fastlb_guard"
 STEER_NAME = "fastlb_steer"
 BELL_NAME = "fastlb_bell"
 NOTHING_NAME = "fastlb_nothing"
+LATER = 0x80  # in a key's protocol: fragments without ports
 SHARDS = 64  # of the flow table, by the client's address and port
 
 
@@ -86,14 +89,14 @@ class Key(NamedTuple):
 
     address: Address
     port: int  # 0: any
-    protocol: int  # IPPROTO_TCP or IPPROTO_UDP; 0, with port 0: echo requests to this address
+    protocol: int  # IPPROTO_TCP or IPPROTO_UDP; with port 0 also LATER + one of them, and 0: echo requests
     prefix: int | None = None  # how many bits of the address count; None: all
     port_bits: int | None = None  # and of the port; None: all, or none with port 0
 
     @property
     def shape(self) -> Shape:
         """What the entry looks at."""
-        bits = PORT_BITS if self.port or not self.protocol else 0
+        bits = PORT_BITS if self.port or not 0 < self.protocol < LATER else 0
         return Shape(
             self.address.version,
             self.address.max_prefixlen if self.prefix is None else self.prefix,
@@ -121,7 +124,8 @@ _ECHO, _ECHO6 = 8, 128
 _ERRORS = (3, 11, 12)  # destination unreachable, time exceeded, parameter problem (RFC 792)
 _ERRORS6 = (1, 2, 3, 4)  # with packet too big (RFC 4443)
 _IPV4_OFFSET = htons(0x1FFF)  # a fragment that is not the first
-_AUTHENTICATION = 51
+_AUTHENTICATION, _FRAGMENT = 51, 44
+_IPV6_OFFSET = htons(0xFFF8)
 _EXTENSIONS = (0, 43, 60, _AUTHENTICATION)  # hop-by-hop, routing, destination options
 _MAX_EXTENSIONS = 6
 _SOURCE, _DESTINATION, _PORTS = -40, -24, -8  # on the stack, see above
@@ -397,7 +401,7 @@ class _MirroredMap:
 
 def _shapes_of(keys: set[Key]) -> set[Shape]:
     """Those that are not whole. Most keys are, as can be seen at once."""
-    seldom = (key for key in keys if key[3:] != (None, None) or (key.port == 0 and key.protocol))
+    seldom = (key for key in keys if key[3:] != (None, None) or (key.port == 0 and 0 < key.protocol < LATER))
     return {shape for shape in {key.shape for key in seldom} if not shape.is_whole}
 
 
@@ -468,7 +472,7 @@ def _link_layer(a: Assembler, network: int) -> None:
 
 
 def _ipv6(a: Assembler) -> None:
-    """RFC 8200, section 4: walk the extension headers; a Fragment header is no exception to "not ours"."""
+    """RFC 8200, section 4: walk the extension headers; what follows the Fragment header of a later one is no header."""
     header = -48
     a.label("ipv6")
     _load_bytes(a, header, 44)
@@ -492,7 +496,13 @@ def _skip_extension(a: Assembler, suffix: str) -> None:
     """Length: 8-byte units beyond the first 8 (RFC 8200), or 4-byte units minus 2 for AH (RFC 4302, 2.2)."""
     for extension in _EXTENSIONS:
         a.jump_if(R8, "==", extension, "extension" + suffix)
-    a.jump("not_ours")
+    a.jump_if(R8, "!=", _FRAGMENT, "not_ours")
+    _load_bytes(a, _PORTS, 8)
+    a.alu(R7, "+", 8)
+    a.load(R8, FP, _PORTS, Size.U8)
+    a.load(R1, FP, _PORTS + 2, Size.U16)
+    a.jump_if(R1, "&", _IPV6_OFFSET, "later")
+    a.jump("skipped" + suffix)
     a.label("extension" + suffix)
     _load_bytes(a, _PORTS, 2)
     a.load(R1, FP, _PORTS + 1, Size.U8)
@@ -504,6 +514,7 @@ def _skip_extension(a: Assembler, suffix: str) -> None:
     a.label("measured" + suffix)
     a.alu(R7, "+", R1)
     a.load(R8, FP, _PORTS, Size.U8)
+    a.label("skipped" + suffix)
 
 
 def _ipv4(a: Assembler) -> None:
@@ -511,8 +522,7 @@ def _ipv4(a: Assembler) -> None:
     header = -28
     a.label("ipv4")
     _load_bytes(a, header, 24)
-    a.load(R1, FP, header + 6, Size.U16)
-    a.jump_if(R1, "&", _IPV4_FRAGMENT, "not_ours")
+    a.load(R3, FP, header + 6, Size.U16)
     a.load(R8, FP, header + 9, Size.U8)
     a.jump_if(R8, "==", _TCP, "transport")
     a.jump_if(R8, "==", _ICMP, "icmp")
@@ -522,8 +532,20 @@ def _ipv4(a: Assembler) -> None:
     a.load(R2, FP, header + 12, Size.U32)
     _widen_addresses(a, R2)
     a.alu(R9, "=", 4)
+    a.jump_if(R3, "&", _IPV4_OFFSET, "later4")
     a.jump_if(R1, "==", _IPV4_PLAIN, "ports")
     _add_ipv4_header(a)
+    a.jump("load_ports")
+    a.label("later4")
+    _check_ipv4_header(a)
+    a.label("later")
+    a.jump_if(R8, "==", _TCP, "portless")
+    a.jump_if(R8, "!=", _UDP, "not_ours")
+    a.label("portless")
+    a.alu(R7, "=", 0)
+    a.alu(R8, "|", LATER)
+    a.alu(R1, "=", 0)
+    a.jump("asked")
 
 
 def _widen_addresses(a: Assembler, source: Reg) -> None:
@@ -539,6 +561,7 @@ def _icmp(a: Assembler, maps: _Maps) -> None:
     """RFC 792. The outer header is at fp-28; what is quoted gets there too, and then to where `_lookups` wants it."""
     header = -28
     a.label("icmp")
+    a.jump_if(R3, "&", _IPV4_FRAGMENT, "not_ours")
     _skip_ipv4_header(a, header)
     a.load(R2, FP, header + 12, Size.U32)
     _widen_addresses(a, R2)
@@ -606,13 +629,18 @@ def _skip_ipv4_header(a: Assembler, header: int) -> None:
     _add_ipv4_header(a)
 
 
-def _add_ipv4_header(a: Assembler) -> None:
-    """R7 += the length of the IPv4 header whose first byte is in R1."""
+def _check_ipv4_header(a: Assembler) -> None:
+    """R1, the first byte of an IPv4 header, becomes the header's length in words."""
     a.alu(R2, "=", R1)
     a.alu(R2, ">>", 4)
     a.jump_if(R2, "!=", 4, "not_ours")
     a.alu(R1, "&", 15)
     a.jump_if(R1, "<", 5, "not_ours")
+
+
+def _add_ipv4_header(a: Assembler) -> None:
+    """R7 += the length of the IPv4 header whose first byte is in R1."""
+    _check_ipv4_header(a)
     a.alu(R1, "<<", 2)
     a.alu(R7, "+", R1)
 
@@ -624,6 +652,7 @@ def _lookups(a: Assembler, maps: _Maps) -> None:
     a.label("ports")
     a.load(R7, FP, _PORTS, Size.U32)  # the source port in its lower half, the destination port in its upper
     a.load(R1, FP, _PORTS + 2, Size.U16)
+    a.label("asked")
     _complete_key(a, _DESTINATION, R1)
     _if_found(a, maps.vips.map, _DESTINATION, "to_vip")
     _if_shaped(a, maps.vips, _DESTINATION, "to_vip", "vip")
@@ -651,8 +680,10 @@ def _full_replies(a: Assembler, maps: _Maps, first: int, last: int) -> None:
     a.alu(R2, "=", R7)
     a.alu(R2, ">>", 24)
     a.alu(R1, "|", R2)  # the destination port in host order
+    a.jump_if(R8, "&", LATER, "any_source_port")
     a.jump_if(R1, "<", first, "not_full")
     a.jump_if(R1, ">", last, "not_full")
+    a.label("any_source_port")
     a.store(FP, _DESTINATION + _KEY_PORT, 0, Size.U16)
     a.store(FP, _DESTINATION + _KEY_PROTOCOL, 0, Size.U8)
     _if_found(a, maps.sources, _DESTINATION, "source")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from socket import IPPROTO_TCP, IPPROTO_UDP
 
 from fastlb._core import MaglevTable, Services
-from fastlb.classifier import Key, Keys
+from fastlb.classifier import LATER, Key, Keys
 from fastlb.config import TUNNELS, Address, Backend, Config, Network, Service, Tunnel
 from fastlb.errors import FastlbError
 from fastlb.fields import PortRange
@@ -175,13 +175,15 @@ def classifier_keys(plans: Iterable[Plan], echo: bool) -> Keys:
         network, length = plan.network.network_address, plan.network.prefixlen
         for block in plan.blocks:
             vips.add(_key(network, block, protocol, length))
+        vips.add(portless_key(plan, LATER | protocol))
         if echo:
-            vips.add(echo_key(plan))
+            vips.add(portless_key(plan, 0))
         for member in plan.members if plan.forward in replies else ():
             blocks = (Block(member.port, PORT_BITS),) if member.port else plan.blocks
             replies[plan.forward].update(
                 _key(member.address, block, protocol, member.address.max_prefixlen) for block in blocks
             )
+            replies[plan.forward].add(Key(member.address, 0, LATER | protocol))
     return Keys(vips, replies["nat"], replies["fullnat"])
 
 
@@ -192,11 +194,11 @@ def _key(address: Address, block: Block, protocol: int, prefix: int) -> Key:
     return Key(address, block.port, protocol, length, bits)
 
 
-def echo_key(plan: Plan) -> Key:
-    """Under which echo requests to the VIP are found, by a shape that the service has anyway."""
+def portless_key(plan: Plan, protocol: int) -> Key:
+    """Under which echo requests or later fragments to the VIP are found, by a shape that the service has anyway."""
     if plan.network.num_addresses == 1:
-        return Key(plan.network.network_address, 0, 0)
-    return Key(plan.network.network_address, 0, 0, plan.network.prefixlen, plan.blocks[0].bits)
+        return Key(plan.network.network_address, 0, protocol)
+    return Key(plan.network.network_address, 0, protocol, plan.network.prefixlen, plan.blocks[0].bits)
 
 
 def vips_of_this_host(plans: Iterable[Plan], own: Iterable[Address]) -> list[str]:

@@ -22,8 +22,9 @@ from fastlb.dataplane.checksum cimport fold, sum_bytes
 from fastlb.dataplane.machine cimport bswap16, load16, load32, load64, must, store16, unlikely
 from fastlb.dataplane.types cimport FAMILY_4, PROTO_TCP, VNET_HDR_LEN, VNET_NEEDS_CSUM, VnetHdr
 from fastlb.dataplane.wire cimport (
-    IP4_CSUM, IP4_FRAG, IP4_FRAG_MASK, IP4_LEN, IP4_PROTO, IP4_SRC, IP4_TOTAL, IP6_LEN, IP6_NEXT, IP6_PAYLOAD, IP6_SRC,
-    TCP_ACK, TCP_ACK_NO, TCP_CSUM, TCP_FIN, TCP_FLAGS, TCP_LEN, TCP_OFFSET, TCP_SEQ, read_be16, read_be32, write_be16)
+    IP4_CSUM, IP4_FRAG, IP4_FRAG_MASK, IP4_ID, IP4_LEN, IP4_PROTO, IP4_SRC, IP4_TOTAL, IP6_LEN, IP6_NEXT,
+    IP6_PAYLOAD, IP6_SRC, TCP_ACK, TCP_ACK_NO, TCP_CSUM, TCP_FIN, TCP_FLAGS, TCP_LEN, TCP_OFFSET, TCP_SEQ,
+    read_be16, read_be32, write_be16)
 
 
 cdef enum:
@@ -33,7 +34,6 @@ cdef enum:
     GSO_TCP4 = 1             # virtio_net_hdr.gso_type
     GSO_TCP6 = 4
     IP4_PLAIN = 0x45         # version 4, no options
-    IP4_ID = 4
     IP4_DONT_FRAGMENT = 0x40  # in the byte at IP4_FRAG
     TCP_PSH = 0x08
     TCP_ECE = 0x40

@@ -18,12 +18,12 @@ from fastlb.dataplane.machine cimport bswap16, must, store16, store32
 from fastlb.dataplane.rewrite cimport move_frame
 from fastlb.dataplane.route cimport mask_addr
 from fastlb.dataplane.types cimport (
-    DF_ALWAYS, DF_INNER, FAMILY_4, FORWARD_GRE, FORWARD_GUE, FORWARD_IPIP, PROTO_TCP, PROTO_UDP, VNET_NEEDS_CSUM, Addr,
-    Backend, Hop, Packet, Service, Source)
+    DF_ALWAYS, DF_INNER, FAMILY_4, FORWARD_GRE, FORWARD_GUE, FORWARD_IPIP, PROTO_TCP, PROTO_UDP, VNET_NEEDS_CSUM,
+    Addr, Backend, Hop, Packet, Service, Source)
 from fastlb.dataplane.wire cimport (
-    ETH_DST, ETH_LEN, ETH_SRC, ETHERTYPE_IP4, ETHERTYPE_IP6, IP4_CSUM, IP4_DF, IP4_DST, IP4_FRAG, IP4_LEN, IP4_PROTO,
-    IP4_SRC, IP4_TOTAL, IP4_TTL, IP6_DST, IP6_HOPS, IP6_LEN, IP6_NEXT, IP6_PAYLOAD, IP6_SRC, UDP_CSUM, UDP_LEN,
-    UDP_LENGTH, VLAN_LEN, be_addr4, read_be16, write_addr6, write_be16, write_be32)
+    ETH_DST, ETH_LEN, ETH_SRC, ETHERTYPE_IP4, ETHERTYPE_IP6, IP4_CSUM, IP4_DF, IP4_DST, IP4_FRAG, IP4_ID, IP4_LEN,
+    IP4_PROTO, IP4_SRC, IP4_TOTAL, IP4_TTL, IP6_DST, IP6_HOPS, IP6_LEN, IP6_NEXT, IP6_PAYLOAD, IP6_SRC, UDP_CSUM,
+    UDP_LEN, UDP_LENGTH, VLAN_LEN, be_addr4, read_be16, write_addr6, write_be16, write_be32)
 
 
 cdef enum:
@@ -36,7 +36,6 @@ cdef enum:
     GUE_LEN = 4
     OUTER_TTL = 64
     MAX_TAGS = 12            # the one that the kernel took out, and two in the frame
-    IP4_ID = 4
 
 
 cdef inline bint is_tunnel(const Service *service) noexcept nogil:

@@ -48,7 +48,7 @@ cdef inline int parse_icmp(const uint8_t *icmp, const uint8_t *end, Packet *p) n
     if end - icmp < 4:
         return -PASS_TRUNCATED
     p.l4 = <uint16_t>(icmp - p.frame)
-    p.protocol = 0
+    p.protocol = p.asked = 0
     p.be_sport = p.be_dport = 0
     if icmp[0] == (ICMP4_ECHO if p.family == FAMILY_4 else ICMP6_ECHO):
         return 0
@@ -85,7 +85,7 @@ cdef inline int parse_quoted_ports(
         p.fault = DROP_ICMP_HEADER
     p.quoted = <uint16_t>(ip - p.frame)
     p.quoted_l4 = <uint16_t>(ip + header - p.frame)
-    p.protocol = protocol
+    p.protocol = p.asked = protocol
     p.sender = p.src
     p.src, p.dst = target, source
     p.be_sport, p.be_dport = load16(ip + header + 2), load16(ip + header)

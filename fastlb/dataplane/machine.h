@@ -10,6 +10,10 @@
 
 #define fastlb_load_acquire(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
 #define fastlb_store_release(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
+static inline int fastlb_claim(uint32_t *p) {
+    uint32_t unclaimed = 0;
+    return __atomic_compare_exchange_n(p, &unclaimed, 1, 0, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED);
+}
 #define fastlb_store_fence() __atomic_thread_fence(__ATOMIC_SEQ_CST)
 #if defined(__x86_64__)
 #define fastlb_spin_pause() __builtin_ia32_pause()

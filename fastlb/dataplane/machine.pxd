@@ -7,6 +7,7 @@ cdef extern from "machine.h" nogil:
     # Loads and stores of memory that another thread or the kernel writes. They work on integers and pointers.
     uint16_t load_acquire_u16 "fastlb_load_acquire"(const uint16_t *p) noexcept
     uint64_t load_acquire_u64 "fastlb_load_acquire"(const uint64_t *p) noexcept
+    bint claim "fastlb_claim"(uint32_t *p) noexcept  # 0 becomes 1; False when it was 1
     uint32_t load_acquire_u32 "fastlb_load_acquire"(const uint32_t *p) noexcept
     void *load_acquire_ptr "fastlb_load_acquire"(void **p) noexcept
     void store_release_u64 "fastlb_store_release"(uint64_t *p, uint64_t value) noexcept

@@ -9,19 +9,25 @@ Every parser has one shape: cursor, end, packet; it checks the bounds first, adv
 of what follows, or a negative value: minus the reason.
 """
 
-from libc.stdint cimport int32_t, uint8_t, uint16_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t
 
 from fastlb.dataplane.icmperror cimport PROTO_ICMP4, PROTO_ICMP6, parse_icmp
 from fastlb.dataplane.machine cimport load16, must, unlikely
 from fastlb.dataplane.reasons cimport (
-    DROP_IP_LENGTH, DROP_ROUTING_HEADER, DROP_TCP_FLAGS, DROP_TCP_HEADER, DROP_UDP_LENGTH, PASS_FRAGMENT,
-    PASS_IP_HEADER, PASS_NOT_IP, PASS_NOT_TCP_UDP, PASS_TRUNCATED)
-from fastlb.dataplane.types cimport FAMILY_4, FAMILY_6, PROTO_TCP, PROTO_UDP, Packet
+    DROP_FRAGMENT_SHAPE, DROP_IP_LENGTH, DROP_ROUTING_HEADER, DROP_TCP_FLAGS, DROP_TCP_HEADER, DROP_UDP_LENGTH,
+    PASS_FRAGMENT, PASS_IP_HEADER, PASS_NOT_IP, PASS_NOT_TCP_UDP, PASS_TRUNCATED)
+from fastlb.dataplane.types cimport (
+    FAMILY_4, FAMILY_6, FRAGMENT_FIRST, FRAGMENT_LATER, FRAGMENT_NONE, LATER_BIT, PROTO_TCP, PROTO_UDP, Packet)
 from fastlb.dataplane.wire cimport (
     ETH_LEN, ETH_TYPE, ETHERTYPE_IP4, ETHERTYPE_IP6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, EXT_AUTH, EXT_DEST_OPTS,
-    EXT_FRAGMENT, EXT_HOP_BY_HOP, EXT_ROUTING, IP4_DST, IP4_FRAG, IP4_FRAG_MASK, IP4_LEN, IP4_PROTO, IP4_SRC,
-    IP4_TOTAL, IP6_DST, IP6_LEN, IP6_NEXT, IP6_PAYLOAD, IP6_SRC, MAX_EXT_HEADERS, TCP_FIN, TCP_FLAGS, TCP_LEN,
-    TCP_OFFSET, TCP_RST, TCP_SYN, UDP_LEN, UDP_LENGTH, VLAN_LEN, read_addr4, read_addr6, read_be16)
+    EXT_FRAGMENT, EXT_HOP_BY_HOP, EXT_ROUTING, IP4_DST, IP4_FRAG, IP4_FRAG_MASK, IP4_ID, IP4_LEN, IP4_MF,
+    IP4_OFFSET_MASK, IP4_PROTO, IP4_SRC, IP4_TOTAL, IP6_DST, IP6_FRAG_MASK, IP6_LEN, IP6_NEXT, IP6_OFFSET_MASK,
+    IP6_PAYLOAD, IP6_SRC, MAX_EXT_HEADERS, TCP_FIN, TCP_FLAGS, TCP_LEN, TCP_OFFSET, TCP_RST, TCP_SYN, UDP_LEN,
+    UDP_LENGTH, VLAN_LEN, read_addr4, read_addr6, read_be16, read_be32)
+
+
+cdef enum:
+    MAX_DATAGRAM = 65535     # bytes behind the IP header, at most
 
 
 cdef inline int parse_ethernet(const uint8_t **cursor, const uint8_t *end, Packet *p) noexcept nogil:
@@ -42,10 +48,24 @@ cdef inline int parse_ethernet(const uint8_t **cursor, const uint8_t *end, Packe
     return ethertype
 
 
+cdef inline void note_fragment(
+        Packet *p, const uint8_t *content, uint32_t datagram, uint16_t offset, bint more) noexcept nogil:
+    """What a fragment says of itself, and whether that can be (RFC 8200 section 4.5). `content`: where it begins."""
+    cdef int32_t payload = <int32_t>p.l3_length - <int32_t>(content - p.frame - p.l3)
+    p.fragment = FRAGMENT_LATER if offset else FRAGMENT_FIRST
+    p.datagram = datagram
+    p.offset = offset
+    p.more = more
+    p.payload = max(payload, 0)
+    if payload <= 0 or (more and payload % 8) or offset + payload > MAX_DATAGRAM:
+        p.fault = DROP_FRAGMENT_SHAPE
+
+
 cdef inline int parse_ip4(const uint8_t **cursor, const uint8_t *end, Packet *p) noexcept nogil:
-    """RFC 791. Options are stepped over; a fragment has no ports of its own and is left to the host."""
+    """RFC 791. Options are stepped over."""
     cdef const uint8_t *ip = cursor[0]
     cdef int32_t header
+    cdef uint16_t field
     if unlikely(end - ip < IP4_LEN):
         return -PASS_TRUNCATED
     header = (ip[0] & 0x0F) * 4
@@ -53,8 +73,6 @@ cdef inline int parse_ip4(const uint8_t **cursor, const uint8_t *end, Packet *p)
         return -PASS_IP_HEADER
     if unlikely(end - ip < header):
         return -PASS_TRUNCATED
-    if unlikely(read_be16(ip + IP4_FRAG) & IP4_FRAG_MASK):
-        return -PASS_FRAGMENT
     p.family = FAMILY_4
     p.l3_length = read_be16(ip + IP4_TOTAL)
     if unlikely(<int32_t>p.l3_length < header or end - ip < <int32_t>p.l3_length):
@@ -62,6 +80,9 @@ cdef inline int parse_ip4(const uint8_t **cursor, const uint8_t *end, Packet *p)
     p.src = read_addr4(ip + IP4_SRC)
     p.dst = read_addr4(ip + IP4_DST)
     cursor[0] += header
+    field = read_be16(ip + IP4_FRAG)
+    if unlikely(field & IP4_FRAG_MASK):
+        note_fragment(p, cursor[0], read_be16(ip + IP4_ID), (field & IP4_OFFSET_MASK) * 8, (field & IP4_MF) != 0)
     return ip[IP4_PROTO]
 
 
@@ -71,7 +92,10 @@ cdef inline int parse_extensions(const uint8_t **cursor, const uint8_t *end, int
     cdef int _walked
     for _walked in range(MAX_EXT_HEADERS):
         if following == EXT_FRAGMENT:
-            return -PASS_FRAGMENT
+            following = parse_fragment_header(cursor, end, p)
+            if following < 0 or p.fragment == FRAGMENT_LATER:
+                return following
+            continue
         if (following != EXT_HOP_BY_HOP and following != EXT_ROUTING and following != EXT_DEST_OPTS
                 and following != EXT_AUTH):
             return following
@@ -84,6 +108,19 @@ cdef inline int parse_extensions(const uint8_t **cursor, const uint8_t *end, int
         cursor[0] += (ext[1] + 2) * 4 if following == EXT_AUTH else (ext[1] + 1) * 8
         following = ext[0]
     return following
+
+
+cdef inline int parse_fragment_header(const uint8_t **cursor, const uint8_t *end, Packet *p) noexcept nogil:
+    """RFC 8200 section 4.5. A datagram that is its only fragment is like any packet (RFC 6946)."""
+    cdef const uint8_t *ext = cursor[0]
+    cdef uint16_t field
+    if end - ext < 8:
+        return -PASS_TRUNCATED
+    field = read_be16(ext + 2)
+    cursor[0] += 8
+    if field & IP6_FRAG_MASK:
+        note_fragment(p, cursor[0], read_be32(ext + 4), field & IP6_OFFSET_MASK, field & 1)
+    return ext[0]
 
 
 cdef inline int parse_ip6(const uint8_t **cursor, const uint8_t *end, Packet *p) noexcept nogil:
@@ -128,8 +165,19 @@ cdef inline void check_udp(const uint8_t *udp, int32_t available, Packet *p) noe
         return
     p.l4_header = UDP_LEN
     length = read_be16(udp + UDP_LENGTH)
-    if unlikely(length < UDP_LEN or length > available):
+    if unlikely(length < UDP_LEN or (length > available and p.fragment == FRAGMENT_NONE)):
         p.fault = DROP_UDP_LENGTH
+
+
+cdef inline int end_later_fragment(const uint8_t *content, int protocol, Packet *p) noexcept nogil:
+    """No ports: what is asked for is the address. Nothing may overwrite TCP flags that have been seen (RFC 1858)."""
+    p.protocol = <uint8_t>protocol
+    p.asked = <uint8_t>(protocol | LATER_BIT)
+    p.l4 = <uint16_t>(content - p.frame)
+    p.be_sport = p.be_dport = 0
+    if protocol == PROTO_TCP and p.offset < TCP_LEN:
+        p.fault = DROP_FRAGMENT_SHAPE
+    return 0
 
 
 cdef inline bint is_icmp(int protocol, const uint8_t *cursor, const Packet *p) noexcept nogil:
@@ -147,6 +195,7 @@ cdef inline int parse(Packet *p) noexcept nogil:
     cdef int32_t available
     p.fault = 0
     p.quoted = 0
+    p.fragment = FRAGMENT_NONE
     p.pieces = 0
     p.outer = 0
     p.summed = False
@@ -162,12 +211,14 @@ cdef inline int parse(Packet *p) noexcept nogil:
     if unlikely(following < 0):
         return following
     if unlikely(following != PROTO_TCP and following != PROTO_UDP):
-        if is_icmp(following, cursor, p):
-            return parse_icmp(cursor, end, p)
-        return -PASS_NOT_TCP_UDP
+        if not is_icmp(following, cursor, p):
+            return -PASS_NOT_TCP_UDP
+        return parse_icmp(cursor, end, p) if p.fragment == FRAGMENT_NONE else -PASS_FRAGMENT
+    if unlikely(p.fragment == FRAGMENT_LATER):
+        return end_later_fragment(cursor, following, p)
     if unlikely(end - cursor < 4):
         return -PASS_TRUNCATED
-    p.protocol = <uint8_t>following
+    p.protocol = p.asked = <uint8_t>following
     p.l4 = <uint16_t>(cursor - p.frame)
     must(p.l3 < p.l4 and p.frame + p.l4 == cursor)
     p.be_sport = load16(cursor)

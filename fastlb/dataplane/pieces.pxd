@@ -12,11 +12,11 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from fastlb.dataplane.checksum cimport fold, sum_bytes
-from fastlb.dataplane.encap cimport IP4_ID, close_outer
+from fastlb.dataplane.encap cimport close_outer
 from fastlb.dataplane.machine cimport bswap16, must, store16
 from fastlb.dataplane.types cimport FAMILY_4, PROTO_TCP, Packet
 from fastlb.dataplane.wire cimport (
-    IP4_CSUM, IP4_FRAG, IP4_LEN, IP4_MF, IP4_SRC, IP4_TOTAL, IP6_LEN, IP6_PAYLOAD, IP6_SRC, OPTION_END,
+    IP4_CSUM, IP4_FRAG, IP4_ID, IP4_LEN, IP4_MF, IP4_SRC, IP4_TOTAL, IP6_LEN, IP6_PAYLOAD, IP6_SRC, OPTION_END,
     OPTION_NOP, TCP_CSUM, TCP_CWR, TCP_FIN, TCP_FLAGS, TCP_PSH, TCP_SEQ, UDP_CSUM, UDP_LENGTH, read_be16, read_be32,
     write_be16, write_be32)
 

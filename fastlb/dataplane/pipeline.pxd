@@ -13,6 +13,9 @@ from fastlb.dataplane.conntrack cimport (
 from fastlb.dataplane.encap cimport complete_checksum, encapsulate, is_tunnel, outer_length
 from fastlb.dataplane.flowhash cimport fingerprint as flow_fingerprint
 from fastlb.dataplane.flowhash cimport flow_hash
+from fastlb.dataplane.fragment cimport (
+    FragmentNote, FragmentState, HeldFragment, account, admit_first, datagram_key, find_note, finish, held_at, hold,
+    note_first, readdress, waited)
 from fastlb.dataplane.icmp cimport (
     RejectLimit, answer_time_exceeded, answer_too_big, answerable, may_reject, reject, send_back)
 from fastlb.dataplane.icmperror cimport (
@@ -21,11 +24,11 @@ from fastlb.dataplane.machine cimport bswap16, likely, load_acquire_u32, must, p
 from fastlb.dataplane.parse cimport parse
 from fastlb.dataplane.pieces cimport MAX_HEADERS
 from fastlb.dataplane.reasons cimport (
-    DROP_FLOW_TABLE_FULL, DROP_FLOW_UNKNOWN, DROP_ICMP_UNKNOWN, DROP_NAT_CONFLICT, DROP_NO_BACKEND, DROP_NO_NEIGHBOUR,
-    DROP_NO_SOURCE_PORT, DROP_NO_TUNNEL_SOURCE, DROP_OVER_MTU, DROP_REJECT_LIMIT, DROP_REPLY_UNKNOWN, DROP_TTL_EXPIRED,
-    DROP_TUNNEL_OFFLOAD, DROP_WRONG_WORKER,
-    PASS_NO_SERVICE, REASONS, VIA_CONNTRACK, VIA_ECHO, VIA_ICMP, VIA_MAGLEV, VIA_REJECT, VIA_SCHEDULER,
-    VIA_TIME_EXCEEDED, VIA_TOO_BIG)
+    DROP_FLOW_TABLE_FULL, DROP_FLOW_UNKNOWN, DROP_FRAGMENT_LIMIT, DROP_FRAGMENT_OVERLAP, DROP_FRAGMENT_UNKNOWN,
+    DROP_ICMP_UNKNOWN, DROP_NAT_CONFLICT, DROP_NO_BACKEND, DROP_NO_NEIGHBOUR, DROP_NO_SOURCE_PORT,
+    DROP_NO_TUNNEL_SOURCE, DROP_OVER_MTU, DROP_REJECT_LIMIT, DROP_REPLY_UNKNOWN, DROP_TTL_EXPIRED,
+    DROP_TUNNEL_OFFLOAD, DROP_WRONG_WORKER, PASS_NO_SERVICE, REASONS, VIA_CONNTRACK, VIA_ECHO, VIA_FRAGMENT,
+    VIA_HELD, VIA_ICMP, VIA_MAGLEV, VIA_REJECT, VIA_SCHEDULER, VIA_TIME_EXCEEDED, VIA_TOO_BIG)
 from fastlb.dataplane.rewrite cimport (
     clamp_mss, decrement_ttl, fits, set_link_header, translate_both, translate_destination, translate_source)
 from fastlb.dataplane.route cimport find_route, hop_to_address, hop_to_backend
@@ -33,10 +36,10 @@ from fastlb.dataplane.schedule cimport hash_of_flow, maglev_backend
 from fastlb.dataplane.service cimport classify
 from fastlb.dataplane.sourceport cimport SourcePool, SourcePort, address_of, be_port_of, give_back, take_port
 from fastlb.dataplane.types cimport (
-    BATCH, CLAMP_TO_PATH, FAMILY_4, FORWARD_FULLNAT, FORWARD_NAT, LEG_CLIENT, LEG_ECHO, LEG_NONE, NO_BACKEND_RESET,
-    NO_HOP, PROTO_TCP, Addr, Backend, BackendStats, FlowTuple, Hop, LinkRoute, Packet, Service, Snapshot)
-from fastlb.dataplane.wire cimport (
-    IP4_DF, IP4_FRAG, IP4_LEN, IP6_LEN, TCP_ACK, TCP_LEN, TCP_RST, TCP_SYN, same_addr)
+    BATCH, CLAMP_TO_PATH, FAMILY_4, FORWARD_FULLNAT, FORWARD_NAT, FRAGMENT_LATER, FRAGMENT_NONE, LEG_CLIENT,
+    LEG_ECHO, LEG_NONE, LEG_REPLY, NO_BACKEND_RESET, NO_HOP, PROTO_TCP, Addr, Backend, BackendStats, FlowTuple, Hop,
+    LinkRoute, Packet, Service, Snapshot)
+from fastlb.dataplane.wire cimport IP4_DF, IP4_FRAG, IP4_LEN, IP6_LEN, TCP_ACK, TCP_LEN, TCP_RST, TCP_SYN, same_addr
 
 
 cdef enum:
@@ -60,9 +63,10 @@ cdef struct Unresolved:
 
 
 cdef struct PipelineState:
-    # What one worker writes: its flow table and its counters.
+    # What one worker writes: its flow table, its fragments and its counters.
     FlowTable flows
     RejectLimit rejects
+    FragmentState fragments
     uint64_t reasons[REASONS]
     uint64_t packets
     uint64_t bytes
@@ -432,6 +436,9 @@ cdef inline void translate_for_backend(PipelineState *pipe, Packet *p, const Bac
     """To the backend's address and port; in fullnat from a source port of ours."""
     cdef uint16_t be_port = backend.be_port if backend.be_port != 0 else p.be_dport
     cdef SourcePool *pool = pool_of(&pipe.flows, p.family)
+    if unlikely(p.fragment == FRAGMENT_LATER):
+        readdress(p, address_of(pool, p.source - 1) if p.source != 0 else p.src, backend.addr)
+        return
     if unlikely(p.quoted):
         translate_to_backend(p, p.dst, backend.addr, be_port)
         if p.source != 0:
@@ -495,6 +502,9 @@ cdef inline void note_unresolved(
 
 cdef inline void translate_for_client(Packet *p, const FlowTuple *flow) noexcept nogil:
     """From the VIP's address and port; in fullnat to the client's."""
+    if unlikely(p.fragment == FRAGMENT_LATER):
+        readdress(p, flow.vip, flow.client)
+        return
     if unlikely(p.quoted):
         translate_to_client(p, p.src, flow.vip, flow.be_vport)
         if p.source != 0:
@@ -574,7 +584,7 @@ cdef inline int receive(PipelineState *pipe, const Snapshot *snap, Packet *p) no
     if unlikely(p.leg == LEG_NONE):
         p.backend = 0
         return PASS_NO_SERVICE
-    if unlikely(p.leg == LEG_ECHO):
+    if unlikely(p.leg == LEG_ECHO or p.fragment == FRAGMENT_LATER):
         return p.fault
     if unlikely(not owns(&pipe.flows, p.shard)):
         p.backend = 0
@@ -615,9 +625,66 @@ cdef inline int pass_error_on(PipelineState *pipe, const Snapshot *snap, Packet 
     return forward_to_client(pipe, snap, p, &flow, reason, now) if reason == VIA_ICMP else reason
 
 
+cdef inline int dispatch_later(PipelineState *pipe, const Snapshot *snap, Packet *p, uint32_t now) noexcept nogil:
+    """A fragment without ports: after the first of its datagram, or it waits for it."""
+    cdef uint64_t key = datagram_key(pipe.flows.key, p)
+    cdef int reason = follow_first(pipe, snap, p, key, now)
+    if reason != VIA_HELD:
+        return reason
+    return VIA_HELD if hold(&pipe.fragments, p, key, now) else DROP_FRAGMENT_LIMIT
+
+
+cdef inline int follow_first(
+        PipelineState *pipe, const Snapshot *snap, Packet *p, uint64_t key, uint32_t now) noexcept nogil:
+    """VIA_HELD while it is not known where to."""
+    cdef FragmentNote *note = find_note(&pipe.fragments, key, now)
+    cdef FlowTuple flow
+    cdef uint32_t leg
+    cdef int fault
+    if note == NULL:
+        return VIA_HELD
+    fault = account(note, p, now) if note.backend != 0 else DROP_FRAGMENT_UNKNOWN
+    leg, p.backend, p.source, p.fingerprint = note.leg, note.backend, note.source, note.fingerprint
+    flow.client, flow.vip = note.client, note.vip
+    finish(note)
+    if fault:
+        return fault
+    if p.backend >= snap.services.backend_limit or not snap.services.backends[p.backend].present or leg != p.leg:
+        p.backend = 0
+        return DROP_FRAGMENT_UNKNOWN                     # a reload in between
+    if leg == LEG_REPLY:
+        return forward_to_client(pipe, snap, p, &flow, VIA_FRAGMENT, now)
+    p.service = snap.services.backends[p.backend].service
+    return forward_to_backend(pipe, snap, p, VIA_FRAGMENT, now)
+
+
+cdef inline int dispatch_first(PipelineState *pipe, const Snapshot *snap, Packet *p, uint32_t now) noexcept nogil:
+    """The fragment with the ports goes the way of any packet; the others will want to know which."""
+    cdef uint64_t key = datagram_key(pipe.flows.key, p)
+    cdef uint8_t leg = p.leg
+    cdef FlowTuple flow
+    cdef int reason
+    if admit_first(&pipe.fragments, key, now):
+        return DROP_FRAGMENT_OVERLAP
+    flow.client, flow.vip = p.src, p.dst
+    reason = dispatch_packet(pipe, snap, p, &flow, now)
+    note_first(&pipe.fragments, key, p, leg, p.backend if reason <= VIA_MAGLEV else 0, &flow, now)
+    return reason
+
+
 cdef inline int dispatch(PipelineState *pipe, const Snapshot *snap, Packet *p, uint32_t now) noexcept nogil:
     """Second pass: where does it go? The packet's reason."""
     cdef FlowTuple flow
+    if unlikely(p.fragment != FRAGMENT_NONE):
+        if p.fragment == FRAGMENT_LATER:
+            return dispatch_later(pipe, snap, p, now)
+        return dispatch_first(pipe, snap, p, now)
+    return dispatch_packet(pipe, snap, p, &flow, now)
+
+
+cdef inline int dispatch_packet(
+        PipelineState *pipe, const Snapshot *snap, Packet *p, FlowTuple *flow, uint32_t now) noexcept nogil:
+    """`flow`: on the reply leg, whose answer it was."""
     cdef int reason
     if unlikely(p.leg == LEG_ECHO):
         return echo(p)
@@ -632,10 +699,10 @@ cdef inline int dispatch(PipelineState *pipe, const Snapshot *snap, Packet *p, u
         if unlikely(reason > VIA_REJECT):
             return reason
         return forward_to_backend(pipe, snap, p, reason, now)
-    reason = track_reply(pipe, snap, p, &flow, now)
+    reason = track_reply(pipe, snap, p, flow, now)
     if unlikely(reason > VIA_REJECT):
         return reason
-    return forward_to_client(pipe, snap, p, &flow, reason, now)
+    return forward_to_client(pipe, snap, p, flow, reason, now)
 
 
 cdef inline void run_batch(
@@ -658,8 +725,43 @@ cdef inline void run_batch(
         p = &packets[i]
         if likely(p.reason == 0):
             p.reason = <uint8_t>dispatch(pipe, snap, p, now)
-        must(p.reason < REASONS)
-        pipe.reasons[p.reason] += 1
-        if likely(p.reason <= VIA_REJECT):
-            pipe.forwarded += 1
-            pipe.forwarded_bytes += p.length
+        count_end(pipe, p)
+
+
+cdef inline void count_end(PipelineState *pipe, const Packet *p) noexcept nogil:
+    """A fragment that is held has not ended yet."""
+    must(p.reason < REASONS)
+    pipe.reasons[p.reason] += p.reason != VIA_HELD
+    if likely(p.reason <= VIA_REJECT):
+        pipe.forwarded += 1
+        pipe.forwarded_bytes += p.length
+
+
+# --- fragments that waited -------------------------------------------------------------------------------------------
+
+cdef inline bint must_look(PipelineState *pipe, uint32_t now) noexcept nogil:
+    """Are there fragments that wait, and has anything happened that may have changed that?"""
+    return pipe.fragments.count != 0 and (pipe.fragments.noted or pipe.fragments.looked != now)
+
+
+cdef inline Packet *next_settled(
+        PipelineState *pipe, const Snapshot *snap, uint32_t *at, uint32_t now) noexcept nogil:
+    """From position `at` on, the next held fragment that has its reason; NULL when there is none, and all were seen.
+
+    Its memory is its own until `let_go` gives the place at `at` back.
+    """
+    cdef HeldFragment *held
+    cdef int reason
+    if at[0] == 0:
+        pipe.fragments.looked, pipe.fragments.noted = now, False
+    while at[0] < pipe.fragments.count:
+        held = held_at(&pipe.fragments, at[0])
+        reason = follow_first(pipe, snap, &held.packet, held.key, now)
+        if reason == VIA_HELD and waited(held, now):
+            reason = DROP_FRAGMENT_UNKNOWN
+        if reason != VIA_HELD:
+            held.packet.reason = <uint8_t>reason
+            count_end(pipe, &held.packet)
+            return &held.packet
+        at[0] += 1
+    return NULL

@@ -29,6 +29,7 @@ cdef class FlowMemory:
         table.buckets = <Bucket *>map_zeroed(buckets * sizeof(Bucket))
         table.tuples = <FlowTuple *>map_zeroed(buckets * ENTRIES * sizeof(FlowTuple))
         table.flows = <uint64_t *>zeroed(SHARDS, sizeof(uint64_t))
+        self.notes = <FragmentNote *>map_zeroed(SETS * WAYS * sizeof(FragmentNote))
         for version in (4, 6):
             of_version = [address for address in sources if address.version == version]
             if of_version:
@@ -63,6 +64,7 @@ cdef class FlowMemory:
         unmap(self.table.buckets, buckets * sizeof(Bucket))
         unmap(self.table.tuples, buckets * ENTRIES * sizeof(FlowTuple))
         free(self.table.flows)
+        unmap(self.notes, SETS * WAYS * sizeof(FragmentNote))
         self.close_pool(&self.table.pools[0])
         self.close_pool(&self.table.pools[1])
 
@@ -79,6 +81,10 @@ cdef class Pipeline:
         cdef int slot
         self.memory_of_flows = flows if isinstance(flows, FlowMemory) else FlowMemory(flows, key)
         self.state.flows = self.memory_of_flows.table
+        self.state.fragments.notes = self.memory_of_flows.notes
+        self.state.fragments.places = <HeldFragment *>map_zeroed(HELD * sizeof(HeldFragment))
+        for slot in range(HELD):
+            self.state.fragments.order[slot] = slot
         self.flow_capacity = <uint64_t>self.state.flows.per_shard * SHARDS * ENTRIES
         self.own(shards)
         self.state.rejects.tokens = REJECTS_PER_SECOND
@@ -105,6 +111,7 @@ cdef class Pipeline:
         cdef int slot
         unmap(self.state.flows.stats, MAX_BACKENDS * sizeof(BackendStats))
         free(self.state.flows.log.events)
+        unmap(self.state.fragments.places, HELD * sizeof(HeldFragment))
         for slot in range(BATCH):
             free(self.scratch[slot])
 
@@ -175,6 +182,7 @@ cdef class Pipeline:
                 self.run(snap, count, now_ms, results)
                 count = 0
         self.run(snap, count, now_ms, results)
+        self.settle(snap, now_ms, results)
         sweep(&self.state.flows, snap.services, now_ms)
         return results
 
@@ -205,6 +213,20 @@ cdef class Pipeline:
             results.append((verdict_of(packet.reason), reason, out, packet.backend, packet.out_ifindex))
         return 0
 
+    cdef int settle(self, const Snapshot *snap, uint32_t now_ms, list results) except -1:
+        """Fragments that have waited leave after the last of the frames."""
+        cdef Packet *packet
+        cdef uint32_t at = 0
+        if not must_look(&self.state, now_ms):
+            return 0
+        packet = next_settled(&self.state, snap, &at, now_ms)
+        while packet != NULL:
+            if packet.reason <= VIA_REJECT and results:
+                results[len(results) - 1][2].extend(frames_of(packet))
+            let_go(&self.state.fragments, at)
+            packet = next_settled(&self.state, snap, &at, now_ms)
+        return 0
+
     # --- what can be seen --------------------------------------------------------------------------------------------
 
     def counters(self):
@@ -214,6 +236,7 @@ cdef class Pipeline:
         named = {}
         for i in range(<int>REASONS):
             named[(<bytes>reason_name(i)).decode()] = self.state.reasons[i]
+        named["held"] = self.state.fragments.count         # those at this moment
         totals = {
             "packets": self.state.packets,
             "bytes": self.state.bytes,
@@ -341,7 +364,7 @@ cdef class Pipeline:
         memset(&p, 0, sizeof(p))
         p.src, p.dst = addr_from(src), addr_from(dst)
         p.be_sport, p.be_dport = be_port_from(sport), be_port_from(dport)
-        p.family, p.protocol = dst.version, protocol
+        p.family, p.protocol, p.asked = dst.version, protocol, protocol
         classify(snap.services, &self.state.flows, &p)
         if p.leg != LEG_CLIENT:
             return None

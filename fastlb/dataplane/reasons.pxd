@@ -16,11 +16,14 @@ cdef enum Reason:
     VIA_CONNTRACK
     VIA_SCHEDULER
     VIA_MAGLEV
+    VIA_FRAGMENT
     VIA_ICMP
     VIA_ECHO
     VIA_TOO_BIG
     VIA_TIME_EXCEEDED
     VIA_REJECT
+    # to be forwarded, and not yet
+    VIA_HELD
     # left to the host: nothing of ours, or not enough of a packet to tell
     PASS_NOT_IP
     PASS_IP_HEADER
@@ -35,6 +38,8 @@ cdef enum Reason:
     DROP_TCP_FLAGS
     DROP_UDP_LENGTH
     DROP_ICMP_HEADER
+    DROP_FRAGMENT_SHAPE
+    DROP_FRAGMENT_OVERLAP
     # dropped: nowhere to go
     DROP_NO_BACKEND
     DROP_NO_ROUTE
@@ -46,6 +51,8 @@ cdef enum Reason:
     DROP_TUNNEL_OFFLOAD
     DROP_REPLY_UNKNOWN
     DROP_ICMP_UNKNOWN
+    DROP_FRAGMENT_UNKNOWN
+    DROP_FRAGMENT_LIMIT
     DROP_NAT_CONFLICT
     DROP_NO_SOURCE_PORT
     DROP_FLOW_TABLE_FULL
@@ -70,6 +77,10 @@ cdef inline const char *reason_name(int reason) noexcept nogil:
         return "scheduled"
     elif reason == VIA_MAGLEV:              # in mid-flow without an entry: the Maglev table decided
         return "maglev"
+    elif reason == VIA_FRAGMENT:            # a later fragment: the way of the first one of its datagram
+        return "fragment"
+    elif reason == VIA_HELD:                # a later fragment that waits for the first one: not an end
+        return "held"
     elif reason == VIA_ICMP:                # an error about a flow: passed on to its backend, or to its client
         return "icmp"
     elif reason == VIA_ECHO:                # an echo request to a VIP: answered
@@ -84,8 +95,8 @@ cdef inline const char *reason_name(int reason) noexcept nogil:
         return "not_ip"
     elif reason == PASS_IP_HEADER:          # wrong version, or a header length below 20
         return "ip_header"
-    elif reason == PASS_FRAGMENT:
-        return "fragment"
+    elif reason == PASS_FRAGMENT:           # of ICMP
+        return "icmp_fragment"
     elif reason == PASS_NOT_TCP_UDP:
         return "not_tcp_udp"
     elif reason == PASS_TRUNCATED:          # ends before the ports, so nobody can tell whose it is
@@ -104,6 +115,14 @@ cdef inline const char *reason_name(int reason) noexcept nogil:
         return "udp_length"
     elif reason == DROP_ICMP_HEADER:        # not sent to who sent what it quotes, or quotes less than eight bytes of it
         return "icmp_header"
+    elif reason == DROP_FRAGMENT_SHAPE:     # beyond 64 KiB, empty, not of whole 8-byte units, or in the TCP header
+        return "fragment_shape"
+    elif reason == DROP_FRAGMENT_OVERLAP:   # covers what another fragment of its datagram has brought
+        return "fragment_overlap"
+    elif reason == DROP_FRAGMENT_UNKNOWN:   # the first fragment did not come in time, or was not forwarded
+        return "fragment_unknown"
+    elif reason == DROP_FRAGMENT_LIMIT:     # no place to wait for the first fragment
+        return "fragment_limit"
     elif reason == DROP_ICMP_UNKNOWN:       # an ICMP error about no flow
         return "icmp_unknown"
     elif reason == DROP_NO_BACKEND:
@@ -152,6 +171,6 @@ cdef inline const char *reason_name(int reason) noexcept nogil:
 
 
 cdef inline int verdict_of(int reason) noexcept nogil:
-    if reason <= VIA_REJECT:
+    if reason <= VIA_HELD:
         return VERDICT_FORWARD
     return VERDICT_PASS if reason <= PASS_NO_SERVICE else VERDICT_DROP

@@ -9,16 +9,16 @@ from fastlb.dataplane.conntrack cimport FlowTable
 from fastlb.dataplane.flowhash cimport SHARDS, client_mix, fingerprint, shard_of
 from fastlb.dataplane.lookup cimport MISSING, find, key_meta
 from fastlb.dataplane.machine cimport likely, prefetch, unlikely
-from fastlb.dataplane.sourceport cimport find_port, port_of
+from fastlb.dataplane.sourceport cimport find_port, port_of, position_of
 from fastlb.dataplane.types cimport (
-    FAMILY_6, FORWARD_NAT, LEG_CLIENT, LEG_ECHO, LEG_NONE, LEG_REPLY, Addr, Packet, ServiceTable,
+    FAMILY_6, FORWARD_NAT, FRAGMENT_LATER, LEG_CLIENT, LEG_ECHO, LEG_NONE, LEG_REPLY, Addr, Packet, ServiceTable,
     Shape, ShapeList, Table)
 
 
 cdef inline uint32_t find_shaped(
         const Table *table, const ShapeList *shapes, const Packet *p, Addr addr, uint16_t be_port) noexcept nogil:
     """The most specific entry for an address and port: the whole of both first (shapes.py). Bounded by the shapes."""
-    cdef uint32_t found = find(table, addr, key_meta(p.family, p.protocol, be_port))
+    cdef uint32_t found = find(table, addr, key_meta(p.family, p.asked, be_port))
     cdef const Shape *shape
     cdef Addr masked
     cdef uint32_t i
@@ -28,7 +28,7 @@ cdef inline uint32_t find_shaped(
         shape = &shapes.shapes[i]
         masked.hi = addr.hi & shape.mask.hi
         masked.lo = addr.lo & shape.mask.lo
-        found = find(table, masked, key_meta(p.family, p.protocol, be_port & shape.be_port_mask) | shape.meta)
+        found = find(table, masked, key_meta(p.family, p.asked, be_port & shape.be_port_mask) | shape.meta)
         if found != MISSING:
             return found
     return MISSING
@@ -46,6 +46,9 @@ cdef inline uint32_t find_answering(
 
 cdef inline bint is_full_reply(const ServiceTable *services, const FlowTable *flows, Packet *p) noexcept nogil:
     """From a fullnat backend to a source port? Whose, is seen when the port's memory has come (`approach`)."""
+    if unlikely(p.fragment == FRAGMENT_LATER):
+        return (position_of(&flows.pools[p.family == FAMILY_6], p.dst, p.family) != MISSING
+                and find_answering(services, &services.full_replies, p) != MISSING)
     p.source = find_port(&flows.pools[p.family == FAMILY_6], p.dst, p.be_dport, p.protocol, p.family)
     if p.source == 0 or find_answering(services, &services.full_replies, p) == MISSING:
         return False

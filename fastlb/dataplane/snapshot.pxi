@@ -53,11 +53,11 @@ cdef class Services:
     """Services and backends as the data path sees them. Immutable.
 
     ``specs``: an iterable of objects with ``network`` (the VIP as a prefix), ``port`` (0: several), ``blocks`` (those
-    ports, as (port, leading bits) of shapes.py), ``protocol``, ``forward``, ``no_backend``, ``mss`` (bytes; 0: leave it,
-    65535: what fits), ``tunnel`` (as `fastlb.config.Tunnel`), ``table`` (MaglevTable or None) and ``members``: objects
-    with ``id`` (1..2**20-1, stable over reloads), ``address`` and ``port`` (0: the packet's), in the order of the
-    table's positions. ``timeouts``: seconds by the keys
-    tcp_syn, tcp_established, tcp_closing, udp. ``echo``: VIPs answer echo requests.
+    ports, as (port, leading bits) of shapes.py), ``protocol``, ``forward``, ``no_backend``, ``mss`` (bytes; 0: leave
+    it, 65535: what fits), ``tunnel`` (as `fastlb.config.Tunnel`), ``table`` (MaglevTable or None) and ``members``:
+    objects with ``id`` (1..2**20-1, stable over reloads), ``address`` and ``port`` (0: the packet's), in the order of
+    the table's positions. ``timeouts``: seconds by the keys tcp_syn, tcp_established, tcp_closing, udp. ``echo``: VIPs
+    answer echo requests.
     """
 
     def __cinit__(self, specs, *, uint64_t hash_seed, timeouts, echo=False):
@@ -90,8 +90,9 @@ cdef class Services:
             if spec.forward in replies:
                 replies[spec.forward] += len(spec.members) * len(spec.blocks)
         blocks = sum(len(spec.blocks) for spec in specs)
-        if (not table_init(&self.table.vips, blocks + len(specs)) or not table_init(&self.table.replies, replies["nat"])
-                or not table_init(&self.table.full_replies, replies["fullnat"])):
+        if (not table_init(&self.table.vips, blocks + 2 * len(specs))
+                or not table_init(&self.table.replies, 2 * replies["nat"])
+                or not table_init(&self.table.full_replies, 2 * replies["fullnat"])):
             raise MemoryError
         self.set_shapes(specs)
 
@@ -162,11 +163,15 @@ cdef class Services:
         if table is not None:
             service.maglev = table.slots
             service.maglev_size = table.size
+        cdef uint64_t shape
         for port, bits in spec.blocks:
+            shape = shape_meta(spec.network.prefixlen, bits, spec.network.max_prefixlen)
             table_put(
                 &self.table.vips, service.vip,
-                key_meta(service.family, service.protocol, be_port_from(port)) | shape_meta(
-                    spec.network.prefixlen, bits, spec.network.max_prefixlen), index)
+                key_meta(service.family, service.protocol, be_port_from(port)) | shape, index)
+        shape = shape_meta(spec.network.prefixlen, spec.blocks[0][1]) if service.has_prefix else 0
+        table_put(
+            &self.table.vips, service.vip, key_meta(service.family, service.protocol | LATER_BIT, 0) | shape, index)
 
     cdef int set_tunnel(self, Service *service, tunnel) except -1:
         service.with_key = tunnel.key is not None
@@ -190,6 +195,10 @@ cdef class Services:
         for port, bits in ((member.port, 16),) if member.port else spec.blocks:
             self.add_reply(service, backend, member.id, key_meta(
                 backend.family, backend.protocol, be_port_from(port)) | shape_meta(whole, bits, whole))
+        if service.forward in (FORWARD_NAT, FORWARD_FULLNAT):
+            table_put(
+                &self.table.replies if service.forward == FORWARD_NAT else &self.table.full_replies, backend.addr,
+                key_meta(backend.family, backend.protocol | LATER_BIT, 0), member.id)
         return 0
 
     cdef int add_reply(self, const Service *service, Backend *backend, uint32_t number, uint64_t meta) except -1:

@@ -133,6 +133,11 @@ cdef inline void give_back(SourcePool *pool, uint8_t protocol, uint32_t shard, u
     free.used -= 1
 
 
+cdef inline uint32_t position_of(const SourcePool *pool, Addr address, uint8_t family) noexcept nogil:
+    """Of one of the pool's addresses, else MISSING."""
+    return MISSING if pool.count == 0 else find(&pool.positions, address, key_meta(family, 0, 0))
+
+
 cdef inline uint32_t find_port(
         const SourcePool *pool, Addr address, uint16_t be_port, uint8_t protocol, uint8_t family) noexcept nogil:
     """The port that a packet was sent to, as from take_port; 0 when it is none of the pool's."""
@@ -140,5 +145,5 @@ cdef inline uint32_t find_port(
     cdef uint32_t position
     if pool.count == 0 or not pool.lowest <= port <= pool.highest:
         return 0
-    position = find(&pool.positions, address, key_meta(family, 0, 0))
+    position = position_of(pool, address, family)
     return 0 if position == MISSING else 1 + number_of(row_of(pool, protocol, position), port)

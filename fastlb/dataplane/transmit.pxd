@@ -102,6 +102,16 @@ cdef inline void transmit(Transmit *out, Packet *p) noexcept nogil:
     out.waiting = True
 
 
+cdef inline void send_aside(Transmit *out, Packet *p) noexcept nogil:
+    """Send a frame that lies outside of the rings, at once and after all that waits."""
+    push_all(out)
+    if p.pieces:
+        enqueue_pieces(&out.messages, p)
+    else:
+        enqueue(&out.messages, p)
+    send_messages(&out.messages)
+
+
 cdef inline bint collect(Transmit *out, uint32_t now) noexcept nogil:
     """Take completions back and close sockets that went silent or are unwanted; True while anything is in flight."""
     cdef bint in_flight = False

@@ -74,6 +74,7 @@ cdef enum:
     FAMILY_6 = 6
     PROTO_TCP = 6
     PROTO_UDP = 17
+    LATER_BIT = 0x80         # in the protocol of a key: for fragments without ports
     NO_HOP = 0xFFFFFFFFU
     CLAMP_TO_PATH = 0xFFFF
 
@@ -99,6 +100,12 @@ cdef enum Leg:
     LEG_CLIENT = 1           # from a client to a VIP
     LEG_REPLY = 2            # from a backend to a client (nat, fullnat)
     LEG_ECHO = 3             # an echo request to a VIP
+
+
+cdef enum Fragment:
+    FRAGMENT_NONE = 0
+    FRAGMENT_FIRST = 1       # with the ports
+    FRAGMENT_LATER = 2
 
 
 cdef enum OnNoBackend:
@@ -215,6 +222,12 @@ cdef struct Packet:
     uint16_t vlan_tpid       # 0: there was none
     uint8_t family
     uint8_t protocol
+    uint8_t asked            # what tables are asked for: the protocol, with LATER_BIT of a later fragment
+    uint8_t fragment         # see Fragment
+    uint8_t more             # fragments behind this one
+    uint16_t offset          # of a fragment within its datagram, and how many bytes of it it has
+    uint32_t payload
+    uint32_t datagram        # the number that its fragments share
     uint8_t tcp_flags
     uint8_t leg
     uint8_t fault            # 0, or why this packet must be dropped if it is ours

@@ -21,6 +21,7 @@ cdef enum:
     # IPv4, RFC 791
     IP4_LEN = 20
     IP4_TOTAL = 2
+    IP4_ID = 4
     IP4_FRAG = 6
     IP4_TTL = 8
     IP4_PROTO = 9
@@ -42,6 +43,8 @@ cdef enum:
     IP6_HOPS = 7
     IP6_SRC = 8
     IP6_DST = 24
+    IP6_FRAG_MASK = 0xFFF9   # of the Fragment header: the offset, in bytes, and whether there are more
+    IP6_OFFSET_MASK = 0xFFF8
     EXT_HOP_BY_HOP = 0
     EXT_ROUTING = 43
     EXT_FRAGMENT = 44

@@ -17,12 +17,13 @@ from fastlb.dataplane.abi cimport (
 from fastlb.dataplane.conntrack cimport sweep
 from fastlb.dataplane.machine cimport (
     load_acquire_u32, must, spin_pause, store_fence, store_release_u32, store_release_u64)
-from fastlb.dataplane.pipeline cimport PipelineState, run_batch
+from fastlb.dataplane.fragment cimport let_go
+from fastlb.dataplane.pipeline cimport PipelineState, must_look, next_settled, run_batch
 from fastlb.dataplane.publish cimport Publication, pick_up
 from fastlb.dataplane.reasons cimport VIA_REJECT
 from fastlb.dataplane.ring cimport (
     RxRing, advance, has_frames, hold_block, is_closed, kernel_may_refill, next_slot, take_frame)
-from fastlb.dataplane.transmit cimport Transmit, block_is_free, collect, flush, push_all, transmit
+from fastlb.dataplane.transmit cimport Transmit, block_is_free, collect, flush, push_all, send_aside, transmit
 from fastlb.dataplane.types cimport BATCH, Packet, Snapshot
 
 
@@ -31,7 +32,7 @@ cdef enum:
     MAX_FDS = 2 * MAX_RINGS + 1  # a ring and a doorbell for each interface, and what wakes a sleeper to stop it
     GATHER_NS = 5000
     IDLE_MS = 100            # the longest sleep: the sweep and new snapshots wait no longer
-    IN_FLIGHT_MS = 1         # while frames are on their way out, and blocks wait for them
+    IN_FLIGHT_MS = 1         # while frames are on their way out and blocks wait for them, or fragments for their first
     MAX_RINGS_OF_A_BELL = 64  # taken out of a doorbell at once; what is left wakes again
 
 
@@ -76,6 +77,22 @@ cdef inline void process(WorkerState *worker, int count, uint32_t now) noexcept 
         if worker.packets[i].reason <= VIA_REJECT:
             transmit(&worker.out, &worker.packets[i])
     push_all(&worker.out)
+
+
+cdef inline void look_after_fragments(WorkerState *worker, uint32_t now) noexcept nogil:
+    """Send those that waited for their first. They lie outside of the rings, so they leave by sendmmsg, one by one."""
+    cdef const Snapshot *snap
+    cdef Packet *p
+    cdef uint32_t at = 0
+    if not must_look(worker.pipe, now):
+        return
+    snap = pick_up(worker.publication)
+    p = next_settled(worker.pipe, snap, &at, now)
+    while p != NULL:
+        if p.reason <= VIA_REJECT:
+            send_aside(&worker.out, p)
+        let_go(&worker.pipe.fragments, at)
+        p = next_settled(worker.pipe, snap, &at, now)
 
 
 cdef inline void give_back(WorkerState *worker, RxRing *ring) noexcept nogil:
@@ -221,7 +238,8 @@ cdef inline void run_worker(WorkerState *worker) noexcept nogil:
             if 0 < worker.early - early < BATCH:
                 let_frames_gather()
         elif not keeps_spinning(worker, &idle_since):
-            sleep_until_called(worker, IN_FLIGHT_MS if in_flight else IDLE_MS)
+            sleep_until_called(worker, IN_FLIGHT_MS if in_flight or worker.pipe.fragments.count else IDLE_MS)
             idle_since = 0
+        look_after_fragments(worker, now)
         sweep(&worker.pipe.flows, pick_up(worker.publication).services, now)
         store_release_u64(&worker.rounds, worker.rounds + 1)

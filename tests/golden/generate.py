@@ -57,9 +57,17 @@ SHAPES: list[tuple[str, int, str, dict[str, Any]]] = [
     ("802.1Q", 4, "tcp", {"tags": (VLAN,)}),
     ("QinQ", 6, "tcp", {"tags": (QINQ, VLAN)}),
     ("last hop but one", 4, "udp", {"ttl": 2}),
+    ("atomic fragment", 6, "udp", {"extensions": ((FRAGMENT, bytes(6)),)}),
 ]
+
+
+def edited(raw: bytes, changes: dict[int, int]) -> bytes:
+    """The frame with other bytes at some places."""
+    return bytes(changes.get(at, byte) for at, byte in enumerate(raw))
+
+
 NOT_FORWARDED: list[tuple[str, str, str, bytes]] = [
-    ("fragment", "PASS", "fragment", frame(CLIENT[6], 40000, VIP[6], 80, extensions=((FRAGMENT, bytes(6)),))),
+    ("part of ICMP", "PASS", "icmp_fragment", edited(frame(CLIENT[4], 40000, VIP[4], 80), {20: 0x20, 23: 1})),
     ("another port", "PASS", "no_service", frame(CLIENT[4], 40000, VIP[4], 82)),
     ("cut in the ports", "PASS", "truncated", frame(CLIENT[4], 40000, VIP[4], 80)[:37]),
     ("cut in the TCP header", "DROP", "ip_length", frame(CLIENT[4], 40000, VIP[4], 80)[:50]),

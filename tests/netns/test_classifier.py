@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from fastlb import bpf, classifier
-from fastlb.classifier import SHARDS, Classifier, Key, Keys, Sources
+from fastlb.classifier import LATER, SHARDS, Classifier, Key, Keys, Sources
 from fastlb.errors import KernelError
 from fastlb.shapes import blocks_of
 
@@ -79,6 +79,13 @@ def ipv6(
     return ethernet(header + ip_address(source).packed + ip_address(target).packed + rest, 0x86DD, **link)
 
 
+def later6(source: str, target: str, protocol: int) -> bytes:
+    """A fragment of IPv6 from 8 bytes on; what lies where ports would be is none."""
+    rest = struct.pack("!BBHI", protocol, 0, 8, 7) + struct.pack("!HH", 40000, 80) + bytes(16)
+    header = struct.pack("!IHBB", 6 << 28, len(rest), 44, 64)
+    return ethernet(header + ip_address(source).packed + ip_address(target).packed + rest, 0x86DD)
+
+
 def icmp(
     source: str, target: str, kind: int, quoted: bytes = b"", *, ihl: int = 5, fragment: int = DF, **link: Any
 ) -> bytes:
@@ -137,9 +144,18 @@ FRAMES: list[tuple[str, bytes, bool]] = [
     ("ihl 0", ipv4(CLIENT, 40000, VIP_ANY, 80, ihl=0), False),
     ("version 6 under the type of ipv4", ipv4(CLIENT, 40000, VIP, 80, version=6), False),
     ("may be fragmented", ipv4(CLIENT, 40000, VIP, 80, fragment=0), True),
-    ("first fragment", ipv4(CLIENT, 40000, VIP, 80, fragment=MF), False),
-    ("middle fragment", ipv4(CLIENT, 40000, VIP, 80, fragment=MF | 185), False),
-    ("last fragment", ipv4(CLIENT, 40000, VIP, 80, fragment=0x1FFF), False),
+    ("first fragment", ipv4(CLIENT, 40000, VIP, 80, fragment=MF), True),
+    ("first fragment, other port", ipv4(CLIENT, 40000, VIP, 81, fragment=MF), False),
+    ("middle fragment", ipv4(CLIENT, 1, VIP, 2, fragment=MF | 185), True),
+    ("last fragment", ipv4(CLIENT, 1, VIP, 2, UDP, fragment=0x1FFF), True),
+    ("last fragment, options", ipv4(CLIENT, 1, VIP, 2, UDP, fragment=0x1FFF, ihl=9), True),
+    ("last fragment, ihl 4", ipv4(CLIENT, 1, VIP, 2, UDP, fragment=0x1FFF, ihl=4), False),
+    ("last fragment, other protocol", ipv4(CLIENT, 1, VIP_ANY, 2, UDP, fragment=1), False),
+    ("last fragment of sctp", ipv4(CLIENT, 1, VIP, 2, SCTP, fragment=1), False),
+    ("last fragment to the host", ipv4(CLIENT, 1, ELSEWHERE, 80, fragment=1), False),
+    ("last fragment of a reply", ipv4(BACKEND, 1, CLIENT, 2, fragment=1), True),
+    ("last fragment of a backend's answer to the host", ipv4(BACKEND_ANY, 8, OWN, 2, UDP, fragment=1), False),
+    ("last fragment of another protocol of a backend", ipv4(BACKEND, 8080, CLIENT, 2, UDP, fragment=1), False),
     # IPv6 headers: (type, length byte)
     ("version 4 under the type of ipv6", ipv6(CLIENT6, 40000, VIP6, 80, version=4), False),
     ("hop-by-hop", ipv6(CLIENT6, 40000, VIP6, 80, TCP, ((0, 0),)), True),
@@ -154,8 +170,16 @@ FRAMES: list[tuple[str, bytes, bool]] = [
     ),
     ("six extensions", ipv6(CLIENT6, 40000, VIP6, 80, TCP, ((60, 0),) * 6), True),
     ("seven extensions", ipv6(CLIENT6, 40000, VIP6, 80, TCP, ((60, 0),) * 7), False),
-    ("fragment header", ipv6(CLIENT6, 40000, VIP6, 80, TCP, ((44, 0),)), False),
-    ("fragment header behind another", ipv6(CLIENT6, 40000, VIP6, 80, TCP, ((0, 0), (44, 0))), False),
+    ("fragment header", ipv6(CLIENT6, 40000, VIP6, 80, TCP, ((44, 0),)), True),
+    ("fragment header, other port", ipv6(CLIENT6, 40000, VIP6, 81, TCP, ((44, 0),)), False),
+    ("fragment header behind another", ipv6(CLIENT6, 40000, VIP6, 80, TCP, ((0, 0), (44, 0))), True),
+    ("fragment header before another", ipv6(CLIENT6, 40000, VIP6, 80, TCP, ((44, 0), (60, 0))), True),
+    ("later fragment, ipv6", later6(CLIENT6, VIP6, TCP), True),
+    ("later fragment, ipv6, other protocol", later6(CLIENT6, VIP6, UDP), False),
+    ("later fragment of icmp, ipv6", later6(CLIENT6, VIP6, ICMP6), False),
+    ("later fragment of a reply, ipv6", later6(BACKEND6, CLIENT6, TCP), True),
+    ("later fragment for the host, ipv6", later6(BACKEND6, OWN6, TCP), False),
+    ("fragment of icmp, ipv6", ipv6(CLIENT6, 40000, VIP6, 80, ICMP6, ((44, 0),)), False),
     ("icmp behind an extension", ipv6(CLIENT6, 40000, VIP6, 80, ICMP6, ((0, 0),)), False),
     ("no next header", ipv6(CLIENT6, 40000, VIP6, 80, 59), False),
     ("reply with an extension", ipv6(BACKEND6, 8080, CLIENT6, 40000, TCP, ((0, 0),)), True),
@@ -292,7 +316,9 @@ WHOLE: list[tuple[str, bytes, int]] = [
 
 
 def keys(rows: list[tuple[str, int, int]]) -> set[Key]:
-    return {Key(ip_address(address), port, protocol) for address, port, protocol in rows}
+    """With those of the fragments that have no ports."""
+    ported = {Key(ip_address(address), port, protocol) for address, port, protocol in rows}
+    return ported | {Key(key.address, 0, LATER | key.protocol) for key in ported if key.protocol}
 
 
 WORKERS = 3

@@ -316,8 +316,8 @@ def unknown(version: int, port: int = PORT, vip: str | None = None, protocol: st
     return frame(CLIENT[version], 1024, vip or VIPS["dsr", version], port, protocol, payload=b"x", **more)
 
 
-def fragment(more: bool, offset: int) -> bytes:
-    packet = bytearray(unknown(4)[14:])
+def fragment(more: bool, offset: int, **changes: Any) -> bytes:
+    packet = bytearray(unknown(4, **changes)[14:])
     packet[6:8] = (more << 13 | offset).to_bytes(2, "big")
     packet[10:12] = bytes(2)
     packet[10:12] = checksum(bytes(packet[:20])).to_bytes(2, "big")
@@ -327,16 +327,16 @@ def fragment(more: bool, offset: int) -> bytes:
 FOR_THE_HOST: list[tuple[str, bytes, str]] = [
     ("unknown vip", unknown(4, vip="203.0.113.99"), "IpInReceives"),
     ("other port", unknown(4, port=81), "IpInReceives"),
-    ("first fragment", fragment(True, 0), "IpInReceives"),
-    ("last fragment", fragment(False, 185), "IpInReceives"),
+    ("first fragment, other port", fragment(True, 0, port=81), "IpInReceives"),
+    ("last fragment, unknown vip", fragment(False, 185, vip="203.0.113.99"), "IpInReceives"),
     ("other protocol", ethernet(ip4_packet(CLIENT[4], VIPS["dsr", 4], 132, bytes(20))), "IpInReceives"),
     ("timestamp", ethernet(ip4_packet(CLIENT[4], VIPS["dsr", 4], 1, b"\r\0\xf2\xff\0\0\0\0")), "IpInReceives"),
     ("cut before the ports", ethernet(ip4_packet(CLIENT[4], VIPS["dsr", 4], UDP, b"\0\0\0")), "IpInReceives"),
     ("unknown vip, ipv6", unknown(6, vip="2001:db8:cafe::99"), "Ip6InReceives"),
     ("other port, ipv6", unknown(6, port=81), "Ip6InReceives"),
     (
-        "fragment, ipv6",
-        ethernet(ip6_packet(CLIENT[6], VIPS["dsr", 6], UDP, bytes(8), extensions=((44, bytes(6)),))),
+        "fragment of icmp, ipv6",
+        ethernet(ip6_packet(CLIENT[6], VIPS["dsr", 6], 58, bytes(8), extensions=((44, b"\0\1" + bytes(4)),))),
         "Ip6InReceives",
     ),
 ]

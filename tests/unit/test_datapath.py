@@ -205,7 +205,8 @@ def test_stats() -> None:
     assert stats["counters"]["packets"] == 3
     assert stats["counters"]["forwarded"] == 1
     assert stats["counters"]["paths"] == {
-        "conntrack": 0, "scheduled": 1, "maglev": 0, "icmp": 0, "echo": 0, "too_big": 0, "time_exceeded": 0,
+        "conntrack": 0, "scheduled": 1, "maglev": 0, "fragment": 0, "held": 0, "icmp": 0,
+        "echo": 0, "too_big": 0, "time_exceeded": 0,
         "rejected": 0,
     }  # fmt: skip
     assert stats["counters"]["passed"]["no_service"] == 1
@@ -227,9 +228,9 @@ def test_every_reason_has_a_counter_and_one_verdict() -> None:
     counters = datapath().stats()["counters"]
     groups = [set(counters[group]) for group in ("paths", "passed", "drops")]
     assert groups[0] == {
-        "conntrack", "scheduled", "maglev", "icmp", "echo", "too_big", "time_exceeded", "rejected",
+        "conntrack", "scheduled", "maglev", "fragment", "icmp", "echo", "too_big", "time_exceeded", "rejected", "held",
     }  # fmt: skip
-    assert {"no_service", "fragment", "not_ip"} <= groups[1]
+    assert {"no_service", "icmp_fragment", "not_ip"} <= groups[1]
     assert {"no_backend", "no_neighbour", "over_mtu", "ip_length", "tcp_header", "ring_hole"} <= groups[2]
     assert sum(map(len, groups)) == len(set().union(*groups))
     assert "?" not in set().union(*groups)

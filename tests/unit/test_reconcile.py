@@ -9,7 +9,7 @@ import pytest
 
 import fastlb
 from fastlb import reconcile
-from fastlb.classifier import Key, Keys
+from fastlb.classifier import LATER, Key, Keys
 from fastlb.errors import FastlbError
 from fastlb.reconcile import ID_QUARANTINE, BackendIds, plan_services
 from tests.balancers import BACKENDS, VIP, config, service
@@ -150,6 +150,8 @@ SNAT = ["10.3.0.5", "fd00:3::5"]
 
 @pytest.mark.parametrize(("services", "vips", "replies"), TAKEN)
 def test_classifier_keys(services: list[dict[str, Any]], vips: set[Key], replies: set[Key]) -> None:
+    vips |= {key(str(each.address), 0, LATER | each.protocol) for each in vips}
+    replies |= {key(str(each.address), 0, LATER | each.protocol) for each in replies}
     assert reconcile.classifier_keys(plans(*services), False) == Keys(vips, replies)
     addresses = {key(str(each.address), 0, 0) for each in vips}
     assert reconcile.classifier_keys(plans(*services), True) == Keys(vips | addresses, replies)

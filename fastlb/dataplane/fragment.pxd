@@ -1,0 +1,250 @@
+"""Fragments: a later one has no ports and follows the first of its datagram.
+
+The first fragment is classified, steered and tracked like any packet; what became of it is noted under the datagram's
+addresses, number and protocol. A later one goes the same way. When it meets no note, because its first comes later or
+is with another worker at this moment, it is held for a while.
+
+    notes    shared by all workers: SETS sets of WAYS slots of a KiB, fixed; the oldest of a set makes way
+    held     of one worker: HELD places of 2 KiB, each for at most HOLD_MS
+
+Invariant: a slot is read and written only between `claim` and `release`, one compare-and-swap apart. Nobody waits for a
+claim: a later fragment is held instead, a first takes another slot of its set. No two fragments that cover the same
+bytes of a datagram are forwarded: `seen` has a bit for each of its 8-byte units. A datagram whose fragments have all
+passed is forgotten at once, because fast senders use their 16-bit numbers again within seconds (RFC 4963).
+"""
+
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from fastlb.dataplane.checksum cimport difference, sum_addr, update_checksum
+from fastlb.dataplane.flowhash cimport client_mix
+from fastlb.dataplane.flowhash cimport fingerprint as flow_fingerprint
+from fastlb.dataplane.machine cimport (
+    claim, load_acquire_u64, mul_fold, must, store32, store_release_u32, store_release_u64)
+from fastlb.dataplane.reasons cimport DROP_FRAGMENT_OVERLAP
+from fastlb.dataplane.types cimport FAMILY_4, FRAGMENT_LATER, Addr, FlowTuple, Packet
+from fastlb.dataplane.wire cimport IP4_CSUM, IP4_DST, IP4_SRC, IP6_DST, IP6_SRC, be_addr4, write_addr6
+
+
+cdef enum:
+    SETS = 1024
+    WAYS = 4
+    UNITS = 8192             # of eight bytes: the longest datagram
+    WORDS = UNITS // 64
+    LIFE_MS = 2000           # after the last fragment; they leave their sender back to back
+    HOLD_MS = 500            # reordering by queues and workers takes far less; reassembly waits longer (RFC 8200: 60 s)
+    HELD = 256
+    HELD_HEADROOM = 128      # for outer headers, a tag and a virtio_net_hdr
+    HELD_FRAME = 1920
+
+
+cdef struct FragmentNote:
+    # What became of a datagram's first fragment.
+    uint64_t key             # of the datagram; 0: empty
+    uint64_t fingerprint     # of the flow
+    Addr client              # of the flow, with its source port: see FlowTuple
+    Addr vip
+    uint32_t source
+    uint32_t claimed
+    uint32_t time            # of the last fragment, in milliseconds
+    uint32_t backend         # stable id; 0: the first fragment was dropped, or answered
+    uint32_t leg
+    uint32_t units           # seen
+    uint32_t end             # of the datagram, in bytes; 0: not known
+    uint64_t seen[WORDS]
+
+
+cdef struct HeldFragment:
+    Packet packet
+    uint64_t key
+    uint32_t since
+    uint8_t memory[HELD_HEADROOM + HELD_FRAME]
+
+
+cdef struct FragmentState:
+    # One worker's view: the notes are everybody's, the rest is its own.
+    FragmentNote *notes
+    HeldFragment *places
+    uint16_t order[HELD]     # the places; those in use come first
+    uint32_t count           # of them
+    uint32_t looked          # when they were looked through last, in milliseconds
+    bint noted               # a first fragment came since then
+
+
+# --- notes -----------------------------------------------------------------------------------------------------------
+
+cdef inline uint64_t datagram_key(const uint64_t *key, const Packet *p) noexcept nogil:
+    """Under the flow table's secret key, so that nobody outside can aim at a slot. Never 0."""
+    cdef uint64_t mixed = flow_fingerprint(key, client_mix(key, p.src, 0, p.protocol, p.family), p.dst, 0, False)
+    mixed = mul_fold(mixed ^ <uint64_t>p.datagram * <uint64_t>0x9E3779B97F4A7C15ULL, key[2] ^ mixed)
+    return mixed | (mixed == 0)
+
+
+cdef inline bint has_expired(const FragmentNote *note, uint32_t now) noexcept nogil:
+    return <int32_t>(now - note.time) > LIFE_MS
+
+
+cdef inline FragmentNote *set_of(FragmentState *state, uint64_t key) noexcept nogil:
+    return &state.notes[(key >> 32 & (SETS - 1)) * WAYS]
+
+
+cdef inline void release(FragmentNote *note) noexcept nogil:
+    store_release_u32(&note.claimed, 0)
+
+
+cdef inline FragmentNote *find_note(FragmentState *state, uint64_t key, uint32_t now) noexcept nogil:
+    """The claimed note of a datagram; NULL when there is none that lives, or another worker has it."""
+    cdef FragmentNote *note = set_of(state, key)
+    cdef int _way
+    for _way in range(WAYS):
+        if load_acquire_u64(&note.key) == key and claim(&note.claimed):
+            if note.key == key and not has_expired(note, now):
+                return note
+            release(note)
+        note += 1
+    return NULL
+
+
+cdef inline uint32_t quiet_for(const FragmentNote *note, uint32_t now) noexcept nogil:
+    """Milliseconds; an empty slot has been quiet for ever."""
+    return now - note.time if note.key != 0 else 0xFFFFFFFFU
+
+
+cdef inline FragmentNote *new_note(FragmentState *state, uint64_t key, uint32_t now) noexcept nogil:
+    """A claimed slot, emptied: a free one of the set, or that of the longest silence. NULL: others have all of them.
+
+    The datagram has none that lives (`admit_first`).
+    """
+    cdef FragmentNote *note = set_of(state, key)
+    cdef FragmentNote *oldest = NULL
+    cdef int _way
+    for _way in range(WAYS):
+        if claim(&note.claimed):
+            if oldest == NULL or quiet_for(note, now) > quiet_for(oldest, now):
+                if oldest != NULL:
+                    release(oldest)
+                oldest = note
+            else:
+                release(note)
+        note += 1
+    if oldest != NULL:
+        memset(oldest.seen, 0, sizeof(oldest.seen))
+        oldest.units = oldest.end = 0
+        oldest.time = now
+        store_release_u64(&oldest.key, key)
+    return oldest
+
+
+cdef inline uint64_t bits(uint32_t first, uint32_t end) noexcept nogil:
+    """Of one word: those from `first` up to `end`, which is at most 64."""
+    return (~<uint64_t>0 >> (64 - (end - first))) << first
+
+
+cdef inline int account(FragmentNote *note, const Packet *p, uint32_t now) noexcept nogil:
+    """Count a fragment's bytes as passed; 0, or the drop reason when some were before or lie beyond the end.
+
+    Bounded by the words of `seen`.
+    """
+    cdef uint32_t first = p.offset // 8
+    cdef uint32_t end = (<uint32_t>p.offset + p.payload + 7) // 8
+    cdef uint32_t at = first
+    cdef uint32_t stop
+    must(first < end <= UNITS)
+    if note.end != 0 and (not p.more or <uint32_t>p.offset + p.payload > note.end):
+        return DROP_FRAGMENT_OVERLAP
+    while at < end:
+        stop = min(end, (at // 64 + 1) * 64)
+        if note.seen[at // 64] & bits(at % 64, stop - at // 64 * 64):
+            return DROP_FRAGMENT_OVERLAP
+        at = stop
+    at = first
+    while at < end:
+        stop = min(end, (at // 64 + 1) * 64)
+        note.seen[at // 64] |= bits(at % 64, stop - at // 64 * 64)
+        at = stop
+    note.units += end - first
+    note.time = now
+    if not p.more:
+        note.end = <uint32_t>p.offset + p.payload
+    return 0
+
+
+cdef inline void finish(FragmentNote *note) noexcept nogil:
+    """Give the note back; one whose datagram has passed whole is empty."""
+    if note.end != 0 and note.units >= (note.end + 7) // 8:
+        store_release_u64(&note.key, 0)
+    release(note)
+
+
+cdef inline int admit_first(FragmentState *state, uint64_t key, uint32_t now) noexcept nogil:
+    """0, or the drop reason of a first fragment whose datagram has had one."""
+    cdef FragmentNote *note = find_note(state, key, now)
+    if note == NULL:
+        return 0
+    release(note)
+    return DROP_FRAGMENT_OVERLAP
+
+
+cdef inline void note_first(
+        FragmentState *state, uint64_t key, const Packet *p, uint32_t leg, uint32_t backend, const FlowTuple *flow,
+        uint32_t now) noexcept nogil:
+    """What became of a first fragment: of which flow it is, or with backend 0 that it was not forwarded."""
+    cdef FragmentNote *note = new_note(state, key, now)
+    if note == NULL:
+        return
+    note.leg, note.backend = leg, backend
+    note.client, note.vip = flow.client, flow.vip
+    note.source, note.fingerprint = p.source, p.fingerprint
+    account(note, p, now)
+    finish(note)
+    state.noted = True
+
+
+# --- held ------------------------------------------------------------------------------------------------------------
+
+cdef inline bint hold(FragmentState *state, const Packet *p, uint64_t key, uint32_t now) noexcept nogil:
+    """Copy a fragment to a place of its own; False when there is none, or it is too long for one."""
+    cdef HeldFragment *held
+    if state.count == HELD or p.length > HELD_FRAME:
+        return False
+    held = &state.places[state.order[state.count]]
+    state.count += 1
+    held.packet = p[0]
+    held.packet.frame = held.memory + HELD_HEADROOM
+    memcpy(held.packet.frame, p.frame, p.length)
+    held.key = key
+    held.since = now
+    return True
+
+
+cdef inline HeldFragment *held_at(FragmentState *state, uint32_t at) noexcept nogil:
+    must(at < state.count)
+    return &state.places[state.order[at]]
+
+
+cdef inline bint waited(const HeldFragment *held, uint32_t now) noexcept nogil:
+    """Long enough."""
+    return <int32_t>(now - held.since) > HOLD_MS
+
+
+cdef inline void let_go(FragmentState *state, uint32_t at) noexcept nogil:
+    """The place at this position is free again; the last one in use takes its position."""
+    must(at < state.count)
+    state.count -= 1
+    state.order[at], state.order[state.count] = state.order[state.count], state.order[at]
+
+
+# --- the way of the first --------------------------------------------------------------------------------------------
+
+cdef inline void readdress(Packet *p, Addr src, Addr dst) noexcept nogil:
+    """Give a later fragment the addresses with which its first left. Its transport checksum is in the first."""
+    cdef uint8_t *ip = p.frame + p.l3
+    must(p.fragment == FRAGMENT_LATER)
+    if p.family == FAMILY_4:
+        update_checksum(
+            ip + IP4_CSUM, difference(sum_addr(p.src) + sum_addr(p.dst), sum_addr(src) + sum_addr(dst)))
+        store32(ip + IP4_SRC, be_addr4(src))
+        store32(ip + IP4_DST, be_addr4(dst))
+    else:
+        write_addr6(ip + IP6_SRC, src)
+        write_addr6(ip + IP6_DST, dst)

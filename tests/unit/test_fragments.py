@@ -1,0 +1,341 @@
+"""Fragments: every one of a datagram goes where its first goes, in any order, and nowhere twice."""
+
+from __future__ import annotations
+
+import random
+import struct
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastlb import Datapath, Verdict, reconcile
+from fastlb.workers import open_pipelines
+from tests.balancers import BACKENDS, CLIENT, VIP, Balancer, config, datapath, service
+from tests.frames import checksum, ethernet, frame, ip4_packet, take_apart
+from tests.unit.test_encap import MODES, tunnel, unwrap
+
+SNAT = ["10.3.0.5", "fd00:3::5"]
+FORWARDS = ["nat", "fullnat", "dsr", *MODES]
+every_mode = pytest.mark.parametrize("forward", FORWARDS)
+every_version = pytest.mark.parametrize("version", [4, 6])
+PAYLOAD = random.Random(5).randbytes(3000)
+
+
+def balancer_of(forward: str, version: int, **changes: Any) -> Datapath:
+    if forward in MODES:
+        return datapath(tunnel(forward, version, 4, "udp"), **changes)
+    return datapath(service(forward, version, "udp"), snat=SNAT, **changes)
+
+
+def cut(raw: bytes, sizes: list[int], number: int = 77) -> list[bytes]:
+    """A frame's packet in fragments of these many bytes each (the last has the rest), as a sender makes them."""
+    packet = raw[14:]
+    version = packet[0] >> 4
+    header = (packet[0] & 15) * 4 if version == 4 else 40
+    body, at, fragments = packet[header:], 0, []
+    for size in [*sizes, len(body)]:
+        piece = body[at : at + size]
+        if not piece:
+            break
+        more = at + len(piece) < len(body)
+        fragments.append(one_fragment(packet[:header], piece, at, more, number))
+        at += len(piece)
+    return fragments
+
+
+def one_fragment(header: bytes, piece: bytes, offset: int, more: bool, number: int) -> bytes:
+    new = bytearray(header)
+    if header[0] >> 4 == 4:
+        new[2:4] = struct.pack("!H", len(header) + len(piece))
+        new[4:8] = struct.pack("!HH", number & 0xFFFF, more << 13 | offset // 8)
+        new[10:12] = bytes(2)
+        new[10:12] = checksum(bytes(new)).to_bytes(2, "big")
+        return ethernet(bytes(new) + piece)
+    new[4:6] = struct.pack("!H", 8 + len(piece))
+    new[6] = 44
+    return ethernet(bytes(new) + struct.pack("!BBHI", header[6], 0, offset | more, number) + piece)
+
+
+def put_together(packets: list[bytes]) -> bytes:
+    """The packet that fragments make up, in any order; AssertionError when they do not, or a header is wrong."""
+    parts, header, end = {}, b"", 0
+    for packet in packets:
+        if packet[0] >> 4 == 4:
+            assert checksum(packet[:20]) == 0
+            length, number, field = struct.unpack("!HHH", packet[2:8])
+            assert length == len(packet)
+            offset, more, start = (field & 0x1FFF) * 8, field >> 13 & 1, 20
+            head = packet[:2] + bytes(2) + packet[4:6] + bytes(2) + packet[8:10] + bytes(2) + packet[12:20]
+        else:
+            assert struct.unpack("!H", packet[4:6])[0] == len(packet) - 40
+            following, _, field, _ = struct.unpack("!BBHI", packet[40:48])
+            offset, more, start = field & 0xFFF8, field & 1, 48
+            head = packet[:4] + bytes(2) + bytes([following]) + packet[7:40]
+        assert header in (b"", head), "all have one header"
+        assert offset not in parts
+        header, parts[offset] = head, packet[start:]
+        end = end if more else offset + len(packet) - start
+    body = b"".join(parts[offset] for offset in sorted(parts))
+    assert len(body) == end
+    whole = bytearray(header + body)
+    if whole[0] >> 4 == 4:
+        whole[2:4] = struct.pack("!H", len(whole))
+        whole[4:6] = b"\0\0"
+        whole[10:12] = checksum(bytes(whole[:20])).to_bytes(2, "big")
+    else:
+        whole[4:6] = struct.pack("!H", len(body))
+    return bytes(whole)
+
+
+def datagram(version: int, payload: bytes = PAYLOAD, sport: int = 40000) -> bytes:
+    return frame(CLIENT[version], sport, VIP[version], 80, "udp", payload=payload)
+
+
+def packets_of(frames: list[bytes], forward: str) -> list[bytes]:
+    return [unwrap(each).packet if forward in MODES else each[14:] for each in frames]
+
+
+def unfragmented(forward: str, version: int, raw: bytes) -> bytes:
+    """What a balancer with room enough makes of the whole."""
+    whole = balancer_of(forward, version, mtu=9000).process(raw)
+    return packets_of(whole.frames, forward)[0]
+
+
+@every_version
+@every_mode
+def test_every_order(forward: str, version: int) -> None:
+    """First, middle, last; and each other way round."""
+    raw = datagram(version)
+    fragments = cut(raw, [1208, 1200])
+    for order in ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)):
+        balancer = balancer_of(forward, version)
+        outs = [balancer.process(fragments[at]) for at in order]
+        first = order.index(0)
+        assert [out.reason for out in outs] == [
+            "scheduled" if at == 0 else "held" if when < first else "fragment" for when, at in enumerate(order)
+        ]
+        assert all(out.verdict is Verdict.FORWARD for out in outs)
+        sent = [each for out in outs for each in out.frames]
+        assert {each[:6] for each in sent} == {sent[0][:6]}, "to one backend"
+        whole = put_together(packets_of(sent, forward))
+        seen = take_apart(ethernet(whole))  # with its UDP checksum
+        if forward != "fullnat":
+            expected = bytearray(unfragmented(forward, version, raw))
+            if version == 4:  # the datagram's number
+                expected[4:6] = b"\0\0"
+                expected[10:12] = bytes(2)
+                expected[10:12] = checksum(bytes(expected[:20])).to_bytes(2, "big")
+            assert whole == bytes(expected)
+        assert seen.segment[8:] == PAYLOAD
+        counters = balancer.stats()["counters"]
+        assert (counters["paths"]["held"], counters["paths"]["fragment"], counters["packets"]) == (0, 2, 3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+@pytest.mark.parametrize("forward", ["nat", "fullnat", "dsr", "gue"])
+@every_version
+def test_any_cut_in_any_order(forward: str, version: int, data: st.DataObject) -> None:
+    payload = data.draw(st.binary(min_size=1, max_size=4000))
+    sizes = data.draw(st.lists(st.integers(1, 100).map(lambda units: units * 8), max_size=12))
+    fragments = cut(datagram(version, payload), sizes)
+    order = data.draw(st.permutations(fragments))
+    balancer = balancer_of(forward, version)
+    sent = [each for out in balancer.process_batch(order, 0.0) for each in out.frames]
+    if len(fragments) > 1:
+        whole = put_together(packets_of(sent, forward))
+        assert take_apart(ethernet(whole)).segment[8:] == payload
+    else:
+        assert len(sent) == 1
+
+
+@every_version
+@pytest.mark.parametrize("forward", ["nat", "fullnat"])
+def test_replies(forward: str, version: int) -> None:
+    """A backend's big answer comes in fragments too."""
+    for order in ((0, 1, 2), (2, 1, 0)):
+        balancer = balancer_of(forward, version)
+        asked = take_apart(balancer.process(datagram(version, b"?")).frames[0])
+        answer = frame(asked.dst, asked.dport, asked.src, asked.sport, "udp", payload=PAYLOAD)
+        fragments = cut(answer, [1400, 1400])
+        outs = [balancer.process(fragments[at]) for at in order]
+        seen = take_apart(ethernet(put_together([each[14:] for out in outs for each in out.frames])))
+        assert (seen.src, seen.sport, seen.dst, seen.dport) == (VIP[version], 80, CLIENT[version], 40000)
+        assert seen.segment[8:] == PAYLOAD
+
+
+@every_version
+def test_another_worker_s_hash(version: int) -> None:
+    """The first is with the worker of its ports, the later ones with that of their address; either may be earlier."""
+    settings = config(service("nat", version, "udp"))
+    known = Balancer(settings)
+    for first_goes_first in (True, False):
+        workers = open_pipelines(settings, 2)
+        for pipeline in workers:
+            pipeline.publish(reconcile.services_table(settings, known.plans), known.routes())
+        for sport in range(40000, 40020):
+            first, *later = cut(datagram(version, sport=sport), [1400, 1400], number=sport)
+            reason = "wrong_worker"
+            if first_goes_first:
+                reason, sent = next(
+                    (each[1], each[2]) for worker in workers
+                    if (each := worker.process([first], 0)[0])[1] != "wrong_worker"
+                )  # fmt: skip
+                assert reason == "scheduled"
+            else:
+                sent = []
+            other = workers[sport % 2]
+            outs = [other.process([each], 0)[0] for each in later]
+            assert {out[1] for out in outs} == {"fragment" if first_goes_first else "held"}
+            if not first_goes_first:
+                sent = next(
+                    each[2] for worker in workers if (each := worker.process([first], 0)[0])[1] == "scheduled"
+                )
+                if len(sent) == 1:  # held by the other, which looks again when a millisecond has passed
+                    stray = frame(CLIENT[version], 9, VIP[version], 81)
+                    outs = [other.process([stray], 1)[0]]
+            sent = [*sent, *(each for out in outs for each in out[2])]
+            assert take_apart(ethernet(put_together([each[14:] for each in sent]))).segment[8:] == PAYLOAD
+
+
+# --- what does not pass -------------------------------------------------------
+
+
+@every_version
+def test_a_first_that_never_comes(version: int) -> None:
+    balancer = balancer_of("nat", version)
+    _, *later = cut(datagram(version), [1400, 1400])
+    assert {balancer.process(each, now=1.0).reason for each in later} == {"held"}
+    stray = frame(CLIENT[version], 9, VIP[version], 81)
+    assert balancer.process(stray, now=1.4).frames == []
+    assert balancer.stats()["counters"]["paths"]["held"] == 2
+    assert balancer.process(stray, now=1.6).frames == []
+    counters = balancer.stats()["counters"]
+    assert (counters["paths"]["held"], counters["drops"]["fragment_unknown"]) == (0, 2)
+    assert balancer.process(cut(datagram(version), [1400, 1400])[0], now=1.7).frames != []
+
+
+@every_version
+def test_of_a_first_that_was_dropped(version: int) -> None:
+    balancer = datapath(service("nat", version, "udp", backends=[]))
+    fragments = cut(datagram(version), [1400, 1400])
+    assert [balancer.process(each).reason for each in fragments] == [
+        "no_backend", "fragment_unknown", "fragment_unknown",
+    ]  # fmt: skip
+
+
+@every_version
+def test_overlaps(version: int) -> None:
+    """Each byte passes once: duplicates, other lengths, beyond the end, a second first."""
+    raw = datagram(version)
+    header = raw[14:34] if version == 4 else raw[14:54]
+    body = raw[14 + len(header) :]
+
+    def part(start: int, end: int) -> bytes:
+        return one_fragment(header, body[start:end], start, end < len(body), 77)
+
+    for wrong in ((8, 16), (0, 1400), (1392, 1408), (1400, 2800), (1600, 2000), (2792, len(body))):
+        balancer = balancer_of("nat", version)
+        assert balancer.process(part(0, 1400)).reason == "scheduled"
+        assert balancer.process(part(1400, 2800)).reason == "fragment"
+        assert balancer.process(part(*wrong)).reason == "fragment_overlap"
+        assert balancer.process(part(2800, len(body))).reason == "fragment"
+    balancer = balancer_of("nat", version)
+    assert balancer.process(part(0, 1400)).reason == "scheduled"
+    assert balancer.process(part(2800, len(body))).reason == "fragment"
+    for start, end in ((2800, len(body)), (len(body) // 8 * 8 + 8, len(body) + 16)):
+        beyond = one_fragment(header, bytes(end - start), start, False, 77)
+        assert balancer.process(beyond).reason == "fragment_overlap"
+    assert balancer.process(part(1400, 2800)).reason == "fragment"
+
+
+@pytest.mark.parametrize(("protocol", "offset", "length", "more"), [
+    ("udp", 8, 0, False), ("udp", 8, 12, True), ("udp", 65528, 16, False), ("tcp", 8, 100, False),
+    ("tcp", 16, 8, True), ("udp", 0, 12, True),
+])  # fmt: skip
+@every_version
+def test_absurd_ones(version: int, protocol: str, offset: int, length: int, more: bool) -> None:
+    balancer = datapath(service("nat", version, protocol))
+    raw = frame(CLIENT[version], 40000, VIP[version], 80, protocol, payload=bytes(100))
+    header, body = (raw[14:34], raw[34:]) if version == 4 else (raw[14:54], raw[54:])
+    assert balancer.process(one_fragment(header, body[:length], offset, more, 77)).reason == "fragment_shape"
+
+
+def test_tiny_first_fragments() -> None:
+    """RFC 1858: the TCP header must be in the first."""
+    balancer = datapath(service("nat"))
+    fragments = cut(frame(CLIENT[4], 40000, VIP[4], 80), [16])
+    assert [balancer.process(each).reason for each in fragments] == ["tcp_header", "fragment_shape"]
+
+
+def test_numbers_are_used_again() -> None:
+    """A complete datagram is forgotten at once, an incomplete one after two seconds."""
+    balancer = balancer_of("nat", 4)
+    for _ in range(3):
+        outs = [balancer.process(each) for each in cut(datagram(4), [1400, 1400])]
+        assert [out.reason for out in outs][1:] == ["fragment", "fragment"]
+    first, second, _ = cut(datagram(4), [1400, 1400])
+    assert balancer.process(first).reason == "conntrack"
+    assert balancer.process(first).reason == "fragment_overlap"
+    assert balancer.process(second).reason == "fragment"
+    assert balancer.process(first, now=2.1).reason == "conntrack"
+
+
+@every_version
+def test_storms_leave_memory_and_flows_as_they_are(version: int) -> None:
+    """Later fragments without firsts, and firsts without later ones, ten thousand each."""
+    balancer = balancer_of("nat", version, flows=30_000)
+    first, *later = cut(datagram(version), [1400, 1400])
+    assert balancer.process(first).reason == "scheduled"
+    rng = random.Random(6)
+    alone = datagram(version, bytes(64))
+    for number in range(10_000):
+        header, body = (alone[14:34], alone[34:]) if version == 4 else (alone[14:54], alone[54:])
+        storm = one_fragment(header, body[:24], 8 * rng.randint(1, 500), True, 100 + number)
+        assert balancer.process(storm).reason in ("held", "fragment_limit")
+    counters = balancer.stats()["counters"]
+    assert (counters["paths"]["held"], counters["drops"]["fragment_limit"]) == (256, 10_000 - 256)
+    assert {balancer.process(each).reason for each in later} == {"fragment"}, "whose first is known"
+    for number in range(10_000):
+        header, body = (alone[14:34], alone[34:]) if version == 4 else (alone[14:54], alone[54:])
+        balancer.process(one_fragment(header, body[:24], 0, True, 100 + number), now=1.0)
+    assert balancer.stats()["flows"]["active"] == 1
+    assert balancer.process(datagram(version), now=1.0).reason in ("conntrack", "too_big")
+
+
+def test_narrow_ways_cut_fragments_again() -> None:
+    balancer = balancer_of("dsr", 4, mtu=700)
+    sent = [each for part in cut(datagram(4), [1400, 1400]) for each in balancer.process(part).frames]
+    assert all(len(each) <= 714 for each in sent)
+    assert take_apart(ethernet(put_together([each[14:] for each in sent]))).segment[8:] == PAYLOAD
+
+
+def test_a_fragment_that_is_too_long_is_answered() -> None:
+    balancer = balancer_of("dsr", 6, mtu=1300)
+    first, second, last = cut(datagram(6), [1208, 1400])
+    assert balancer.process(first).reason == "scheduled"
+    assert balancer.process(second).reason == "too_big"
+    assert balancer.process(last).reason == "fragment"
+
+
+def test_each_fragment_spends_a_hop() -> None:
+    balancer = balancer_of("nat", 4)
+    raw = bytearray(datagram(4))
+    raw[22] = 1
+    raw[24:26] = bytes(2)
+    raw[24:26] = checksum(bytes(raw[14:34])).to_bytes(2, "big")
+    first, *later = cut(datagram(4), [1400, 1400])
+    assert balancer.process(first).reason == "scheduled"
+    dying = cut(bytes(raw), [1400, 1400])
+    assert balancer.process(dying[1]).reason == "time_exceeded"
+    assert [balancer.process(each).frames[0][22] for each in later[1:]] == [63]
+
+
+def test_other_protocols_stay_with_the_host() -> None:
+    balancer = balancer_of("nat", 4)
+    packet = bytearray(ip4_packet(CLIENT[4], VIP[4], 132, bytes(64)))
+    packet[6:8] = b"\0\1"
+    assert balancer.process(ethernet(bytes(packet))).reason == "not_tcp_udp"
+    assert balancer.process(cut(frame(CLIENT[4], 1, BACKENDS[4][0], 80, "udp"), [8])[-1]).reason == "no_service"
