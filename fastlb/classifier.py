@@ -521,7 +521,7 @@ def _ipv4(a: Assembler) -> None:
     """Falls through to the ports; without options they have come with the header."""
     header = -28
     a.label("ipv4")
-    _load_bytes(a, header, 24)
+    _load_bytes(a, header, 24, otherwise="short")
     a.load(R3, FP, header + 6, Size.U16)
     a.load(R8, FP, header + 9, Size.U8)
     a.jump_if(R8, "==", _TCP, "transport")
@@ -536,6 +536,17 @@ def _ipv4(a: Assembler) -> None:
     a.jump_if(R1, "==", _IPV4_PLAIN, "ports")
     _add_ipv4_header(a)
     a.jump("load_ports")
+    a.label("short")  # the last fragment may have a single byte
+    _load_bytes(a, header, 20)
+    a.load(R3, FP, header + 6, Size.U16)
+    a.jump_if(R3, "&", _IPV4_OFFSET, "short_fragment")
+    a.jump("not_ours")
+    a.label("short_fragment")
+    a.load(R8, FP, header + 9, Size.U8)
+    a.load(R1, FP, header, Size.U8)
+    a.load(R2, FP, header + 12, Size.U32)
+    _widen_addresses(a, R2)
+    a.alu(R9, "=", 4)
     a.label("later4")
     _check_ipv4_header(a)
     a.label("later")
@@ -736,15 +747,15 @@ def _if_found(a: Assembler, map_fd: int, key: int, label: str) -> None:
     a.jump_if(R0, "!=", 0, label)
 
 
-def _load_bytes(a: Assembler, stack: int, length: int) -> None:
-    """Copy from R7 in the frame to the stack, wherever the frame's bytes are; cut short: not ours."""
+def _load_bytes(a: Assembler, stack: int, length: int, otherwise: str = "not_ours") -> None:
+    """Copy from R7 in the frame to the stack, wherever the frame's bytes are; cut short: go to ``otherwise``."""
     a.alu(R1, "=", R6)
     a.alu(R2, "=", R7)
     a.alu(R3, "=", FP)
     a.alu(R3, "+", stack)
     a.alu(R4, "=", length)
     a.call(_SKB_LOAD_BYTES)
-    a.jump_if(R0, "!=", 0, "not_ours")
+    a.jump_if(R0, "!=", 0, otherwise)
 
 
 def _return(result: int) -> Emit:

@@ -64,7 +64,7 @@ def put_together(packets: list[bytes]) -> bytes:
     for packet in packets:
         if packet[0] >> 4 == 4:
             assert checksum(packet[:20]) == 0
-            length, number, field = struct.unpack("!HHH", packet[2:8])
+            length, _, field = struct.unpack("!HHH", packet[2:8])
             assert length == len(packet)
             offset, more, start = (field & 0x1FFF) * 8, field >> 13 & 1, 20
             head = packet[:2] + bytes(2) + packet[4:6] + bytes(2) + packet[8:10] + bytes(2) + packet[12:20]
