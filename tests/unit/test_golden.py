@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fastlb import Config, Datapath
-from tests.balancers import HOSTS
-from tests.frames import BALANCER_MAC, mac_bytes, mac_of, take_apart
+from tests.balancers import CLIENT, HOSTS, VIP, datapath
+from tests.frames import BALANCER_MAC, checksum, frame, mac_bytes, mac_of, take_apart
 from tests.golden import generate
+from tests.unit.test_encap import tunnel, unwrap
 
 FOLDER = Path(__file__).parents[1] / "golden"
 FRAMES: dict[str, Any] = json.loads((FOLDER / "frames.json").read_text())
 KATRAN: dict[str, Any] = json.loads((FOLDER / "katran.json").read_text())
+ICMP: dict[str, Any] = json.loads((FOLDER / "icmp.json").read_text())
 
 
 @pytest.mark.parametrize("row", FRAMES["rows"], ids=lambda row: row["name"])
@@ -79,3 +82,103 @@ def test_one_flow_one_backend(katran: Datapath) -> None:
     """Vectors 2, 3 and 18 are one connection."""
     inputs = {row["n"]: bytes.fromhex(row["input"]) for row in KATRAN["rows"]}
     assert len({katran.process(inputs[number]).backend for number in (2, 3, 18)}) == 1
+
+
+@pytest.fixture(scope="module")
+def katran_tunnels() -> Datapath:
+    """All its VIPs through IPIP, as it has them."""
+    vips = [*KATRAN["vips"], KATRAN["tunnel_vip"]]
+    services = [
+        {
+            "name": f"s{number}", "vip": vip["vip"], "port": vip["port"] or "any", "protocol": vip["proto"],
+            "forward": "ipip", "backends": [{"address": real} for real in KATRAN[vip["reals"]]],
+        }
+        for number, vip in enumerate(vips)
+    ]  # fmt: skip
+    balancer = Datapath(Config.from_dict({"flows": 256, "services": services}))
+    for real in KATRAN["reals4"] + KATRAN["reals6"]:
+        balancer.set_neighbour(real, REAL_MAC)
+    return balancer
+
+
+WRAPPED = [
+    row for row in KATRAN["rows"] + KATRAN["tunnel_rows"] if row["katran"] == "FORWARD" and "echo" not in row["name"]
+]
+
+
+@pytest.mark.parametrize("row", WRAPPED, ids=lambda row: str(row["n"]))
+def test_wrapped_like_another_balancer_does(katran_tunnels: Datapath, row: dict[str, Any]) -> None:
+    """The packet as it came; outside, one of the VIP's reals, the type of service, TTL 64, no "don't fragment"."""
+    raw = bytes.fromhex(row["input"])
+    out = katran_tunnels.process(raw)
+    assert out.verdict.name == "FORWARD"
+    outer = unwrap(out.frames[0])
+    version = raw[14] >> 4
+    assert outer.packet == raw[14:]
+    assert outer.dst in KATRAN["reals4"] + KATRAN["reals6"]
+    assert (outer.ttl, outer.df) == (64, False)
+    assert outer.tos == (raw[15] if version == 4 else (raw[14] & 15) << 4 | raw[15] >> 4)
+
+
+# --- ICMP, as others have it ---------------------------------------------------
+
+
+@pytest.mark.parametrize("row", ICMP["icmp_nat"], ids=lambda row: row["name"])
+def test_icmp_through_nat(row: dict[str, Any]) -> None:
+    """Byte for byte, but for the TTL, which fastlb spends, and for what sums it up."""
+    before, after = bytes.fromhex(row["before"])[14:], bytes.fromhex(row["after"])[14:]
+    version = before[0] >> 4
+    quoted = 28 if version == 4 else 48
+    header = 20 if version == 4 else 40
+    width, source, target = (4, 12, 16) if version == 4 else (16, 8, 24)
+
+    def host(packet: bytes, at: int) -> str:
+        return str(ip_address(packet[at : at + width]))
+
+    vip, backend = host(before, target), host(after, target)
+    vport, port = (int.from_bytes(packet[quoted + header : quoted + header + 2], "big") for packet in (before, after))
+    protocol = "tcp" if before[quoted + (9 if version == 4 else 6)] == 6 else "udp"
+    assert host(before, quoted + source) == vip
+    balancer = datapath({
+        "name": "s", "vip": vip, "port": vport, "protocol": protocol, "forward": "nat",
+        "backends": [{"address": backend, "port": port}],
+    })  # fmt: skip
+    balancer.set_neighbour(backend, REAL_MAC)
+    sent = bytearray(balancer.process(bytes.fromhex(row["before"])).frames[0][14:])
+    hops = 8 if version == 4 else 7
+    assert sent[hops] == before[hops] - 1
+    sent[hops] = before[hops]
+    if version == 4:
+        sent[10:12] = bytes(2)
+        sent[10:12] = checksum(bytes(sent[:20])).to_bytes(2, "big")
+    assert sent.hex() == after.hex()
+
+
+def test_the_mtu_that_a_client_is_told() -> None:
+    """The link's, less what the tunnel takes; for IPv6 never below 1280, to which no sender would listen (RFC 8200)."""
+    for version, taken in ((4, 20), (6, 40)):
+        advertised = ICMP["link_mtu"] - taken
+        assert advertised == ICMP["advertised"][f"ipip{version}"]
+        balancer = datapath(tunnel("ipip", version, version), mtu=ICMP["link_mtu"])
+        raw = frame(CLIENT[version], 40000, VIP[version], 80, payload=bytes(200), df=version == 4)
+        out = balancer.process(raw)
+        assert out.reason == "too_big"
+        seen = take_apart(out.frames[0])
+        assert (seen.src, seen.dst) == (VIP[version], CLIENT[version])
+        assert int.from_bytes(seen.segment[4:8], "big") == max(advertised, 1280 if version == 6 else 0)
+
+
+@pytest.mark.parametrize("row", ICMP["too_big"], ids=lambda row: str(row["n"]))
+def test_too_big_like_another_balancer(katran: Datapath, row: dict[str, Any]) -> None:
+    """Its answer begins like ours, which quotes more. The IPv4 packet may be fragmented, which fastlb prefers."""
+    raw, expected = bytearray(bytes.fromhex(row["input"])), bytes.fromhex(row["expected"])
+    if raw[14] >> 4 == 4:
+        raw[20] |= 0x40
+        raw[24:26] = bytes(2)
+        raw[24:26] = checksum(bytes(raw[14:34])).to_bytes(2, "big")
+    out = katran.process(raw)
+    assert out.reason == "too_big"
+    ours, theirs = take_apart(out.frames[0]), take_apart(expected)
+    assert (ours.src, ours.dst, ours.protocol) == (theirs.src, theirs.dst, theirs.protocol)
+    assert (ours.segment[:2], ours.segment[4:8]) == (theirs.segment[:2], theirs.segment[4:8])
+    assert ours.segment[8:] == raw[14 : 14 + len(ours.segment) - 8]
