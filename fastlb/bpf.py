@@ -17,6 +17,7 @@ import os
 import platform
 import resource
 import struct
+import time
 from collections.abc import Iterator
 from enum import IntEnum
 
@@ -140,6 +141,7 @@ _F_NO_PREALLOC, _F_MMAPABLE = 1, 1 << 10
 _NAME_AT = {_PROG_FD_BY_ID: 64, _MAP_FD_BY_ID: 24}  # in struct bpf_prog_info and struct bpf_map_info
 _NAME_SIZE = 16  # with the terminating zero
 _LOG_SIZE = 1 << 20
+_UPDATE_PAUSES = (0.001, 0.01, 0.1, 1.0)  # seconds: Linux 6.1 and later refill their store for map entries later on
 _LOAD_TRIES = 5  # the verifier gives up with EAGAIN when a signal is pending
 
 _HINTS = {
@@ -175,12 +177,16 @@ class Map:
         """Add or overwrite one entry; KernelError that names the limit when the map is full."""
         self._fill(self._key, key)
         self._fill(self._value, value)
-        try:
-            _bpf(_MAP_UPDATE, self._entry)
-        except OSError as error:
-            if error.errno == errno.E2BIG:
-                raise KernelError(f"the map {self.name} is full: its limit is {self.max_entries}") from error
-            raise _failed(f"cannot write to the map {self.name}", error) from error
+        for patience in (*_UPDATE_PAUSES, None):
+            try:
+                _bpf(_MAP_UPDATE, self._entry)
+                return
+            except OSError as error:
+                if error.errno == errno.E2BIG:
+                    raise KernelError(f"the map {self.name} is full: its limit is {self.max_entries}") from error
+                if error.errno != errno.ENOMEM or patience is None:
+                    raise _failed(f"cannot write to the map {self.name}", error) from error
+                time.sleep(patience)
 
     def delete(self, key: bytes) -> None:
         """Remove one entry; one that is not there is fine."""

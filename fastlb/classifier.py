@@ -132,9 +132,9 @@ _SOURCE, _DESTINATION, _PORTS = -40, -24, -8  # on the stack, see above
 _KEY_SIZE, _KEY_PORT, _KEY_PROTOCOL, _KEY_FAMILY = 20, 16, 18, 19
 _VALUE = struct.pack("=I", 1)
 _SHAPE_BITS = 3  # above the family in a key's last byte: the number of its shape
-_SLOT, _SLOT_KIND = 32, 18  # of a shape: the masks of address and port, laid out like a key, and a key's last byte
+_SLOT_SHIFT, _SLOT_KIND = 5, 18  # of a shape: the masks of address and port, laid out like a key, and a key's last byte
 _LAST, _SLOTS_AT = 0, 8  # in the value that holds a map's shapes: the number of the last one in use; slot 1
-_MASKED = -72  # on the stack: the key of a shape
+_MASKED, _COUNT = -72, -80  # on the stack: the key of a shape, and how many shapes have been tried
 _SHARD_FACTOR = 0x9E3779B1 - (1 << 32)  # an immediate is signed; the lower 32 bits of a product do not care
 _SHARD_BITS = 6
 _CACHE_LINE = 64
@@ -344,7 +344,7 @@ class _MirroredMap:
         self._numbers: dict[Shape, int] = {}
         self.lookup = _Lookup(self._map.fd, -1)
         if shaped:
-            self._slots = bpf.Value("fastlb_shapes", _SLOTS_AT + MAX_SHAPES * _SLOT)
+            self._slots = bpf.Value("fastlb_shapes", _SLOTS_AT + (MAX_SHAPES << _SLOT_SHIFT))
             undo.callback(self._slots.close)
             self.lookup = _Lookup(self._map.fd, self._slots.fd)
 
@@ -388,13 +388,13 @@ class _MirroredMap:
         return key.address.packed.rjust(16, b"\0") + struct.pack("!HBB", key.port, key.protocol, kind)
 
     def _write_slots(self) -> None:
-        slots = bytearray(_SLOTS_AT + MAX_SHAPES * _SLOT)
+        slots = bytearray(_SLOTS_AT + (MAX_SHAPES << _SLOT_SHIFT))
         struct.pack_into("=I", slots, _LAST, max(self._numbers.values(), default=0))
         for shape, number in self._numbers.items():
             anywhere = ip_network(f"{'0.0.0.0' if shape.version == 4 else '::'}/{shape.prefix}")
             ports = (1 << PORT_BITS) - (1 << PORT_BITS >> shape.bits)
             mask = anywhere.netmask.packed.rjust(16, b"\0") + struct.pack("!HB", ports, _kind(shape, number))
-            at = _SLOTS_AT + (number - 1) * _SLOT
+            at = _SLOTS_AT + (number - 1 << _SLOT_SHIFT)
             slots[at : at + len(mask)] = mask
         self._slots.write(bytes(slots))
 
@@ -709,27 +709,36 @@ def _full_replies(a: Assembler, maps: _Maps, first: int, last: int) -> None:
 
 
 def _if_shaped(a: Assembler, lookup: _Lookup, key: int, found: str, name: str) -> None:
-    """Jump when the map has the whole ``key``, which stays as it is, under one of its shapes; else fall through."""
-    for number in range(1, MAX_SHAPES + 1):
-        following = f"{name}_shape{number + 1}" if number < MAX_SHAPES else f"{name}_unshaped"
-        if number > 1:
-            a.label(f"{name}_shape{number}")
-        a.map_value(R3, lookup.shapes)
-        a.load(R1, R3, _LAST, Size.U32)
-        a.jump_if(R1, "<", number, f"{name}_unshaped")
-        slot = _SLOTS_AT + (number - 1) * _SLOT
-        a.load(R4, R3, slot + _SLOT_KIND, Size.U8)
-        a.alu(R1, "=", R4)
-        a.alu(R1, "&", (1 << _SHAPE_BITS) - 1)
-        a.jump_if(R1, "!=", R9, following)
-        for at, size in ((0, Size.U64), (8, Size.U64), (_KEY_PORT, Size.U16)):
-            a.load(R1, FP, key + at, size)
-            a.load(R2, R3, slot + at, size)
-            a.alu(R1, "&", R2)
-            a.store(FP, _MASKED + at, R1, size)
-        a.store(FP, _MASKED + _KEY_PROTOCOL, R8, Size.U8)
-        a.store(FP, _MASKED + _KEY_FAMILY, R4, Size.U8)
-        _if_found(a, lookup.map, _MASKED, found)
+    """Jump when the map has the whole ``key``, which stays as it is, under one of its shapes; else fall through.
+
+    A loop (Linux 5.3): written out for each shape, a program is larger than what kernels before 6.8 let a socket have.
+    """
+    a.alu(R1, "=", 0)
+    a.store(FP, _COUNT, R1, Size.U64)
+    a.label(f"{name}_shape")
+    a.load(R4, FP, _COUNT, Size.U64)
+    a.jump_if(R4, ">=", MAX_SHAPES, f"{name}_unshaped")
+    a.map_value(R3, lookup.shapes)
+    a.load(R1, R3, _LAST, Size.U32)
+    a.jump_if(R1, "<=", R4, f"{name}_unshaped")
+    a.alu(R1, "=", R4)
+    a.alu(R1, "<<", _SLOT_SHIFT)
+    a.alu(R3, "+", R1)
+    a.alu(R4, "+", 1)
+    a.store(FP, _COUNT, R4, Size.U64)
+    a.load(R4, R3, _SLOTS_AT + _SLOT_KIND, Size.U8)
+    a.alu(R1, "=", R4)
+    a.alu(R1, "&", (1 << _SHAPE_BITS) - 1)
+    a.jump_if(R1, "!=", R9, f"{name}_shape")
+    for at, size in ((0, Size.U64), (8, Size.U64), (_KEY_PORT, Size.U16)):
+        a.load(R1, FP, key + at, size)
+        a.load(R2, R3, _SLOTS_AT + at, size)
+        a.alu(R1, "&", R2)
+        a.store(FP, _MASKED + at, R1, size)
+    a.store(FP, _MASKED + _KEY_PROTOCOL, R8, Size.U8)
+    a.store(FP, _MASKED + _KEY_FAMILY, R4, Size.U8)
+    _if_found(a, lookup.map, _MASKED, found)
+    a.jump(f"{name}_shape")
     a.label(f"{name}_unshaped")
 
 
