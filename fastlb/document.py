@@ -149,9 +149,11 @@ def _compose(path: str, text: str) -> yaml.Node | None:
         for event in yaml.parse(text, Loader=_Loader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > DEEPEST:
-                raise _unusable(path, f"it is nested deeper than {DEEPEST} levels; the configuration needs 5")
+                raise _nested(path)
         root: yaml.Node | None = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
+        if "nesting depth" in str(error.problem):  # libyaml since 2026 has a limit of its own, and reads ahead
+            raise _nested(path) from None
         mark = error.problem_mark or error.context_mark
         where = f"{path}:{mark.line + 1}" if mark else path
         raise _unusable(where, f"it is not valid YAML: {_syntax(error)}") from None
@@ -159,6 +161,10 @@ def _compose(path: str, text: str) -> yaml.Node | None:
         line = text.count("\n", 0, getattr(error, "position", 0)) + 1
         raise _unusable(f"{path}:{line}", "there is a control character here; remove it") from None
     return root
+
+
+def _nested(path: str) -> ConfigError:
+    return _unusable(path, f"it is nested deeper than {DEEPEST} levels; the configuration needs 5")
 
 
 def _syntax(error: yaml.MarkedYAMLError) -> str:
