@@ -11,7 +11,7 @@ COVERED := tests/unit tests/property tests/ext --ignore=tests/ext/test_embed.py 
 	tests/netns/test_frames.py tests/netns/test_worker.py
 FLOOR := 94
 
-.PHONY: help demo test build lint bench asan coverage clean
+.PHONY: help demo interop test build lint bench asan coverage clean
 
 help: ## this list
 	@echo "fastlb: make one of"
@@ -19,6 +19,9 @@ help: ## this list
 
 demo: build ## traffic through a lab of network namespaces, verified (root, or sudo; TRANSMIT=xdp|sendmmsg forces the way out, WORKERS=2)
 	tools/as_root.sh $(PY) netns-lab/demo.py --transmit $(TRANSMIT) --workers $(WORKERS)
+
+interop: build ## fastlb beside the kernel's own balancer (IPVS), in a Linux 6.1 by user-mode-linux (Debian; minutes)
+	$(PY) netns-lab/uml.py netns-lab/interop.py
 
 test: build ## all tests; those in namespaces need root, or sudo
 	@if tools/as_root.sh --possible; then \

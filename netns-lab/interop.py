@@ -1,0 +1,242 @@
+#!/usr/bin/env python3
+"""What clients see through fastlb, and through the kernel's own balancer (IPVS), in one lab, on one kernel.
+
+Run it by `make interop`, inside a kernel that has IPVS and tunnel devices (uml.py). Backends unwrap packets by the
+kernel's devices, set up with the commands of docs/decap.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import struct
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from demo import Report, start_fastlb
+from namespaces import inside
+from pyroute2 import IPVS, IPVSDest, IPVSService
+from topology import ALL_VIPS, APPLICATIONS, BACKENDS, TWO_WAY, Lab, LabError, address, index_of, own_prefix, service
+
+WEB = APPLICATIONS[0]
+IPVS_METHODS = {"nat": 0, "dsr": 3, "ipip": 2}  # IP_VS_CONN_F_MASQ, DROUTE, TUNNEL
+MODES = ("nat", "dsr", "ipip", "fullnat", "gre", "gue")
+NARROW = 1400  # bytes
+FEW, SIZE = 30, 3_000_000
+PATIENCE = 4.0  # seconds for an answer
+
+Scenario = Callable[[Lab, str], str]
+
+
+# ---- the balancers
+
+
+@contextmanager
+def fastlb(lab: Lab, forward: str, backends: tuple[str, ...] = BACKENDS) -> Iterator[None]:
+    """fastlb, with one service, on the way out that every kernel has."""
+    web = service(WEB, forward, 4)
+    wanted = {address(node, "eth0", 4) for node in backends}
+    web["backends"] = [each for each in web["backends"] if each["address"] in wanted]
+    web["no_backend"] = "reset"
+    process = start_fastlb(lab, workers=1, transmit="sendmmsg", services=[web], snat=[address("lb", "eth1", 4)])
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@contextmanager
+def ipvs(lab: Lab, forward: str, backends: tuple[str, ...] = BACKENDS) -> Iterator[None]:
+    """The same by IPVS, whose host has the VIP, and routes."""
+    vip = ALL_VIPS[forward, 4]
+    virtual = IPVSService(addr=vip, port=WEB.port, protocol=socket.IPPROTO_TCP, sched_name="rr")
+    with inside(lab.namespace("lb")):
+        kernel = IPVS()
+    lab.sysctl("lb", "net.ipv4.ip_forward", 1)
+    lab.check("lb", ["ip", "address", "add", f"{vip}/32", "dev", "lo"])
+    try:
+        kernel.service("add", service=virtual)
+        for node in backends:
+            port = WEB.nat_port if forward == "nat" else WEB.port
+            real = IPVSDest(addr=address(node, "eth0", 4), port=port, fwd_method=IPVS_METHODS[forward])
+            kernel.dest("add", service=virtual, dest=real)
+        yield
+    finally:
+        with suppress(Exception):
+            kernel.service("del", service=virtual)
+        kernel.close()
+        lab.check("lb", ["ip", "address", "del", f"{vip}/32", "dev", "lo"])
+        lab.sysctl("lb", "net.ipv4.ip_forward", 0)
+
+
+BALANCERS = {"fastlb": fastlb, "IPVS": ipvs}
+
+
+def receive_by_kernel(lab: Lab) -> None:
+    """docs/decap.md, with the kernel's tunnel devices; IPv4 over IPv4."""
+    for node in BACKENDS:
+        own = address(node, "eth0", 4)
+        lab.sysctl(node, "net.ipv4.conf.all.rp_filter", 0)
+        for device, kind in (("lb4", "ipip"), ("lbg4", "gre")):
+            lab.check(node, ["ip", "link", "add", device, "type", kind, "local", own])
+            lab.check(node, ["ip", "link", "set", device, "up"])
+            lab.sysctl(node, f"net.ipv4.conf.{device}.rp_filter", 0)
+        lab.check(node, ["ip", "fou", "add", "port", "6080", "gue"])
+
+
+# ---- what a client does, and what it sees
+
+
+def connect(lab: Lab, vip: str) -> str:
+    """Many connections, one after the other's port."""
+    got = lab.client("fetch", vip, "--count", FEW)
+    return f"{got['answered']} of {FEW} answered by {len(got['backends'])}"
+
+
+def transfer(lab: Lab, vip: str) -> str:
+    """Both ways, hashed at both ends."""
+    whole = [lab.client(way, vip, "--bytes", SIZE)["verified"] for way in ("download", "upload")]
+    return "intact" if all(whole) else "broken"
+
+
+@contextmanager
+def connected(lab: Lab, vip: str, port: int = 0) -> Iterator[socket.socket]:
+    with inside(lab.namespace("client")):
+        sock = socket.socket()
+    with sock:
+        sock.settimeout(PATIENCE)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if port:
+            sock.bind((address("client", "eth0", 4), port))
+        sock.connect((vip, WEB.port))
+        yield sock
+
+
+def ask(sock: socket.socket, path: str = "/") -> bytes:
+    """The whole answer, until the other side closes."""
+    sock.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+    answer = b""
+    while piece := sock.recv(1 << 16):
+        answer += piece
+    return answer
+
+
+def half_close(lab: Lab, vip: str) -> str:
+    """The client closes its side first, and still gets all of the answer."""
+    with connected(lab, vip) as sock:
+        sock.sendall(b"GET /bytes/300000 HTTP/1.0\r\n\r\n")
+        sock.shutdown(socket.SHUT_WR)
+        answer = b""
+        while piece := sock.recv(1 << 16):
+            answer += piece
+    return f"{len(answer.split(bytes((13, 10, 13, 10)), 1)[1])} bytes"
+
+
+def reset(lab: Lab, vip: str) -> str:
+    """The client resets, and comes again from the same port at once."""
+    for _ in range(3):
+        with connected(lab, vip, 45000) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    with connected(lab, vip, 45000) as sock:
+        return ask(sock).split(b"\r\n", 1)[0].decode()
+
+
+def path_mtu(lab: Lab, vip: str) -> str:
+    """The links of client and VIP are wider than the one to the backends."""
+    lab.check("client", ["ip", "route", "flush", "cache"])
+    lab.set_link("lb", "eth1", mtu=NARROW)
+    try:
+        return "intact" if lab.client("upload", vip, "--bytes", SIZE)["verified"] else "broken"
+    finally:
+        lab.set_link("lb", "eth1", mtu=1500)
+
+
+def loss(lab: Lab, vip: str) -> str:
+    """One packet in a hundred is lost, and some overtake others, on the way to the balancer."""
+    with lab.rtnl("router") as rtnl:
+        link = index_of(rtnl, "l0")
+        rtnl.tc("add", "netem", link, "1:", loss=1, delay=2000, prob_reorder=20, corr_reorder=50)  # %, microseconds
+        try:
+            return transfer(lab, vip)
+        finally:
+            rtnl.tc("del", "netem", link, "1:")
+
+
+def nobody(lab: Lab, vip: str) -> str:
+    """No backend is left."""
+    try:
+        with connected(lab, vip):
+            return "connected"
+    except ConnectionRefusedError:
+        return "refused"
+    except TimeoutError:
+        return "silence"
+
+
+def fewer(lab: Lab, vip: str) -> str:
+    """One backend was taken out: the others serve everybody."""
+    return connect(lab, vip)
+
+
+SCENARIOS: list[tuple[str, Scenario, tuple[str, ...]]] = [  # and the backends that there are
+    ("connect", connect, BACKENDS),
+    ("transfer", transfer, BACKENDS),
+    ("half-close", half_close, BACKENDS),
+    ("reset", reset, BACKENDS),
+    ("path MTU", path_mtu, BACKENDS),
+    ("loss and reordering", loss, BACKENDS),
+    ("a backend gone", fewer, BACKENDS[1:]),
+    ("every backend gone", nobody, ()),
+]
+EXPECTED = {
+    "connect": f"{FEW} of {FEW} answered by 3", "transfer": "intact", "half-close": "300000 bytes",
+    "reset": "HTTP/1.1 200 OK", "path MTU": "intact", "loss and reordering": "intact",
+    "a backend gone": f"{FEW} of {FEW} answered by 2", "every backend gone": "refused",
+}  # fmt: skip
+
+
+def outcomes(lab: Lab, balancer: str, forward: str) -> dict[str, str]:
+    """Every scenario through one balancer in one mode."""
+    seen = {}
+    vip = ALL_VIPS[forward, 4]
+    for name, scenario, backends in SCENARIOS:
+        try:
+            with BALANCERS[balancer](lab, forward, backends):
+                seen[name] = scenario(lab, vip)
+        except (OSError, LabError) as error:
+            seen[name] = f"failed: {str(error).splitlines()[-1][:60]}"
+        time.sleep(0.2)
+    return seen
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What clients see through fastlb and through IPVS.")
+    parser.add_argument("modes", nargs="*", metavar="MODE", help=f"some of {', '.join(MODES)} (all)")
+    modes = parser.parse_args().modes or MODES
+    report = Report()
+    with Lab(own_prefix("demo")) as lab:
+        for (forward, version), vip in ALL_VIPS.items():  # those that the lab has not given its backends yet
+            if forward not in TWO_WAY and version == 4 and (forward, version) not in lab.vips:
+                for node in BACKENDS:
+                    lab.check(node, ["ip", "address", "add", f"{vip}/32", "dev", "lo"])
+                    lab.check(node, ["ip", "rule", "add", "from", f"{vip}/32", "table", "100"])
+        receive_by_kernel(lab)
+        rows: list[tuple[Any, ...]] = []
+        for forward in modes:
+            ours = outcomes(lab, "fastlb", forward)
+            theirs = outcomes(lab, "IPVS", forward) if forward in IPVS_METHODS else dict.fromkeys(ours, "-")
+            rows += [(forward, name, ours[name], theirs[name]) for name in ours]
+            for name, outcome in ours.items():
+                report.check(outcome == EXPECTED[name], f"{forward}, {name}: {EXPECTED[name]}", outcome)
+                if theirs[name] not in ("-", outcome):
+                    print(f"  differs {forward}, {name}: IPVS: {theirs[name]}")
+        report.table(("mode", "scenario", "fastlb", "IPVS"), rows)
+    sys.exit(0 if report.held else 1)
+
+
+if __name__ == "__main__":
+    main()
