@@ -1,9 +1,10 @@
-"""How fast does fastlb carry packets, next to the least that a forwarder can do? In four parts.
+"""How fast does fastlb carry packets, next to the least that a forwarder can do? In five parts.
 
     drain      ns a packet costs a core, one worker and two
     rate       packets a second without loss
     latency    what a packet waits in the balancer, on a busy link and after a pause
     transfer   a big file over NAT, and a flood
+    modes      a big file through every way to forward
 
 Each part is a module beside this one. All forwarders of a part take turns; targets are judged by the medians. See
 README.md for how to read the numbers.
@@ -19,12 +20,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "netns-lab"))
 
 import drain
 import latency
+import modes
 import rate
 import transfer
 from extension import build
 from namespaces import become_root
 
-PARTS = {"drain": drain.run, "rate": rate.run, "latency": latency.run, "transfer": transfer.run}
+PARTS = {"drain": drain.run, "rate": rate.run, "latency": latency.run, "transfer": transfer.run, "modes": modes.run}
 
 
 def main() -> None:
