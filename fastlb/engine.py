@@ -21,10 +21,10 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import structlog
 
-from fastlb import __version__, cores, guard, leftovers, metrics, neighbour, nexthops, reconcile, selftest
+from fastlb import __version__, cores, guard, leftovers, metrics, neighbour, nexthops, pathmtu, reconcile, selftest
 from fastlb._core import Services
 from fastlb.classifier import Classifier, Keys, Sources
-from fastlb.config import Address, Config, load_config
+from fastlb.config import TUNNELS, Address, Config, load_config
 from fastlb.control import ControlServer
 from fastlb.errors import ConfigError, FastlbError, KernelError
 from fastlb.flowlog import FlowLog
@@ -78,6 +78,7 @@ class Engine:
         self._path = path
         self._now = Generation.load(path, reconcile.BackendIds())
         self._held_vips: set[Address] = set()
+        self._path_mtus = pathmtu.PathMtus()
         self._asked: dict[neighbour.NextHop, float] = {}  # clients on our links that packets could not reach
         self._reported: list[str] = []
         self._links: dict[str, int] = {}  # the interfaces whose rings are open
@@ -123,6 +124,7 @@ class Engine:
         self._hold_vips(stack)
         self._load_classifier(stack)
         self._open_pipelines()
+        self._listen_for_errors(stack)
         self._open_flow_log(stack)
         self._attach_guard(stack)
         self._open_blocks = open_blocks(self._now.config, self._classifier)
@@ -218,6 +220,13 @@ class Engine:
         self._pipelines = open_pipelines(self._now.config, self._count)
         self._publish()
 
+    def _listen_for_errors(self, stack: ExitStack) -> None:
+        self._listeners = {}
+        for version in (4, 6):
+            listener = pathmtu.listen(version)
+            if listener is not None:
+                self._listeners[version] = stack.enter_context(listener)
+
     def _open_flow_log(self, stack: ExitStack) -> None:
         if self._now.config.flow_log is not None:
             self._flow_log = FlowLog(self._now.config.flow_log)
@@ -245,6 +254,8 @@ class Engine:
         await self._first_neighbours()
         self._warn(self._view)
         await self._control.serve()
+        for version, listener in self._listeners.items():
+            loop.add_reader(listener, self._hear_errors, version)
         signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(self._reload_signal))
         log.info(
             "running",
@@ -283,6 +294,7 @@ class Engine:
             self._reopen_packet_path()
         self._look_after_workers()
         self._ask_for_clients()
+        self._forget_path_mtus()
         self._write_flow_log()
         self._workers.follow(self._view, self._links_out())
 
@@ -326,6 +338,26 @@ class Engine:
             self._asked[next_hop] = now
         if expired or unresolved:
             self._want_next_hops()
+
+    def _hear_errors(self, version: int) -> None:
+        """A router says that a tunnel's packet did not fit: clients are told from now on."""
+        backends = {
+            member.address for plan in self._now.plans if plan.forward in TUNNELS for member in plan.members
+        }
+        now = time.monotonic()
+        narrower = False
+        for error in pathmtu.read(self._listeners[version]):
+            backend = self._path_mtus.hear(error, version, backends, now)
+            if backend is not None:
+                narrower = True
+                mtu = self._path_mtus.known()[backend]
+                log.info("the way to a backend is narrower", backend=str(backend), mtu=mtu)
+        if narrower:
+            self._publish()
+
+    def _forget_path_mtus(self) -> None:
+        if self._path_mtus.forget(time.monotonic()):
+            self._publish()
 
     # --- the kernel's tables -------------------------------------------------------------------------------
 
@@ -372,7 +404,7 @@ class Engine:
         return self._workers.transmit_paths(self._view, self._links_out())
 
     def _publish(self) -> None:
-        routes = nexthops.routes_table(self._view, self._now.plans)
+        routes = nexthops.routes_table(self._view, self._now.plans, self._path_mtus.known())
         for pipeline in self._pipelines:
             pipeline.publish(self._now.services, routes)
 

@@ -5,15 +5,16 @@ A hop that cannot be used is kept with the reason, so that the data path drops u
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 
 from fastlb._core import Routes
-from fastlb.config import TWO_WAY, Address, Network
+from fastlb.config import TUNNELS, TWO_WAY, Address, Network
 from fastlb.neighbour import KernelView, NextHop
 from fastlb.reconcile import Plan, tunnel_sources
 
+NOTHING_HEARD: Mapping[Address, int] = {}
 HopTuple = tuple[bytes, bytes, int, int, str | None]  # destination MAC, source MAC, interface, MTU, fault
 
 
@@ -53,8 +54,11 @@ class _Hops:
         return mac or b"", link.mac, index, min(mtu or link.mtu, link.mtu), fault
 
 
-def routes_table(view: KernelView, plans: Iterable[Plan]) -> Routes:
-    """The kernel's main table, its neighbours, and the hop of every backend."""
+def routes_table(view: KernelView, plans: Iterable[Plan], path_mtus: Mapping[Address, int] = NOTHING_HEARD) -> Routes:
+    """The kernel's main table, its neighbours, and the hop of every backend.
+
+    ``path_mtus``: of the ways on which routers have said that tunnels' packets do not fit, by backend.
+    """
     hops = _Hops(view)
     neighbours = {next_hop: hops.towards(next_hop, _on_link_mtu(view, next_hop)) for next_hop in view.neighbours}
     prefixes = []
@@ -70,7 +74,8 @@ def routes_table(view: KernelView, plans: Iterable[Plan]) -> Routes:
     backends = {}
     for plan in plans:
         for member in plan.members:
-            backends[member.id] = _backend_hop(hops, plan.forward, member.address)
+            heard = path_mtus.get(member.address, 0) if plan.forward in TUNNELS else 0
+            backends[member.id] = _backend_hop(hops, plan.forward, member.address, heard)
     sources = tunnel_sources(plans, lambda address: _own_address_towards(view, address))
     return Routes(hops.hops, prefixes, neighbours, backends, sources)
 
@@ -102,13 +107,14 @@ def _on_link_mtu(view: KernelView, next_hop: NextHop) -> int:
     return route.mtu if route is not None and route.gateway is None and route.link == next_hop[0] else 0
 
 
-def _backend_hop(hops: _Hops, forward: str, address: Address) -> int:
+def _backend_hop(hops: _Hops, forward: str, address: Address, path_mtu: int) -> int:
     route = hops.view.route(address)
     if route is None:
         return hops.refusing("no_route")
     if forward == "dsr" and route.gateway is not None:
         return hops.refusing("not_on_link")
-    return hops.towards((route.link, route.gateway or address), route.mtu)
+    mtu = min(route.mtu, path_mtu) if route.mtu and path_mtu else route.mtu or path_mtu
+    return hops.towards((route.link, route.gateway or address), mtu)
 
 
 def wanted_next_hops(view: KernelView, plans: Iterable[Plan]) -> set[NextHop]:

@@ -123,6 +123,23 @@ def test_the_mtu_of_a_route(backend: str, limit: int) -> None:
     assert [result[1] for result in pipeline.process(made, 0, 2)] == ["scheduled", "too_big"]
 
 
+@pytest.mark.parametrize(("backend", "heard", "limit"), [
+    ("10.3.0.11", 1400, 1400),
+    ("10.3.0.11", 9000, 1500),  # the link's
+    ("10.8.0.1", 1400, 1000),  # the route's
+    ("10.8.0.1", 900, 900),
+])  # fmt: skip
+def test_the_mtu_that_routers_told_a_tunnel(backend: str, heard: int, limit: int) -> None:
+    settings = config(service("ipip", 4, "udp", backends=[{"address": backend}], tunnel={"source": ["192.0.2.0/24"]}))
+    plans = reconcile.plan_services(settings, reconcile.BackendIds(), 0.0)
+    pipeline = Pipeline(64, KEY)
+    routes = nexthops.routes_table(view(), plans, {ip_address(backend): heard})
+    pipeline.publish(reconcile.services_table(settings, plans), routes)
+    sizes = (limit - 48, limit - 47)
+    made = [frame(CLIENT[4], 40000, VIP[4], 80, "udp", payload=bytes(size), df=True) for size in sizes]
+    assert [result[1] for result in pipeline.process(made, 0, 2)] == ["scheduled", "too_big"]
+
+
 def test_the_mtu_of_a_route_towards_a_client() -> None:
     pipeline = balancer("nat", "10.3.0.11", view())
     pipeline.process([frame("10.8.0.1", 40000, VIP[4], 80, "udp")], 0, 2)
