@@ -84,6 +84,7 @@ core = Extension(
     include_dirs=["fastlb/dataplane"],
     extra_compile_args=[*cflags, "-Wall", "-Wno-unused-function"],
     extra_link_args=ldflags,
+    libraries=["m"],
 )
 
 setup(

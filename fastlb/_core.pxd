@@ -10,7 +10,7 @@ from fastlb.dataplane.publish cimport Publication
 from fastlb.dataplane.ring cimport RxRing
 from fastlb.dataplane.sourceport cimport SourcePool
 from fastlb.dataplane.types cimport (
-    BATCH, Backend, Hop, Packet, RouteTable, Service, ServiceTable, ShapeList, Snapshot)
+    BATCH, Backend, BackendStats, Candidate, Hop, Packet, RouteTable, Service, ServiceTable, ShapeList, Snapshot)
 from fastlb.dataplane.worker cimport WorkerState
 from fastlb.dataplane.xsk cimport Xsk
 
@@ -21,10 +21,27 @@ cdef class MaglevTable:
     cdef object __weakref__
 
 
+cdef class KetamaRing:
+    cdef uint64_t *points
+    cdef uint16_t *positions
+    cdef uint32_t *index
+    cdef uint8_t shift
+    cdef readonly uint32_t size
+    cdef object __weakref__
+
+
+cdef class Rotation:
+    cdef uint16_t *positions
+    cdef readonly uint32_t size
+    cdef object __weakref__
+
+
 cdef class Services:
     cdef ServiceTable table
     cdef uint32_t *members
-    cdef list maglev_tables           # keeps the tables' memory alive
+    cdef uint32_t *candidate_of       # by place in members, the place among the candidates of the service
+    cdef Candidate *candidates
+    cdef list tables                  # keeps the tables' memory alive
 
     cdef int allocate(self, list specs) except -1
     cdef int add_echo(self, list specs) except -1
@@ -34,6 +51,7 @@ cdef class Services:
     cdef int set_shape_list(self, ShapeList *listed, version, wanted) except -1
     cdef int add_reply(self, const Service *service, Backend *backend, uint32_t number, uint64_t meta) except -1
     cdef int set_tunnel(self, Service *service, tunnel) except -1
+    cdef int add_candidates(self, Service *service, spec, uint32_t at) except -1
     cdef int add_backend(self, uint32_t index, spec, member) except -1
 
 
@@ -59,6 +77,7 @@ cdef class FlowMemory:
 
     cdef int open_pool(self, SourcePool *pool, list addresses, int lowest, int highest) except -1
     cdef int close_pool(self, SourcePool *pool) except -1
+    cdef BackendStats *add_row(self) except NULL
 
 
 cdef class Pipeline:
@@ -76,6 +95,7 @@ cdef class Pipeline:
     cdef int own(self, shards) except -1
     cdef int load(self, int at, frame, uint32_t ifindex) except -1
     cdef int run(self, const Snapshot *snap, int count, uint32_t now_ms, list results) except -1
+    cdef uint32_t peek(self, const Service *service, uint32_t index, uint64_t hashed) noexcept
     cdef int settle(self, const Snapshot *snap, uint32_t now_ms, list results) except -1
 
 

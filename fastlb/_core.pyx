@@ -51,7 +51,9 @@ from fastlb.dataplane.ring cimport (
     BLOCK_HEADER, HEADROOM, SLOT_HEADER, RxRing, advance, has_frames, hold_block, init_ring, is_closed,
     kernel_may_refill, next_slot, take_frame)
 from fastlb.dataplane.route cimport neighbour_meta, prefix_meta
-from fastlb.dataplane.schedule cimport hash_of_flow, maglev_backend
+from fastlb.dataplane.schedule cimport (
+    BY_FLOWS, BY_KETAMA, BY_LOT, BY_MAGLEV, BY_RESPONSE, BY_SOURCE, BY_TURNS, BY_TWO, CURSORS, Response, SchedulerState,
+    hash_of_flow, scheduled_backend)
 from fastlb.dataplane.service cimport classify
 from fastlb.dataplane.sendmmsg cimport init_messages
 from fastlb.dataplane.sourceport cimport (
@@ -60,13 +62,14 @@ from fastlb.dataplane.transmit cimport MAX_XSKS
 from fastlb.dataplane.types cimport (
     BATCH, DF_ALWAYS, DF_INNER, DF_NEVER, FAMILY_4, FORWARD_DSR, FORWARD_FULLNAT, FORWARD_GRE, FORWARD_GUE,
     FORWARD_IPIP, FORWARD_NAT, LATER_BIT, LEG_CLIENT, NO_BACKEND_DROP, NO_BACKEND_RESET, NO_HOP, PROTO_TCP, PROTO_UDP,
-    VNET_HDR_LEN, Addr, Backend, BackendStats, FlowTuple, Hop, LinkRoute, Packet, Service, Shape, ShapeList, Snapshot,
-    Source, VnetHdr)
+    VNET_HDR_LEN, Addr, Backend, BackendStats, Candidate, FlowTuple, Hop, LinkRoute, Packet, Service, Shape, ShapeList,
+    Snapshot, Source, VnetHdr)
 from fastlb.dataplane.wire cimport read_addr4, read_addr6, write_addr6
 from fastlb.dataplane.worker cimport MAX_RINGS, clock_ns, run_worker
 from fastlb.dataplane.xsk cimport XSK_CHUNK, XSK_METADATA, XSK_READY, XSK_RING, Xsk, XskRing
 
 include "dataplane/maglev.pxi"
+include "dataplane/schedule.pxi"
 include "dataplane/snapshot.pxi"
 include "dataplane/pipeline.pxi"
 include "dataplane/worker.pxi"

@@ -94,7 +94,10 @@ class Service(_Model):
         "for backends anywhere, which hold the VIP too"
     )
     scheduler: fields.Scheduler = Field(
-        default="maglev", description="how a new flow's backend is chosen: maglev"
+        default="maglev",
+        description="how a new flow's backend is chosen: by hash of the flow (maglev, ketama) or of the client's "
+        "address (source-hash); in turn, equally (rr) or by weight (wrr); by lot (random); the fewest flows (lc), by "
+        "weight (wlc), times response time (lrt), or that of two drawn by weight (p2c)",
     )
     no_backend: fields.NoBackend = Field(
         default="drop",
@@ -218,6 +221,10 @@ class Config(_Model):
     flows: fields.FlowCapacity = Field(default=1_000_000, description="flows that the flow table can hold")
     maglev_size: fields.MaglevSize = Field(
         default=65537, description="slots in a Maglev table; the same on every balancer of a fleet"
+    )
+    ring_size: fields.RingSize = Field(
+        default=65536,
+        description="points on a ketama ring, at least; the same on every balancer of a fleet",
     )
     transmit: fields.Transmit = Field(
         default="auto",

@@ -41,7 +41,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Where a client's packet would go, and why. Nothing is changed by asking."""
+    """Where the next new flow of a client would go, and why: its entry, or the scheduler. Asking changes nothing."""
 
     service: str | None
     backend: str | None
@@ -116,13 +116,13 @@ class Datapath:
         found = self._pipeline.find(ip_address(src), sport, ip_address(dst), dport, protocol)
         if found is None:
             return Trace(None, None, "no service has this address, port and protocol")
-        position, hashed, entry_backend, state, by_maglev, slot = found
+        position, hashed, entry_backend, state, scheduled, slot = found
         plan = self._plans[position]
         if entry_backend in self._keys:
             return Trace(plan.name, self._keys[entry_backend], "conntrack", state, hashed, slot)
-        if not by_maglev:
+        if not scheduled:
             return Trace(plan.name, None, "no_backend", None, hashed)
-        return Trace(plan.name, self._keys[by_maglev], "maglev", None, hashed, slot)
+        return Trace(plan.name, self._keys[scheduled], plan.scheduler, None, hashed, slot)
 
     def stats(self) -> dict[str, Any]:
         """Counters by name, services with their backends, and the flow table; as `fastlb status --json` shows them."""

@@ -324,6 +324,7 @@ Seed = Annotated[
 FlowCapacity = Annotated[
     StrictInt, Field(ge=64, le=2**30), _expects("a whole number from 64 to 1073741824 (2^30)")
 ]
+RingSize = Annotated[StrictInt, Field(ge=1, le=1 << 20), _expects("a whole number from 1 to 1048576")]
 MaglevSize = Annotated[
     StrictInt,
     AfterValidator(_maglev_size),
@@ -395,8 +396,8 @@ MssClamp = Annotated[
     _expects("true (what fits), false, or a whole number from 536 to 65495"),
 ]
 Scheduler = Annotated[
-    Literal["maglev"],
-    _one_of("maglev", later=("rr", "wrr", "lc", "wlc", "lrt", "p2c", "ketama", "source-hash", "random")),
+    Literal["maglev", "ketama", "source-hash", "rr", "wrr", "random", "lc", "wlc", "lrt", "p2c"],
+    _one_of("maglev", "ketama", "source-hash", "rr", "wrr", "random", "lc", "wlc", "lrt", "p2c"),
 ]
 Protocol = Annotated[Literal["tcp", "udp"], _one_of("tcp", "udp")]
 NoBackend = Annotated[Literal["drop", "reset"], _one_of("drop", "reset")]

@@ -40,7 +40,7 @@ def describe_services(pipelines: Sequence[Pipeline], plans: Iterable[Plan]) -> l
             "port": plan.ports if isinstance(plan.ports, int) else str(plan.ports),
             "protocol": plan.protocol,
             "forward": plan.forward,
-            "scheduler": "maglev",
+            "scheduler": plan.scheduler,
             "backends": [
                 {"backend": member.key, "weight": member.weight}
                 | add_up(pipeline.backend_stats(member.id) for pipeline in pipelines)

@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from socket import IPPROTO_TCP, IPPROTO_UDP
 
-from fastlb._core import MaglevTable, Services
+from fastlb._core import KetamaRing, MaglevTable, Rotation, Services
 from fastlb.classifier import LATER, Key, Keys
 from fastlb.config import TUNNELS, Address, Backend, Config, Network, Service, Tunnel
 from fastlb.errors import FastlbError
 from fastlb.fields import PortRange
+from fastlb.ketama import build_ring
 from fastlb.maglev import build_table
+from fastlb.rotation import build_rotation
 from fastlb.shapes import PORT_BITS, Block
 
 PROTOCOL_NUMBERS = {"tcp": IPPROTO_TCP, "udp": IPPROTO_UDP}
@@ -37,6 +39,7 @@ class Member:
     address: Address
     port: int  # 0: the packet's own
     weight: int
+    response: float = 0.0  # seconds that health checks take; 0: unknown
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,10 @@ class Plan:
     no_backend: str
     mss: int  # what TCP's MSS is lowered to; 0: nothing, 65535: what fits
     tunnel: Tunnel
-    table: MaglevTable | None
+    scheduler: str
+    table: MaglevTable | None  # of every service: also for packets in mid-flow
+    ring: KetamaRing | None  # ketama only
+    rotation: Rotation | None  # of those that take turns or draw
     members: tuple[Member, ...]
 
 
@@ -108,6 +114,8 @@ def plan_services(config: Config, ids: BackendIds, now: float) -> list[Plan]:
 def _plan_service(config: Config, service: Service, numbers: dict[tuple[str, str], int]) -> Plan:
     unsorted = (_member(service, backend, numbers) for backend in service.backends)
     members = tuple(sorted(unsorted, key=lambda member: member.key))
+    keys = [member.key for member in members]
+    weights = [member.weight for member in members]
     return Plan(
         name=service.name,
         vip=service.vip,
@@ -120,14 +128,18 @@ def _plan_service(config: Config, service: Service, numbers: dict[tuple[str, str
         no_backend=service.no_backend,
         mss=_clamp(service.mss_clamp),
         tunnel=service.tunnel,
-        table=build_table(
-            [member.key for member in members],
-            [member.weight for member in members],
-            config.maglev_size,
-            config.hash_seed,
-        ),
+        scheduler=service.scheduler,
+        table=build_table(keys, weights, config.maglev_size, config.hash_seed),
+        ring=build_ring(keys, weights, config.ring_size, config.hash_seed) if service.scheduler == "ketama" else None,
+        rotation=_rotation(service.scheduler, weights),
         members=members,
     )
+
+
+def _rotation(scheduler: str, weights: list[int]) -> Rotation | None:
+    if scheduler == "rr":
+        return build_rotation([min(weight, 1) for weight in weights])
+    return build_rotation(weights) if scheduler in ("wrr", "random", "p2c") else None
 
 
 def _member(service: Service, backend: Backend, numbers: dict[tuple[str, str], int]) -> Member:

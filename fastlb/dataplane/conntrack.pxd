@@ -24,7 +24,7 @@ from fastlb.dataplane.flowlog cimport FlowLog, log_flow
 from fastlb.dataplane.machine cimport likely, must, prefetch, unlikely
 from fastlb.dataplane.sourceport cimport SourcePool, give_back
 from fastlb.dataplane.types cimport (
-    FAMILY_6, LEG_CLIENT, PROTO_TCP, Backend, BackendStats, FlowTuple, Packet, Service, ServiceTable)
+    FAMILY_6, LEG_CLIENT, LOGGED_BIT, PROTO_TCP, Backend, BackendStats, FlowTuple, Packet, Service, ServiceTable)
 from fastlb.dataplane.wire cimport TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, same_addr
 
 
@@ -72,6 +72,8 @@ cdef struct FlowTable:
     uint32_t owned_shards    # how many bits of `owned` are set
     uint64_t owned           # the shards of this worker, a bit each
     BackendStats *stats      # by backend id
+    BackendStats **rows      # the same of all workers
+    uint32_t *row_count
     FlowLog log
     uint32_t sweep_shard
     uint32_t sweep_bucket
@@ -166,7 +168,7 @@ cdef inline void wind_up(FlowTable *table, uint32_t shard, FlowEntry *entry) noe
     cdef FlowTuple *flow = tuple_of(table, entry)
     if flow.source != 0:
         give_back(pool_of(table, flow.family), flow.protocol, shard, flow.source)
-    if flow.logged:
+    if flow.began & LOGGED_BIT:
         log_flow(&table.log, flow, backend_of(entry), state_of(entry), False, entry.seen)
 
 
@@ -393,7 +395,7 @@ cdef inline FlowEntry *insert_flow(
     entry.owner = backend | state << BACKEND_BITS
     entry.seen = now
     tuple_of(table, entry)[0] = cold[0]
-    if unlikely(cold.logged):
+    if unlikely(cold.began & LOGGED_BIT):
         log_flow(&table.log, cold, backend, state, True, now)
     table.flows[shard] += 1
     table.stats[backend].active_flows += 1

@@ -8,8 +8,9 @@ with exactly one reason; the caller alone transmits frames and gives their memor
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastlb.dataplane.conntrack cimport (
-    FLOW_PICKED_UP, FlowEntry, FlowTable, backend_of, be_vport_of, conflicts, find_flow, find_reply, first_state,
-    forget, insert_flow, is_over, is_stale, owns, pool_of, prefetch_flow, serves, state_of, touch, tuple_of)
+    FLOW_PICKED_UP, FLOW_SYN, FlowEntry, FlowTable, backend_of, be_vport_of, conflicts, find_flow, find_reply,
+    first_state, forget, insert_flow, is_over, is_stale, owns, pool_of, prefetch_flow, serves, state_of, touch,
+    tuple_of)
 from fastlb.dataplane.encap cimport complete_checksum, encapsulate, is_tunnel, outer_length
 from fastlb.dataplane.flowhash cimport fingerprint as flow_fingerprint
 from fastlb.dataplane.flowhash cimport flow_hash
@@ -32,13 +33,14 @@ from fastlb.dataplane.reasons cimport (
 from fastlb.dataplane.rewrite cimport (
     clamp_mss, decrement_ttl, fits, set_link_header, translate_both, translate_destination, translate_source)
 from fastlb.dataplane.route cimport find_route, hop_to_address, hop_to_backend
-from fastlb.dataplane.schedule cimport hash_of_flow, maglev_backend
+from fastlb.dataplane.schedule cimport (
+    SchedulerState, hash_of_flow, hashed_backend, note_response, placement_hash, scheduled_backend, start_tick)
 from fastlb.dataplane.service cimport classify
 from fastlb.dataplane.sourceport cimport SourcePool, SourcePort, address_of, be_port_of, give_back, take_port
 from fastlb.dataplane.types cimport (
     BATCH, CLAMP_TO_PATH, FAMILY_4, FORWARD_FULLNAT, FORWARD_NAT, FRAGMENT_LATER, FRAGMENT_NONE, LEG_CLIENT,
-    LEG_ECHO, LEG_NONE, LEG_REPLY, NO_BACKEND_RESET, NO_HOP, PROTO_TCP, Addr, Backend, BackendStats, FlowTuple, Hop,
-    LinkRoute, Packet, Service, Snapshot)
+    LEG_ECHO, LEG_NONE, LEG_REPLY, LOGGED_BIT, NO_BACKEND_RESET, NO_HOP, PROTO_TCP, Addr, Backend, BackendStats,
+    FlowTuple, Hop, LinkRoute, Packet, Service, Snapshot)
 from fastlb.dataplane.wire cimport IP4_DF, IP4_FRAG, IP4_LEN, IP6_LEN, TCP_ACK, TCP_LEN, TCP_RST, TCP_SYN, same_addr
 
 
@@ -72,6 +74,8 @@ cdef struct PipelineState:
     uint64_t bytes
     uint64_t forwarded
     uint64_t forwarded_bytes
+    SchedulerState schedulers
+    uint64_t now_us          # of this batch, for response times
     uint16_t outer_number    # of the next outer IPv4 header
     Unresolved unresolved[MAX_UNRESOLVED]
     uint32_t unresolved_count      # set back to 0 by Python, which asks the kernel to resolve them
@@ -84,19 +88,26 @@ cdef inline bint is_syn(const Packet *p) noexcept nogil:
 
 
 cdef inline uint32_t choose_backend(
-        PipelineState *pipe, const Snapshot *snap, const Packet *p, uint32_t now) noexcept nogil:
-    """The Maglev backend of the flow; in NAT the next one that does not already talk to this client port.
+        PipelineState *pipe, const Snapshot *snap, const Packet *p, bint fresh, uint32_t now) noexcept nogil:
+    """The backend of a flow that is new, or without an entry; in NAT one that does not already talk to this client
+    port: the next by the hash.
 
     0 when the service has no backend, or none without a conflict.
     """
     cdef const Service *service = &snap.services.services[p.service]
-    cdef uint64_t hashed = hash_of_flow(snap.services, p)
-    cdef uint32_t backend = maglev_backend(service, hashed, 0)
+    cdef uint64_t hashed = hash_of_flow(snap.services, service, p)
+    cdef uint32_t backend = 0
     cdef int offset
+    if fresh:
+        backend = scheduled_backend(&pipe.schedulers, &pipe.flows, service, p.service, hashed)
+    else:
+        backend = hashed_backend(service, hashed, 0)
     if backend == 0 or service.forward != FORWARD_NAT:
         return backend
+    if likely(not conflicts(&pipe.flows, snap.services, p, &snap.services.backends[backend], now)):
+        return backend
     for offset in range(MAX_ALTERNATIVES):
-        backend = maglev_backend(service, hashed, offset)
+        backend = hashed_backend(service, hashed, offset)
         if likely(not conflicts(&pipe.flows, snap.services, p, &snap.services.backends[backend], now)):
             return backend
     return 0
@@ -116,7 +127,9 @@ cdef inline FlowTuple flow_of_client(
     flow.be_vport = p.be_dport
     flow.protocol = p.protocol
     flow.family = p.family
-    flow.logged = pipe.flows.log.events != NULL and translates(&snap.services.services[p.service])
+    flow.began = start_tick(pipe.now_us)
+    if unlikely(pipe.flows.log.events != NULL) and translates(&snap.services.services[p.service]):
+        flow.began |= LOGGED_BIT
     flow.source = p.source
     flow.since = now
     return flow
@@ -150,7 +163,7 @@ cdef inline int start_flow(PipelineState *pipe, const Snapshot *snap, Packet *p,
     """A packet without an entry: schedule a new flow, or pick one up in mid-flow."""
     cdef bint fresh = p.protocol != PROTO_TCP or is_syn(p)
     cdef FlowTuple flow
-    p.backend = choose_backend(pipe, snap, p, now)
+    p.backend = choose_backend(pipe, snap, p, fresh, now)
     if unlikely(p.backend == 0):
         return DROP_NO_BACKEND if snap.services.services[p.service].maglev == NULL else DROP_NAT_CONFLICT
     if unlikely(snap.services.services[p.service].forward == FORWARD_FULLNAT):
@@ -196,7 +209,7 @@ cdef inline int track_client(PipelineState *pipe, const Snapshot *snap, Packet *
 # --- track: the reply leg --------------------------------------------------------------------------------------------
 
 cdef inline bint explains(const Snapshot *snap, uint32_t backend, const Packet *p, uint16_t be_vport) noexcept nogil:
-    """Would the Maglev table of this backend's service have sent the client's side of the flow to it?
+    """Would the hash of this backend's service have sent the client's side of the flow to it?
 
     With a prefix there is no telling: the hash takes the whole VIP.
     """
@@ -204,8 +217,8 @@ cdef inline bint explains(const Snapshot *snap, uint32_t backend, const Packet *
     cdef uint64_t hashed
     if service.has_prefix or not service.first_port <= bswap16(be_vport) <= service.last_port:
         return False
-    hashed = flow_hash(p.dst, p.be_dport, service.vip, be_vport, p.protocol, p.family, snap.services.hash_seed)
-    return maglev_backend(service, hashed, 0) == backend
+    hashed = placement_hash(snap.services, service, p.dst, p.be_dport, service.vip, be_vport)
+    return hashed_backend(service, hashed, 0) == backend
 
 
 cdef inline bint lives_elsewhere(
@@ -237,7 +250,7 @@ cdef inline void set_flow_of_reply(
     flow.be_vport = be_vport_of(service, p)
     flow.protocol = p.protocol
     flow.family = p.family
-    flow.logged = pipe.flows.log.events != NULL
+    flow.began = LOGGED_BIT if pipe.flows.log.events != NULL else 0
     flow.source = 0
 
 
@@ -289,11 +302,22 @@ cdef inline FlowEntry *entry_of_port(
     return entry
 
 
+cdef inline void hear_answer(PipelineState *pipe, FlowEntry *entry, const Packet *p, uint32_t now) noexcept nogil:
+    """A SYN-ACK tells how long the backend took; its tuple is looked at once in a flow."""
+    cdef const FlowTuple *flow
+    if likely(state_of(entry) != FLOW_SYN) or p.protocol != PROTO_TCP or not p.tcp_flags & TCP_SYN:
+        return
+    flow = tuple_of(&pipe.flows, entry)
+    note_response(
+        &pipe.schedulers, backend_of(entry), flow.began & (LOGGED_BIT - 1), flow.since, pipe.now_us, now)
+
+
 cdef inline int track_full_reply(
         PipelineState *pipe, const Snapshot *snap, Packet *p, FlowTuple *flow, uint32_t now) noexcept nogil:
     cdef FlowEntry *entry = entry_of_port(pipe, snap, p, flow, now)
     if unlikely(entry == NULL):
         return DROP_REPLY_UNKNOWN
+    hear_answer(pipe, entry, p, now)
     touch(entry, p, True, now)
     return VIA_CONNTRACK
 
@@ -309,6 +333,7 @@ cdef inline int track_reply(
         forget(&pipe.flows, p.shard, entry)
         entry = NULL
     if likely(entry != NULL):
+        hear_answer(pipe, entry, p, now)
         touch(entry, p, True, now)
         p.backend = backend_of(entry)
         set_flow_of_reply(flow, pipe, snap, p, p.backend, entry)
@@ -329,7 +354,7 @@ cdef inline int backend_of_error(PipelineState *pipe, const Snapshot *snap, Pack
             return VIA_ICMP
     if service.forward == FORWARD_FULLNAT:
         return DROP_ICMP_UNKNOWN
-    p.backend = maglev_backend(service, hash_of_flow(snap.services, p), 0)
+    p.backend = hashed_backend(service, hash_of_flow(snap.services, service, p), 0)
     return VIA_ICMP if p.backend != 0 else DROP_ICMP_UNKNOWN
 
 

@@ -29,6 +29,8 @@ cdef class FlowMemory:
         table.buckets = <Bucket *>map_zeroed(buckets * sizeof(Bucket))
         table.tuples = <FlowTuple *>map_zeroed(buckets * ENTRIES * sizeof(FlowTuple))
         table.flows = <uint64_t *>zeroed(SHARDS, sizeof(uint64_t))
+        table.rows = <BackendStats **>zeroed(SHARDS, sizeof(BackendStats *))
+        table.row_count = <uint32_t *>zeroed(1, sizeof(uint32_t))
         self.notes = <FragmentNote *>map_zeroed(SETS * WAYS * sizeof(FragmentNote))
         for version in (4, 6):
             of_version = [address for address in sources if address.version == version]
@@ -52,6 +54,15 @@ cdef class FlowMemory:
         pool.count = len(addresses)
         return 0
 
+    cdef BackendStats *add_row(self) except NULL:
+        """Counters by backend for one more pipeline; they stay as long as this memory, for others read them."""
+        cdef uint32_t row = self.table.row_count[0]
+        if row == SHARDS:
+            raise ValueError(f"a flow table has at most {SHARDS} pipelines, as it has shards")
+        self.table.rows[row] = <BackendStats *>map_zeroed(MAX_BACKENDS * sizeof(BackendStats))
+        self.table.row_count[0] = row + 1
+        return self.table.rows[row]
+
     cdef int close_pool(self, SourcePool *pool) except -1:
         unmap(pool.ports, pool_bytes(pool.count))
         unmap(pool.free, PROTOCOL_ROWS * SHARDS * sizeof(FreePorts))
@@ -64,6 +75,10 @@ cdef class FlowMemory:
         unmap(self.table.buckets, buckets * sizeof(Bucket))
         unmap(self.table.tuples, buckets * ENTRIES * sizeof(FlowTuple))
         free(self.table.flows)
+        for row in range(self.table.row_count[0] if self.table.row_count != NULL else 0):
+            unmap(self.table.rows[<uint32_t>row], MAX_BACKENDS * sizeof(BackendStats))
+        free(self.table.rows)
+        free(self.table.row_count)
         unmap(self.notes, SETS * WAYS * sizeof(FragmentNote))
         self.close_pool(&self.table.pools[0])
         self.close_pool(&self.table.pools[1])
@@ -88,7 +103,10 @@ cdef class Pipeline:
         self.flow_capacity = <uint64_t>self.state.flows.per_shard * SHARDS * ENTRIES
         self.own(shards)
         self.state.rejects.tokens = REJECTS_PER_SECOND
-        self.state.flows.stats = <BackendStats *>map_zeroed(MAX_BACKENDS * sizeof(BackendStats))
+        self.state.flows.stats = self.memory_of_flows.add_row()
+        self.state.schedulers.cursors = <uint32_t *>map_zeroed(CURSORS * sizeof(uint32_t))
+        self.state.schedulers.responses = <Response *>map_zeroed(MAX_BACKENDS * sizeof(Response))
+        self.state.schedulers.lottery = unpack("Q", urandom(8))[0] | 1
         for slot in range(BATCH):
             self.scratch[slot] = <uint8_t *>malloc(SCRATCH_SLOT)
             if self.scratch[slot] == NULL:
@@ -109,7 +127,8 @@ cdef class Pipeline:
 
     def __dealloc__(self):
         cdef int slot
-        unmap(self.state.flows.stats, MAX_BACKENDS * sizeof(BackendStats))
+        unmap(self.state.schedulers.cursors, CURSORS * sizeof(uint32_t))
+        unmap(self.state.schedulers.responses, MAX_BACKENDS * sizeof(Response))
         free(self.state.flows.log.events)
         unmap(self.state.fragments.places, HELD * sizeof(HeldFragment))
         for slot in range(BATCH):
@@ -149,6 +168,7 @@ cdef class Pipeline:
                 forget(table, shard, entry)
         for backend in renewed:
             memset(&table.stats[<uint32_t>backend], 0, sizeof(BackendStats))
+            memset(&self.state.schedulers.responses[<uint32_t>backend], 0, sizeof(Response))
 
     # --- packets -----------------------------------------------------------------------------------------------------
 
@@ -205,6 +225,7 @@ cdef class Pipeline:
     cdef int run(self, const Snapshot *snap, int count, uint32_t now_ms, list results) except -1:
         cdef Packet *packet
         cdef int i
+        self.state.now_us = <uint64_t>now_ms * 1000
         run_batch(&self.state, snap, self.packets, count, now_ms)
         for i in range(count):
             packet = &self.packets[i]
@@ -254,6 +275,13 @@ cdef class Pipeline:
         if backend >= MAX_BACKENDS:
             raise ValueError(f"backend ids end at {MAX_BACKENDS - 1}, got {backend}")
         return self.state.flows.stats[backend]
+
+    def response_time(self, uint32_t backend):
+        """Peak-EWMA of the backend's handshakes as this worker saw them, in seconds; None before the first."""
+        if backend >= MAX_BACKENDS:
+            raise ValueError(f"backend ids end at {MAX_BACKENDS - 1}, got {backend}")
+        cdef float cost = self.state.schedulers.responses[backend].cost
+        return cost / 1e6 if cost > 0 else None
 
     def take_unresolved(self):
         """Clients on our own links whose MAC was missing since the last call: a set of (interface index, address)."""
@@ -349,7 +377,7 @@ cdef class Pipeline:
 
         An entry counts unless the flow is over, or it has expired by the time of the last `process`. None when no
         service matches; else (service position, flow hash, backend id of an entry or 0, state or None, backend id by
-        Maglev or 0, Maglev slot or None).
+        the scheduler or 0, Maglev slot or None).
         """
         cdef Packet p
         cdef const Snapshot *snap
@@ -369,14 +397,25 @@ cdef class Pipeline:
         if p.leg != LEG_CLIENT:
             return None
         service = &snap.services.services[p.service]
-        hashed = hash_of_flow(snap.services, &p)
+        hashed = hash_of_flow(snap.services, service, &p)
         entry = find_flow(&self.state.flows, p.shard, p.fingerprint)
         if entry != NULL and (is_over(state_of(entry)) or not still_holds(snap, entry, &p, self.now_ms)):
             entry = NULL
-        slot = hashed % service.maglev_size if service.maglev != NULL else None
+        slot = hashed % service.maglev_size if service.maglev != NULL and service.scheduler != BY_KETAMA else None
         return (
             p.service, hashed, backend_of(entry) if entry != NULL else 0,
-            STATE_NAMES[state_of(entry)] if entry != NULL else None, maglev_backend(service, hashed, 0), slot)
+            STATE_NAMES[state_of(entry)] if entry != NULL else None, self.peek(service, p.service, hashed), slot)
+
+    cdef uint32_t peek(self, const Service *service, uint32_t index, uint64_t hashed) noexcept:
+        """The backend id that the next new flow would get. Turn and lot stay what they were."""
+        cdef SchedulerState *schedulers = &self.state.schedulers
+        cdef uint32_t *cursor = &schedulers.cursors[index & (CURSORS - 1)]
+        cdef uint32_t turn = cursor[0]
+        cdef uint64_t lottery = schedulers.lottery
+        cdef uint32_t backend = scheduled_backend(schedulers, &self.state.flows, service, index, hashed)
+        cursor[0] = turn
+        schedulers.lottery = lottery
+        return backend
 
 
 cdef tuple STATE_NAMES = (

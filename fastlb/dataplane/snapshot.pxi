@@ -1,5 +1,9 @@
 # The Python face of what a snapshot is made of: Services (from the configuration), Routes (from the kernel).
 
+cdef dict SCHEDULERS = {
+    "maglev": BY_MAGLEV, "ketama": BY_KETAMA, "source-hash": BY_SOURCE, "rr": BY_TURNS, "wrr": BY_TURNS,
+    "random": BY_LOT, "lc": BY_FLOWS, "wlc": BY_FLOWS, "lrt": BY_RESPONSE, "p2c": BY_TWO,
+}
 cdef dict FORWARDS = {
     "nat": FORWARD_NAT, "fullnat": FORWARD_FULLNAT, "dsr": FORWARD_DSR, "ipip": FORWARD_IPIP, "gre": FORWARD_GRE,
     "gue": FORWARD_GUE}
@@ -54,21 +58,24 @@ cdef class Services:
 
     ``specs``: an iterable of objects with ``network`` (the VIP as a prefix), ``port`` (0: several), ``blocks`` (those
     ports, as (port, leading bits) of shapes.py), ``protocol``, ``forward``, ``no_backend``, ``mss`` (bytes; 0: leave
-    it, 65535: what fits), ``tunnel`` (as `fastlb.config.Tunnel`), ``table`` (MaglevTable or None) and ``members``:
-    objects with ``id`` (1..2**20-1, stable over reloads), ``address`` and ``port`` (0: the packet's), in the order of
-    the table's positions. ``timeouts``: seconds by the keys tcp_syn, tcp_established, tcp_closing, udp. ``echo``: VIPs
+    it, 65535: what fits), ``tunnel`` (as `fastlb.config.Tunnel`), ``scheduler``, ``table`` (MaglevTable or None),
+    ``ring`` (KetamaRing or None), ``rotation`` (Rotation or None) and ``members``: objects with ``id`` (1..2**20-1,
+    stable over reloads), ``address``, ``port`` (0: the packet's), ``weight`` and ``response`` (seconds that health
+    checks take; 0: unknown), in the order of the tables' positions.
+    ``timeouts``: seconds by the keys tcp_syn, tcp_established, tcp_closing, udp. ``echo``: VIPs
     answer echo requests.
     """
 
     def __cinit__(self, specs, *, uint64_t hash_seed, timeouts, echo=False):
         specs = list(specs)
-        self.maglev_tables = [spec.table for spec in specs]
+        self.tables = [(spec.table, spec.ring, spec.rotation) for spec in specs]
         self.allocate(specs)
         self.table.hash_seed = hash_seed
         self.set_timeouts(timeouts)
         cdef uint32_t at = 0
         for index, spec in enumerate(specs):
             self.add_service(index, spec, &self.members[at])
+            self.add_candidates(&self.table.services[<uint32_t>index], spec, at)
             for member in spec.members:
                 self.members[at] = member.id
                 self.add_backend(index, spec, member)
@@ -85,6 +92,8 @@ cdef class Services:
         self.table.services = <Service *>zeroed(len(specs), sizeof(Service))
         self.table.backends = <Backend *>zeroed(self.table.backend_limit, sizeof(Backend))
         self.members = <uint32_t *>zeroed(len(ids), sizeof(uint32_t))
+        self.candidate_of = <uint32_t *>zeroed(len(ids), sizeof(uint32_t))
+        self.candidates = <Candidate *>zeroed(len(ids), sizeof(Candidate))
         replies = {"nat": 0, "fullnat": 0}
         for spec in specs:
             if spec.forward in replies:
@@ -173,6 +182,29 @@ cdef class Services:
         table_put(
             &self.table.vips, service.vip, key_meta(service.family, service.protocol | LATER_BIT, 0) | shape, index)
 
+    cdef int add_candidates(self, Service *service, spec, uint32_t at) except -1:
+        """What the scheduler needs; ``at``: where the service's members begin."""
+        cdef KetamaRing ring = spec.ring
+        cdef Rotation rotation = spec.rotation
+        cdef Candidate *candidate
+        service.scheduler = SCHEDULERS[spec.scheduler]
+        if ring is not None:
+            service.ring_points, service.ring, service.ring_index = ring.points, ring.positions, ring.index
+            service.ring_size, service.ring_shift = ring.size, ring.shift
+        if rotation is not None:
+            service.rotation, service.rotation_size = rotation.positions, rotation.size
+        service.candidates = &self.candidates[at]
+        service.candidate_of = &self.candidate_of[at]
+        for position, member in enumerate(spec.members):
+            if member.weight > 0:
+                self.candidate_of[at + <uint32_t>position] = service.candidate_count
+                candidate = &service.candidates[service.candidate_count]
+                candidate.backend = member.id
+                candidate.weight = 1 if spec.scheduler == "lc" else member.weight
+                candidate.response = <uint32_t>min(member.response * 1e6, 1e9)
+                service.candidate_count += 1
+        return 0
+
     cdef int set_tunnel(self, Service *service, tunnel) except -1:
         service.with_key = tunnel.key is not None
         service.be_key = bswap32(tunnel.key or 0)
@@ -216,6 +248,8 @@ cdef class Services:
         free(self.table.services)
         free(self.table.backends)
         free(self.members)
+        free(self.candidate_of)
+        free(self.candidates)
         table_free(&self.table.vips)
         table_free(&self.table.replies)
         table_free(&self.table.full_replies)

@@ -20,7 +20,7 @@ cdef struct FlowTuple:
     uint16_t be_vport
     uint8_t protocol
     uint8_t family
-    uint16_t logged
+    uint16_t began           # the beginning in ticks (schedule.pxd), 15 bits; LOGGED_BIT: it is in the flow log
     uint32_t source          # fullnat: its source port, as from take_port (sourceport.pxd); 0: none
     uint32_t since           # milliseconds
 
@@ -95,6 +95,10 @@ cdef enum DontFragment:
     DF_NEVER = 2
 
 
+cdef enum:
+    LOGGED_BIT = 1 << 15     # of FlowTuple.began
+
+
 cdef enum Leg:
     LEG_NONE = 0
     LEG_CLIENT = 1           # from a client to a VIP
@@ -124,6 +128,13 @@ cdef struct Backend:
     uint8_t pad[3]
 
 
+cdef struct Candidate:
+    # A backend that takes new flows.
+    uint32_t backend         # its id
+    uint32_t weight
+    uint32_t response        # us, as health checks see it; 0: unknown
+
+
 cdef struct Service:
     Addr vip
     const uint16_t *maglev   # maglev_size slots, each a position in members; NULL without a backend
@@ -143,6 +154,17 @@ cdef struct Service:
     uint16_t be_tunnel_port  # gue: where backends listen
     uint8_t zero_checksum4   # gue: no outer UDP checksum over IPv4
     uint8_t zero_checksum6   # and over IPv6 (RFC 6935)
+    uint8_t scheduler        # see Scheduler
+    uint8_t ring_shift       # the hash's upper bits are the index
+    const uint64_t *ring_points      # ketama: ring_size hashes, ascending
+    const uint16_t *ring             # the position in members of each
+    const uint32_t *ring_index       # the first point that is not below the index's part of the hashes
+    uint32_t ring_size
+    uint32_t rotation_size
+    const uint16_t *rotation         # positions in members, in turn
+    Candidate *candidates
+    const uint32_t *candidate_of     # by position in members
+    uint32_t candidate_count
     uint16_t mss             # clamp TCP's MSS to this; 0: not at all, CLAMP_TO_PATH: to what fits
 
 

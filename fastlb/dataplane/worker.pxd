@@ -72,6 +72,7 @@ cdef inline uint64_t clock_ns() noexcept nogil:
 cdef inline void process(WorkerState *worker, int count, uint32_t now) noexcept nogil:
     """One batch: verdicts, then the forwarded frames to the ways out in the order in which they came."""
     cdef int i
+    worker.pipe.now_us = clock_ns() // 1000
     run_batch(worker.pipe, pick_up(worker.publication), worker.packets, count, now)
     for i in range(count):
         if worker.packets[i].reason <= VIA_REJECT:

@@ -32,8 +32,8 @@ DSR = NAT.replace("nat", "dsr")
 NAT_ANY = NAT.replace("port: 80", "port: any")
 
 TOP_KEYS = (
-    "interfaces, vip_address, workers, hash_seed, snat, snat_ports, flow_log, flows, maglev_size, transmit, control, "
-    "icmp_echo, timeouts, ring, services"
+    "interfaces, vip_address, workers, hash_seed, snat, snat_ports, flow_log, flows, maglev_size, ring_size, transmit, "
+    "control, icmp_echo, timeouts, ring, services"
 )
 SERVICE_KEYS = "name, vip, port, protocol, forward, scheduler, no_backend, tunnel, mss_clamp, nat_any_port, backends"
 NAME = '1 to 64 letters, digits, "_", "." or "-" (in quotes if YAML would take it for a number)'
@@ -465,10 +465,6 @@ def test_unknown_keys(data: dict[str, Any], path: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("data", "path", "right"),
     [
-        *(
-            ({"services": [service(scheduler=name)]}, "services[0].scheduler", "maglev")
-            for name in ("rr", "wrr", "lc", "wlc", "lrt", "p2c", "ketama", "source-hash", "random")
-        ),
         *(
             (
                 {"services": [service(**{key: {}})]},

@@ -1,0 +1,239 @@
+"""Schedulers: where new flows go, by share, by load, by hash; and where packets in mid-flow go."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastlb import Datapath, flow_hash
+from fastlb._core import KetamaRing, Rotation
+from fastlb.ketama import ring_points
+from fastlb.rotation import MOST_TURNS, turns
+from tests.balancers import CLIENT, VIP, config, datapath, flags, reply_to, service
+from tests.frames import frame
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "ring.json").read_text())
+WEIGHTS = {"10.3.0.11": 1, "10.3.0.12": 2, "10.3.0.13": 5}
+EVERY = ["maglev", "ketama", "source-hash", "rr", "wrr", "random", "lc", "wlc", "lrt", "p2c"]
+
+
+def weighted(weights: dict[str, int] = WEIGHTS) -> list[dict[str, Any]]:
+    return [{"address": address, "weight": weight} for address, weight in weights.items()]
+
+
+def balancer(scheduler: str, weights: dict[str, int] = WEIGHTS, forward: str = "nat", **changes: Any) -> Datapath:
+    return datapath(service(forward, scheduler=scheduler, backends=weighted(weights), **changes))
+
+
+def syn(port: int, client: str = CLIENT[4], letters: str = "S") -> bytes:
+    return frame(client, port, VIP[4], 80, "tcp", flags=flags(letters))
+
+
+def shares(dp: Datapath, ports: Iterable[int], letters: str = "S") -> dict[str, int]:
+    """New flows by backend address."""
+    results = dp.process_batch([syn(port, letters=letters) for port in ports])
+    return dict(Counter((result.backend or "none").rsplit(":", 1)[0] for result in results))
+
+
+# ---- shares
+
+
+def test_rr_gives_each_its_turn_whatever_its_weight() -> None:
+    assert shares(balancer("rr"), range(1000, 1300)) == dict.fromkeys(WEIGHTS, 100)
+
+
+def test_wrr_is_exact_and_smooth() -> None:
+    dp = balancer("wrr")
+    assert shares(dp, range(1000, 1800)) == {"10.3.0.11": 100, "10.3.0.12": 200, "10.3.0.13": 500}
+    order = [result.backend for result in dp.process_batch([syn(port) for port in range(2000, 2080)])]
+    rows = "".join("x" if backend == "10.3.0.13:80" else "." for backend in order)
+    assert max(map(len, rows.split("."))) <= 3  # it has five turns of eight
+
+
+@pytest.mark.parametrize(("scheduler", "within"), [("random", 0.03), ("maglev", 0.03), ("ketama", 0.04)])
+def test_shares_by_weight(scheduler: str, within: float) -> None:
+    dp = datapath(service("dsr", scheduler=scheduler, backends=weighted()), flows=20_000, maglev_size=65537)
+    got = shares(dp, range(1000, 11_000))
+    for address, weight in WEIGHTS.items():
+        assert got[address] / 10_000 == pytest.approx(weight / 8, abs=within)
+
+
+@pytest.mark.parametrize("scheduler", EVERY)
+def test_weight_0_takes_no_new_flow(scheduler: str) -> None:
+    got = shares(balancer(scheduler, {"10.3.0.11": 0, "10.3.0.12": 1, "10.3.0.13": 0}), range(1000, 1100))
+    assert got == {"10.3.0.12": 100}
+
+
+@pytest.mark.parametrize("scheduler", EVERY)
+def test_no_backend_with_a_weight(scheduler: str) -> None:
+    result = balancer(scheduler, {"10.3.0.11": 0}).process(syn(1000))
+    assert (result.reason, result.frames) == ("no_backend", [])
+
+
+@pytest.mark.parametrize("weights", [[1], [1, 1, 1], [5, 1, 1], [0, 3, 0, 7], [65535, 1], [100, 200, 300]])
+def test_turns_are_exact_and_spread(weights: list[int]) -> None:
+    order = turns(weights)
+    whole = len(order)
+    for position, weight in enumerate(weights):
+        places = [at for at, taken in enumerate(order) if taken == position]
+        assert len(places) * sum(weights) == weight * whole
+        gaps = [after - before for before, after in pairwise(places)]
+        assert all(abs(gap - whole / len(places)) <= len(weights) for gap in gaps)
+
+
+def test_turns_of_large_weights_are_scaled() -> None:
+    order = Counter(turns([65535, 65534, 1]))
+    assert sum(order.values()) <= MOST_TURNS + 3
+    assert order[2] == 1
+    assert order[0] / sum(order.values()) == pytest.approx(0.5, abs=0.001)
+
+
+# ---- load
+
+
+def finish(dp: Datapath, ports: Iterable[int]) -> None:
+    """These clients' flows are reset."""
+    dp.process_batch([syn(port, letters="RA") for port in ports], now=1.0)
+
+
+def test_lc_evens_out_what_is_there() -> None:
+    """A flow that was reset counts until it is forgotten, so time passes."""
+    dp = balancer("lc")
+    first = dp.process_batch([syn(port) for port in range(1000, 1030)])
+    assert Counter(result.backend for result in first) == dict.fromkeys({result.backend for result in first}, 10)
+    gone = [1000 + at for at, result in enumerate(first) if result.backend == "10.3.0.12:80"]
+    finish(dp, gone)
+    for step in range(400):  # the sweep forgets them 30 s after their end, the others' SYNs are answered again
+        dp.process_batch([syn(port, letters="A") for port in range(1000, 1030) if port not in gone], now=1 + step / 4)
+    assert set(shares_at(dp, range(2000, 2010), 101.0)) == {"10.3.0.12"}
+
+
+def shares_at(dp: Datapath, ports: Iterable[int], now: float) -> dict[str, int]:
+    results = dp.process_batch([syn(port) for port in ports], now)
+    return dict(Counter((result.backend or "none").rsplit(":", 1)[0] for result in results))
+
+
+def test_wlc_by_weight() -> None:
+    assert shares(balancer("wlc"), range(1000, 1800)) == {"10.3.0.11": 100, "10.3.0.12": 200, "10.3.0.13": 500}
+
+
+@pytest.mark.parametrize(("scheduler", "least"), [("lrt", 2.5), ("p2c", 1.5)])
+@pytest.mark.parametrize("forward", ["nat", "fullnat"])
+def test_the_faster_backend_gets_more(scheduler: str, least: float, forward: str) -> None:
+    """One takes a hundred milliseconds, the others ten."""
+    settings = {"snat": ["192.0.2.77"]} if forward == "fullnat" else {}
+    backends = weighted(dict.fromkeys(WEIGHTS, 1))
+    dp = datapath(service(forward, scheduler=scheduler, backends=backends), **settings)
+    got: Counter[str] = Counter()
+    for number in range(300):
+        sent = dp.process(syn(1000 + number), now=number / 2)
+        assert sent.backend is not None
+        address = sent.backend.rsplit(":", 1)[0]
+        dp.process(reply_to(sent.frames[0]), now=number / 2 + (0.1 if address == "10.3.0.11" else 0.01))
+        got[address] += 1
+    assert min(got["10.3.0.12"], got["10.3.0.13"]) > least * got["10.3.0.11"]
+
+
+# ---- hashes
+
+
+def test_ketama_goes_by_the_ring() -> None:
+    dp = datapath(service("dsr", scheduler="ketama", backends=weighted()), ring_size=1000)
+    keys = [f"{address}:80" for address in WEIGHTS]
+    points = ring_points(keys, list(WEIGHTS.values()), 1000)
+    for port in range(1000, 1500):
+        hashed = flow_hash(CLIENT[4], port, VIP[4], 80, "tcp")
+        expected = next((position for at, position in points if at >= hashed), points[0][1])
+        assert dp.process(syn(port)).backend == keys[expected]
+        assert dp.trace(CLIENT[4], port, VIP[4], 80, "tcp").backend == keys[expected]
+
+
+@pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda case: case["name"])
+def test_published_rings(case: dict[str, Any]) -> None:
+    hosts = sorted(case["hosts"])
+    points = ring_points(hosts, [1] * len(hosts), case["ring_size"])
+    assert [[at, hosts[position]] for at, position in points] == case["ring"]
+    ring = KetamaRing(points)
+    for hashed, host in case["lookups"]:
+        assert hosts[ring.find(hashed)] == host
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 255, 256, 257, 5000])
+def test_a_ring_finds_the_first_point_from_a_hash_on(size: int) -> None:
+    points = sorted((flow_hash("10.0.0.1", number, "10.0.0.2", 1, 6), number) for number in range(size))
+    ring = KetamaRing(points)
+    hashes = [at for at, _ in points]
+    for hashed in {0, (1 << 64) - 1, *(at + delta for at in hashes[:300] for delta in (-1, 0, 1))}:
+        expected = next((position for at, position in points if at >= hashed), points[0][1])
+        assert ring.find(hashed) == expected
+
+
+def test_a_client_stays_with_source_hash() -> None:
+    dp = balancer("source-hash")
+    by_client = {
+        client: {dp.process(syn(port, client)).backend for port in range(1000, 1050)}
+        for client in (f"10.1.0.{host}" for host in range(2, 60))
+    }
+    assert {len(backends) for backends in by_client.values()} == {1}
+    assert len(set.union(*by_client.values())) == 3
+
+
+@pytest.mark.parametrize("scheduler", EVERY)
+def test_a_flow_keeps_its_backend(scheduler: str) -> None:
+    dp = balancer(scheduler)
+    first = {port: dp.process(syn(port)).backend for port in range(1000, 1100)}
+    assert {port: dp.process(syn(port, letters="A")).backend for port in first} == first
+
+
+@pytest.mark.parametrize("scheduler", EVERY)
+def test_another_balancer_goes_on_in_mid_flow(scheduler: str) -> None:
+    """Where the scheduler is a hash, with the flow's backend; else wherever Maglev says, the same on each balancer."""
+    placed = {port: balancer(scheduler).process(syn(port)).backend for port in range(1000, 1005)}
+    one, other = balancer(scheduler), balancer(scheduler)
+    picked_up = {port: one.process(syn(port, letters="A")).backend for port in range(1000, 1100)}
+    assert {port: other.process(syn(port, letters="A")).backend for port in picked_up} == picked_up
+    if scheduler in ("maglev", "ketama", "source-hash"):
+        assert {port: picked_up[port] for port in placed} == placed
+
+
+@pytest.mark.parametrize("scheduler", ["ketama", "source-hash"])
+def test_a_reply_without_an_entry_is_explained_by_the_hash(scheduler: str) -> None:
+    one, other = balancer(scheduler), balancer(scheduler)
+    for port in range(1000, 1100):
+        sent = one.process(syn(port))
+        back = other.process(reply_to(sent.frames[0], "A"))
+        assert (back.reason, back.backend) == ("maglev", sent.backend)
+
+
+def test_the_scheduler_changes_and_flows_stay() -> None:
+    dp = balancer("rr")
+    before = {port: dp.process(syn(port)).backend for port in range(1000, 1030)}
+    dp.reload(config(service("nat", scheduler="source-hash", backends=weighted())))
+    assert {port: dp.process(syn(port, letters="A")).backend for port in before} == before
+    assert len({dp.process(syn(port)).backend for port in range(3000, 3030)}) == 1
+
+
+@pytest.mark.parametrize("scheduler", EVERY)
+def test_trace_names_the_scheduler_and_changes_nothing(scheduler: str) -> None:
+    dp = balancer(scheduler)
+    for port in range(1000, 1050):
+        told = [dp.trace(CLIENT[4], port, VIP[4], 80, "tcp") for _ in range(3)]
+        assert told[0] == told[1] == told[2]
+        assert told[0].why == scheduler
+        assert dp.process(syn(port)).backend == told[0].backend
+        assert dp.trace(CLIENT[4], port, VIP[4], 80, "tcp").why == "conntrack"
+
+
+def test_tables_refuse_nonsense() -> None:
+    with pytest.raises(ValueError, match="at least one point"):
+        KetamaRing([])
+    with pytest.raises(ValueError, match="ascend"):
+        KetamaRing([(2, 0), (1, 0)])
+    with pytest.raises(ValueError, match="at least one turn"):
+        Rotation([])
