@@ -63,6 +63,17 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="all of it, as JSON: see docs/counters.md")
     status.set_defaults(run=_status)
 
+    drain = commands.add_parser("drain", help="give a backend no new flows; those that it has stay")
+    enable = commands.add_parser("enable", help="take back drain and weight")
+    weight = commands.add_parser("weight", help="another weight than the configuration's, until enable or a restart")
+    for command, run_it in ((drain, _drain), (enable, _enable), (weight, _weight)):
+        command.add_argument("service", metavar="SERVICE", help="its name")
+        command.add_argument("backend", metavar="BACKEND", help="its address, or address:port")
+        command.set_defaults(run=run_it)
+    weight.add_argument("number", metavar="N", type=_number(0, 65535), help="0 to 65535")
+    for command in (drain, enable, weight):
+        _add_socket(command)
+
     reload = commands.add_parser("reload", help="make a running fastlb read its configuration again")
     _add_socket(reload)
     reload.set_defaults(run=_reload)
@@ -187,6 +198,23 @@ def _reload(arguments: argparse.Namespace) -> None:
     print(f"reloaded: {call(_socket_of(arguments), 'reload')['services']} services")
 
 
+def _drain(arguments: argparse.Namespace) -> None:
+    print("draining: " + _change(arguments, "drain"))
+
+
+def _enable(arguments: argparse.Namespace) -> None:
+    print("enabled: " + _change(arguments, "enable"))
+
+
+def _weight(arguments: argparse.Namespace) -> None:
+    print(f"weight {arguments.number}: " + _change(arguments, "weight", weight=arguments.number))
+
+
+def _change(arguments: argparse.Namespace, command: str, **more: int) -> str:
+    named = call(_socket_of(arguments), command, service=arguments.service, backend=arguments.backend, **more)
+    return f"{named['service']} {named['backend']}"
+
+
 def _guard(arguments: argparse.Namespace) -> None:
     from fastlb import leftovers
 
@@ -222,6 +250,7 @@ def _describe(status: dict[str, Any]) -> str:
             f"{service['vip']} {service['port']}/{service['protocol']}",
             service["forward"],
             backend["backend"],
+            backend["state"],
             backend["weight"],
             backend["active_flows"],
             backend["new_flows"],
@@ -231,7 +260,7 @@ def _describe(status: dict[str, Any]) -> str:
         for service in status["services"]
         for backend in service["backends"] or [dict.fromkeys(_BACKEND_COLUMNS, "-")]
     ]
-    heads = ("SERVICE", "VIP", "FORWARD", "BACKEND", "WEIGHT", "FLOWS", "NEW", "PACKETS", "REPLIES")
+    heads = ("SERVICE", "VIP", "FORWARD", "BACKEND", "STATE", "WEIGHT", "FLOWS", "NEW", "PACKETS", "REPLIES")
     return "\n".join(
         (
             f"fastlb {status['version']}, pid {status['pid']}, up {status['uptime']:.0f} s, "
@@ -260,7 +289,7 @@ def _worker_rows(workers: Sequence[dict[str, Any]]) -> Iterator[Sequence[object]
 
 
 _WORKER_COLUMNS = ("core", "packets", "transmitted", "transmitted_xdp", "read_early", "sleeps")
-_BACKEND_COLUMNS = ("backend", "weight", "active_flows", "new_flows", "packets", "reply_packets")
+_BACKEND_COLUMNS = ("backend", "state", "weight", "active_flows", "new_flows", "packets", "reply_packets")
 
 
 def _pairs(named: dict[str, str]) -> str:

@@ -31,7 +31,7 @@ from fastlb.shapes import ANY_PORT, MAX_SHAPES, PORT_BITS, Block, Shape, blocks_
 
 Found = Iterator[tuple[Loc, str]]
 
-LATER_KEYS = frozenset({"affinity", "check", "slow_start"})
+LATER_KEYS = frozenset({"affinity"})
 MAX_BACKENDS = 65534  # of one service: a Maglev table holds 16-bit positions
 
 
@@ -78,6 +78,36 @@ class Tunnel(_Model):
     )
 
 
+class Check(_Model):
+    """How fastlb finds out whether a backend works."""
+
+    type: fields.CheckType = Field(
+        description="tcp: it takes a connection; http: it answers GET with a status from 200 to 399"
+    )
+    port: fields.Port | None = Field(
+        default=None, description="the port to check; the one that flows are sent to when not given"
+    )
+    path: fields.HttpPath = Field(default="/", description="what http asks for")
+    host: fields.HostName | None = Field(
+        default=None, description="the Host that http names; the backend's address and port when not given"
+    )
+    interval: fields.CheckTime = Field(default=2.0, description="from the end of one check to the next")
+    timeout: fields.CheckTime = Field(default=1.0, description="after which a check has failed")
+    rise: fields.Times = Field(default=2, description="checks in a row that bring a backend up again")
+    fall: fields.Times = Field(default=3, description="checks in a row that must fail to take it down")
+
+
+class SlowStart(_Model):
+    """How a backend that is new, or works again, comes to its weight."""
+
+    window: fields.Window = Field(description="how long it takes")
+    aggression: fields.Aggression = Field(
+        default=1.0,
+        description="1: steadily; more: faster at first; the part of its weight is (t / window)^(1 / aggression)",
+    )
+    floor: fields.Floor = Field(default=0.1, description="the part of its weight that a backend begins with")
+
+
 class Service(_Model):
     """One VIP, port and protocol, and the backends that share its traffic."""
 
@@ -104,6 +134,12 @@ class Service(_Model):
         description="what a client gets when no backend can take its flow: drop says nothing, reset answers "
         "with RST (tcp) or an ICMP error (udp)",
     )
+    check: Check | None = Field(
+        default=None, description="how backends are checked; without it all count as working"
+    )
+    slow_start: SlowStart | None = Field(
+        default=None, description="a backend that is new or works again comes to its weight by and by"
+    )
     tunnel: Tunnel = Field(default=Tunnel(), description="how packets are wrapped (ipip, gre and gue only)")
     mss_clamp: fields.MssClamp = Field(
         default=False,
@@ -125,7 +161,6 @@ class Service(_Model):
         port = backend.port or self.single_port
         host = f"[{backend.address}]" if isinstance(backend.address, IPv6Address) else backend.address
         return f"{host}:{port}"
-
 
     @property
     def single_port(self) -> int:
@@ -285,8 +320,8 @@ def _rules(services: tuple[Service, ...], snat: tuple[Address, ...] | None, vip_
     for number, service in enumerate(services):
         loc: Loc = ("services", number)
         own = (
-            *_any_port(service), *_too_many(service), *_tunnel(service), *_source_ports(service, snat),
-            *_held(service, vip_address),
+            *_any_port(service), *_check(service), *_too_many(service), *_tunnel(service),
+            *_source_ports(service, snat), *_held(service, vip_address),
         )  # fmt: skip
         for path, message in (*own, *_backends(service, vips)):
             yield (*loc, *path), message
@@ -388,6 +423,22 @@ def _any_port(service: Service) -> Found:
         )
     if not nat_any and service.nat_any_port and service.forward and service.port:
         yield ("nat_any_port",), "it is only for forward: nat with port: any; leave it out"
+
+
+def _check(service: Service) -> Found:
+    """What cannot be checked, and what a scheduler cannot do without."""
+    check = service.check
+    if check is not None and check.port is None and service.port and not service.single_port:
+        yield ("check",), f"a service with port: {service.port} has no one port to check; give the check one"
+    if check is not None and check.type == "tcp":
+        for key in sorted({"path", "host"} & check.model_fields_set):
+            yield ("check", key), "it is only for type: http; leave it out"
+    if check is None and service.scheduler == "lrt" and service.forward in ONE_WAY:
+        yield (
+            ("scheduler",),
+            f"forward: {service.forward} does not see backends answer, so lrt needs response times of a check; "
+            "give the service a check, or use wlc",
+        )
 
 
 def _source_ports(service: Service, snat: tuple[Address, ...] | None) -> Found:
@@ -509,6 +560,8 @@ def _model_at(loc: Loc) -> type[_Model]:
         "timeouts": Timeouts,
         "ring": Ring,
         "tunnel": Tunnel,
+        "check": Check,
+        "slow_start": SlowStart,
         "services": Service,
         "backends": Backend,
     }
@@ -573,16 +626,19 @@ def _salvage(model: type[_M], raw: Mapping[str, object], loc: Loc, bad: set[Loc]
     """What is valid in ``raw``, as a model that was not validated as a whole."""
     values: dict[str, Any] = {}
     for name, field in model.model_fields.items():
-        if (*loc, name) in bad:
+        if (*loc, name) in bad and name != "check":
             values[name] = None
         elif name not in raw:
             values[name] = None if field.is_required() else field.default
         elif name == "tunnel":
             values[name] = None  # its own rule waits until the rest is right
+        elif name == "check":
+            inner = raw[name]
+            values[name] = _salvage(Check, inner if isinstance(inner, Mapping) else {}, (*loc, name), bad)
         else:
             parse = _PARSERS.get((model, name))
             values[name] = parse(raw[name]) if parse else raw[name]
-    return model.model_construct(**values)
+    return model.model_construct(_fields_set=set(raw), **values)
 
 
 _PARSERS: dict[tuple[type[_Model], str], Callable[[object], object]] = {

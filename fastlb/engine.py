@@ -28,8 +28,10 @@ from fastlb.config import TUNNELS, Address, Config, load_config
 from fastlb.control import ControlServer
 from fastlb.errors import ConfigError, FastlbError, KernelError
 from fastlb.flowlog import FlowLog
+from fastlb.health import Checker
 from fastlb.neighbour import KernelView, Watcher
 from fastlb.sourceports import check_source_ports
+from fastlb.standing import STEPS, Name, Standings
 from fastlb.workers import Workers, open_pipelines
 
 TICK = 0.1  # seconds between looks at the workers, at clients without a MAC and at snapshots to free
@@ -38,6 +40,8 @@ MAX_ASKED = 1024  # such clients at a time: forged addresses must not fill the k
 FIRST_NEIGHBOURS = 1.0  # seconds that the start waits for next hops to be resolved
 FLOW_BYTES = 86  # of the flow table, hot and cold, for each of config.flows
 REOPENED_WITHIN = 10.0  # seconds in which the rings must be open again; then fastlb stops
+RESPONSES_EVERY = 5.0  # seconds between looks at the response times of checks
+MAX_WEIGHT = 65535
 REPLACEMENTS, REPLACED_WITHIN = 3, 60.0  # so many workers may be replaced in so many seconds; then fastlb stops
 
 P = ParamSpec("P")
@@ -56,11 +60,15 @@ class Generation:
     services: Services
 
     @classmethod
-    def load(cls, path: str, ids: reconcile.BackendIds) -> Generation:
+    def load(cls, path: str, ids: reconcile.BackendIds, standings: Standings) -> Generation:
         """Read the file; ``ids`` are those of the generation before and are not changed. Raises ConfigError."""
-        config = load_config(path)
+        return cls.of(load_config(path), ids, standings)
+
+    @classmethod
+    def of(cls, config: Config, ids: reconcile.BackendIds, standings: Standings) -> Generation:
+        """The same of a configuration that has been read, as its backends stand now."""
         ids = ids.copy()
-        plans = reconcile.plan_services(config, ids, time.monotonic())
+        plans = reconcile.plan_services(config, ids, time.monotonic(), standings)
         return cls(config, ids, plans, reconcile.services_table(config, plans))
 
     def classifier_keys(self) -> Keys:
@@ -76,7 +84,11 @@ class Engine:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._now = Generation.load(path, reconcile.BackendIds())
+        self._standings = Standings()
+        self._now = Generation.load(path, reconcile.BackendIds(), self._standings)
+        self._standings.follow(self._now.config, time.monotonic())
+        self._checker = Checker(self._checked)
+        self._planned = 0.0  # when the tables were last built for a slow start, or for response times
         self._held_vips: set[Address] = set()
         self._path_mtus = pathmtu.PathMtus()
         self._asked: dict[neighbour.NextHop, float] = {}  # clients on our links that packets could not reach
@@ -184,7 +196,11 @@ class Engine:
 
     def _open_control(self, stack: ExitStack) -> None:
         self._control = ControlServer(
-            self._now.config.control, {"status": self._status, "reload": self._reload_command}
+            self._now.config.control,
+            {
+                "status": self._status, "reload": self._reload_command, "drain": self._drain, "enable": self._enable,
+                "weight": self._set_weight,
+            },
         )
         stack.callback(self._control.close)
         self._control.bind()
@@ -257,6 +273,7 @@ class Engine:
         for version, listener in self._listeners.items():
             loop.add_reader(listener, self._hear_errors, version)
         signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(self._reload_signal))
+        self._checker.follow(self._now.config)
         log.info(
             "running",
             interfaces=list(self._now.config.interfaces),
@@ -269,6 +286,7 @@ class Engine:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(stop.wait(), TICK)
             self._tick()
+        self._checker.stop()
         self._loop = None
 
     def _warn(self, view: KernelView) -> None:
@@ -295,6 +313,7 @@ class Engine:
         self._look_after_workers()
         self._ask_for_clients()
         self._forget_path_mtus()
+        self._plan_in_time()
         self._write_flow_log()
         self._workers.follow(self._view, self._links_out())
 
@@ -358,6 +377,60 @@ class Engine:
     def _forget_path_mtus(self) -> None:
         if self._path_mtus.forget(time.monotonic()):
             self._publish()
+
+    # --- how backends stand ----------------------------------------------------------------------------------
+
+    def _checked(self, name: Name, response: float | None, reason: str) -> None:
+        """A health check has ended."""
+        service = next((each for each in self._now.config.services if each.name == name[0]), None)
+        if service is not None and self._standings.checked(service, name[1], response, reason, time.monotonic()):
+            state = self._standings.of(*name).state
+            why = {"reason": reason} if reason else {}
+            (log.info if state == "up" else log.warning)(f"backend {state}", service=name[0], backend=name[1], **why)
+            self._plan_again()
+
+    def _plan_again(self) -> None:
+        """Backends stand otherwise than before; flows stay where they are."""
+        self._now = Generation.of(self._now.config, self._now.ids, self._standings)
+        self._planned = time.monotonic()
+        self._publish()
+
+    def _plan_in_time(self) -> None:
+        """Steps of slow starts, and response times of checks, where a scheduler goes by them."""
+        now = time.monotonic()
+        timed = any(service.check and service.scheduler in ("lrt", "p2c") for service in self._now.config.services)
+        step = now - self._planned >= self._step_of_slow_start() and self._standings.rising(self._now.config, now)
+        if step or (timed and now - self._planned >= RESPONSES_EVERY):
+            self._plan_again()
+
+    def _step_of_slow_start(self) -> float:
+        windows = (service.slow_start.window for service in self._now.config.services if service.slow_start)
+        return min(windows, default=STEPS) / STEPS
+
+    def _drain(self, request: Mapping[str, Any]) -> dict[str, str]:
+        name = self._named(request)
+        self._standings.drain(name)
+        return self._stands("draining", name)
+
+    def _enable(self, request: Mapping[str, Any]) -> dict[str, str]:
+        name = self._named(request)
+        self._standings.enable(name, time.monotonic())
+        return self._stands("enabled", name)
+
+    def _set_weight(self, request: Mapping[str, Any]) -> dict[str, str]:
+        name, weight = self._named(request), request.get("weight")
+        if not isinstance(weight, int) or isinstance(weight, bool) or not 0 <= weight <= MAX_WEIGHT:
+            raise FastlbError(f"a weight is a whole number from 0 to {MAX_WEIGHT}, not {weight!r}")
+        self._standings.set_weight(name, weight, time.monotonic())
+        return self._stands("weight set", name, weight=weight)
+
+    def _named(self, request: Mapping[str, Any]) -> Name:
+        return self._standings.find(str(request.get("service")), str(request.get("backend")))
+
+    def _stands(self, event: str, name: Name, **more: object) -> dict[str, str]:
+        log.info(event, service=name[0], backend=name[1], **more)
+        self._plan_again()
+        return {"service": name[0], "backend": name[1]}
 
     # --- the kernel's tables -------------------------------------------------------------------------------
 
@@ -446,7 +519,7 @@ class Engine:
 
     def _load_and_install(self) -> None:
         """Go over to what the file says now, or raise FastlbError and stay with what is."""
-        before, after = self._now, Generation.load(self._path, self._now.ids)
+        before, after = self._now, Generation.load(self._path, self._now.ids, self._standings)
         refused = list(reconcile.restart_reasons(before.config, after.config))
         if refused:
             raise FastlbError("a reload cannot change " + "; ".join(refused) + "; restart fastlb instead")
@@ -458,6 +531,9 @@ class Engine:
         except FastlbError:
             self._install(before)
             raise
+        self._standings.follow(after.config, time.monotonic())
+        self._checker.follow(after.config)
+        self._plan_again()
 
     def _install(self, generation: Generation) -> None:
         """The filter keeps an old VIP's packets out before the data path forgets it, and lets in those of a new one
@@ -487,7 +563,7 @@ class Engine:
             "open_blocks": self._open_blocks,
             "workers": self._workers.describe(self._pipelines, self._view, self._links_out()),
             "counters": metrics.split_counters(counters),
-            "services": metrics.describe_services(self._pipelines, self._now.plans),
+            "services": metrics.describe_services(self._pipelines, self._now.plans, self._standings),
             "flows": metrics.describe_flows(self._pipelines[0]),
         }
 

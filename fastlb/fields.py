@@ -399,6 +399,32 @@ Scheduler = Annotated[
     Literal["maglev", "ketama", "source-hash", "rr", "wrr", "random", "lc", "wlc", "lrt", "p2c"],
     _one_of("maglev", "ketama", "source-hash", "rr", "wrr", "random", "lc", "wlc", "lrt", "p2c"),
 ]
+CheckType = Annotated[Literal["tcp", "http"], _one_of("tcp", "http")]
+CheckTime = Annotated[
+    float,
+    _quantity(SECONDS),
+    Field(ge=0.05, le=3600),
+    _expects('a time from 50ms to 1h: "500ms", "2s", or a number of seconds'),
+    _quantity_schema(SECONDS, {"type": "number", "minimum": 0.05, "maximum": 3600}),
+]
+Times = Annotated[StrictInt, Field(ge=1, le=1000), _expects("a whole number from 1 to 1000")]
+HttpPath = Annotated[
+    StrictStr, Field(pattern=r"^/[!-~]*$", max_length=2000), _expects('a path that begins with /, such as "/healthz"')
+]
+HostName = Annotated[
+    StrictStr, Field(pattern=r"^[!-~]+$", max_length=255), _expects("a host name, as in an HTTP Host header")
+]
+Window = Annotated[
+    float,
+    _quantity(SECONDS),
+    Field(ge=1, le=86400),
+    _expects('a time from 1s to 24h: "30s", or a number of seconds'),
+    _quantity_schema(SECONDS, {"type": "number", "minimum": 1, "maximum": 86400}),
+]
+Aggression = Annotated[
+    float, Field(strict=True, ge=0.1, le=10), _expects("a number from 0.1 to 10")
+]
+Floor = Annotated[float, Field(strict=True, ge=0.01, le=1), _expects("a number from 0.01 to 1")]
 Protocol = Annotated[Literal["tcp", "udp"], _one_of("tcp", "udp")]
 NoBackend = Annotated[Literal["drop", "reset"], _one_of("drop", "reset")]
 VipAddress = Annotated[Literal["none", "interface"], _one_of("none", "interface")]

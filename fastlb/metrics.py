@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fastlb._core import Pipeline, reason_names, verdict_number
-from fastlb.reconcile import PROTOCOL_NUMBERS, Plan
+from fastlb.reconcile import PROTOCOL_NUMBERS, Member, Plan
+from fastlb.standing import Standings
 
 _DROP, _PASS = 2, 1
 _PROTOCOLS = {number: name for name, number in PROTOCOL_NUMBERS.items()}
@@ -31,8 +32,11 @@ def add_up(counters: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     return totals
 
 
-def describe_services(pipelines: Sequence[Pipeline], plans: Iterable[Plan]) -> list[dict[str, Any]]:
-    """Each service with its backends and what all workers sent to them: packets, bytes, flows."""
+def describe_services(
+    pipelines: Sequence[Pipeline], plans: Iterable[Plan], standings: Standings | None = None
+) -> list[dict[str, Any]]:
+    """Each service with its backends, how they stand, and what all workers sent to them: packets, bytes, flows."""
+    standings = standings or Standings()
     return [
         {
             "name": plan.name,
@@ -42,13 +46,29 @@ def describe_services(pipelines: Sequence[Pipeline], plans: Iterable[Plan]) -> l
             "forward": plan.forward,
             "scheduler": plan.scheduler,
             "backends": [
-                {"backend": member.key, "weight": member.weight}
+                _describe_member(pipelines, plan, member, standings)
                 | add_up(pipeline.backend_stats(member.id) for pipeline in pipelines)
                 for member in plan.members
             ],
         }
         for plan in plans
     ]
+
+
+def _describe_member(
+    pipelines: Sequence[Pipeline], plan: Plan, member: Member, standings: Standings
+) -> dict[str, Any]:
+    """``response``: the seconds that backends take to answer, to flows (the slowest worker's word) and to checks."""
+    standing = standings.of(plan.name, member.key)
+    seen = [pipeline.response_time(member.id) for pipeline in pipelines]
+    return {
+        "backend": member.key,
+        "weight": member.weight,
+        "state": "draining" if standing.draining else standing.state,
+        "reason": standing.reason,
+        "response": max((each for each in seen if each is not None), default=None),
+        "check_response": standing.response or None,
+    }
 
 
 def describe_flows(pipeline: Pipeline) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from fastlb.ketama import build_ring
 from fastlb.maglev import build_table
 from fastlb.rotation import build_rotation
 from fastlb.shapes import PORT_BITS, Block
+from fastlb.standing import Share, Standings
 
 PROTOCOL_NUMBERS = {"tcp": IPPROTO_TCP, "udp": IPPROTO_UDP}
 CLAMP_TO_PATH = 65535
@@ -38,7 +39,8 @@ class Member:
     key: str
     address: Address
     port: int  # 0: the packet's own
-    weight: int
+    weight: int  # as it stands: health, the operator's word and slow start count
+    even: int  # the same where weights do not count
     response: float = 0.0  # seconds that health checks take; 0: unknown
 
 
@@ -104,15 +106,24 @@ class BackendIds:
         return self.highest
 
 
-def plan_services(config: Config, ids: BackendIds, now: float) -> list[Plan]:
-    """What each service of the configuration is in the data path, in the configuration's order."""
+def plan_services(config: Config, ids: BackendIds, now: float, standings: Standings | None = None) -> list[Plan]:
+    """What each service of the configuration is in the data path, in the configuration's order.
+
+    ``standings``: how its backends stand; none: as the configuration says. ``now`` in seconds.
+    """
     wanted = ((service.name, service.key(backend)) for service in config.services for backend in service.backends)
     numbers = ids.assign(wanted, now)
-    return [_plan_service(config, service, numbers) for service in config.services]
+    standings = standings or Standings()
+    return [_plan_service(config, service, numbers, standings, now) for service in config.services]
 
 
-def _plan_service(config: Config, service: Service, numbers: dict[tuple[str, str], int]) -> Plan:
-    unsorted = (_member(service, backend, numbers) for backend in service.backends)
+def _plan_service(
+    config: Config, service: Service, numbers: dict[tuple[str, str], int], standings: Standings, now: float
+) -> Plan:
+    unsorted = (
+        _member(service, backend, numbers, share, standings.of(service.name, service.key(backend)).response)
+        for backend, share in zip(service.backends, standings.shares(service, now), strict=True)
+    )
     members = tuple(sorted(unsorted, key=lambda member: member.key))
     keys = [member.key for member in members]
     weights = [member.weight for member in members]
@@ -131,25 +142,29 @@ def _plan_service(config: Config, service: Service, numbers: dict[tuple[str, str
         scheduler=service.scheduler,
         table=build_table(keys, weights, config.maglev_size, config.hash_seed),
         ring=build_ring(keys, weights, config.ring_size, config.hash_seed) if service.scheduler == "ketama" else None,
-        rotation=_rotation(service.scheduler, weights),
+        rotation=_rotation(service.scheduler, members),
         members=members,
     )
 
 
-def _rotation(scheduler: str, weights: list[int]) -> Rotation | None:
+def _rotation(scheduler: str, members: tuple[Member, ...]) -> Rotation | None:
     if scheduler == "rr":
-        return build_rotation([min(weight, 1) for weight in weights])
-    return build_rotation(weights) if scheduler in ("wrr", "random", "p2c") else None
+        return build_rotation([member.even for member in members])
+    return build_rotation([member.weight for member in members]) if scheduler in ("wrr", "random", "p2c") else None
 
 
-def _member(service: Service, backend: Backend, numbers: dict[tuple[str, str], int]) -> Member:
+def _member(
+    service: Service, backend: Backend, numbers: dict[tuple[str, str], int], share: Share, response: float
+) -> Member:
     key = service.key(backend)
     return Member(
         id=numbers[service.name, key],
         key=key,
         address=backend.address,
         port=backend.port or service.single_port,
-        weight=backend.weight,
+        weight=share.weight,
+        even=share.even if share.weight else 0,
+        response=response,
     )
 
 

@@ -60,8 +60,8 @@ cdef class Services:
     ports, as (port, leading bits) of shapes.py), ``protocol``, ``forward``, ``no_backend``, ``mss`` (bytes; 0: leave
     it, 65535: what fits), ``tunnel`` (as `fastlb.config.Tunnel`), ``scheduler``, ``table`` (MaglevTable or None),
     ``ring`` (KetamaRing or None), ``rotation`` (Rotation or None) and ``members``: objects with ``id`` (1..2**20-1,
-    stable over reloads), ``address``, ``port`` (0: the packet's), ``weight`` and ``response`` (seconds that health
-    checks take; 0: unknown), in the order of the tables' positions.
+    stable over reloads), ``address``, ``port`` (0: the packet's), ``weight``, ``even`` (in place of the weight where that
+    does not count) and ``response`` (seconds that health checks take; 0: unknown), in the order of the tables' positions.
     ``timeouts``: seconds by the keys tcp_syn, tcp_established, tcp_closing, udp. ``echo``: VIPs
     answer echo requests.
     """
@@ -200,7 +200,7 @@ cdef class Services:
                 self.candidate_of[at + <uint32_t>position] = service.candidate_count
                 candidate = &service.candidates[service.candidate_count]
                 candidate.backend = member.id
-                candidate.weight = 1 if spec.scheduler == "lc" else member.weight
+                candidate.weight = member.even if spec.scheduler == "lc" else member.weight
                 candidate.response = <uint32_t>min(member.response * 1e6, 1e9)
                 service.candidate_count += 1
         return 0

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from fastlb.config import Backend, Config, Ring, Service, Timeouts, Tunnel, json_schema, load_config
+from fastlb.config import Backend, Check, Config, Ring, Service, SlowStart, Timeouts, Tunnel, json_schema, load_config
 from fastlb.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +35,7 @@ TOP_KEYS = (
     "interfaces, vip_address, workers, hash_seed, snat, snat_ports, flow_log, flows, maglev_size, ring_size, transmit, "
     "control, icmp_echo, timeouts, ring, services"
 )
-SERVICE_KEYS = "name, vip, port, protocol, forward, scheduler, no_backend, tunnel, mss_clamp, nat_any_port, backends"
+SERVICE_KEYS = ", ".join(Service.model_fields)
 NAME = '1 to 64 letters, digits, "_", "." or "-" (in quotes if YAML would take it for a number)'
 
 WORKERS = '"auto" or a whole number from 1 to 64'
@@ -471,7 +471,7 @@ def test_unknown_keys(data: dict[str, Any], path: str, message: str) -> None:
                 f"services[0].{key}",
                 SERVICE_KEYS,
             )
-            for key in ("affinity", "slow_start", "check")
+            for key in ("affinity",)
         ),
     ],
 )
@@ -938,9 +938,32 @@ DOCUMENTED = {
     "timeouts": Timeouts,
     "ring": Ring,
     "services": Service,
+    "check": Check,
+    "slow_start": SlowStart,
     "tunnel": Tunnel,
     "backends": Backend,
 }
+
+
+@pytest.mark.parametrize(("changes", "path", "message"), [
+    ({"check": {"type": "icmp"}}, "check.type", 'found "icmp"; use one of: tcp, http'),
+    ({"check": {"path": "/"}}, "check.type", "it is missing; add it: tcp: it takes"),
+    ({"check": {"type": "tcp", "path": "/healthz"}}, "check.path", "it is only for type: http; leave it out"),
+    ({"check": {"type": "http", "path": "healthz"}}, "check.path", "it must be a path that begins with /"),
+    ({"check": {"type": "tcp", "interval": "10ms"}}, "check.interval", "a time from 50ms to 1h"),
+    ({"check": {"type": "tcp", "fall": 0}}, "check.fall", "a whole number from 1 to 1000"),
+    ({"check": {"type": "tcp"}, "port": "any", "forward": "dsr"}, "check", "no one port to check; give the check one"),
+    ({"check": 5, "scheduler": "lrt", "forward": "dsr"}, "check", "it must be a mapping with keys among: type"),
+    ({"scheduler": "lrt", "forward": "dsr"}, "scheduler", "does not see backends answer, so lrt needs response times"),
+    ({"slow_start": {}}, "slow_start.window", "it is missing; add it: how long it takes"),
+    ({"slow_start": {"window": "0s"}}, "slow_start.window", "a time from 1s to 24h"),
+    ({"slow_start": {"window": 30, "aggression": 0}}, "slow_start.aggression", "a number from 0.1 to 10"),
+    ({"slow_start": {"window": 30, "floor": 2}}, "slow_start.floor", "a number from 0.01 to 1"),
+])  # fmt: skip
+def test_checks_and_slow_start(changes: dict[str, Any], path: str, message: str) -> None:
+    [(found, text)] = messages_of({"services": [service(**changes)]})
+    assert found == f"services[0].{path}"
+    assert message in text
 
 
 @pytest.mark.parametrize(("section", "model"), DOCUMENTED.items())
@@ -962,7 +985,9 @@ def test_the_reference_has_every_key_with_its_default(section: str, model: Any) 
 def written_default(model: Any, key: str, text: str) -> object:
     """What the documented default means when it is written into a file."""
     value = yaml.safe_load(text.strip("`"))
-    required = {Service: service(), Backend: {"address": "10.0.0.1"}}.get(model, {})
+    required = {
+        Service: service(), Backend: {"address": "10.0.0.1"}, Check: {"type": "http"}, SlowStart: {"window": 30},
+    }.get(model, {})  # fmt: skip
     return getattr(model.model_validate({**required, key: value}), key)
 
 

@@ -1,0 +1,199 @@
+"""How each backend stands beside what the configuration says: its health, the operator's word, its slow start. Pure.
+
+    state       new flows       flows that it has       why
+    unchecked   by weight       stay                    its service has no check
+    unknown     while no other  stay                    not checked yet
+                is up
+    up          by weight       stay
+    down        none            stay                    checks fail
+    draining    none            stay                    `fastlb drain`
+    weight 0    none            stay                    the configuration, or `fastlb weight`
+
+Slow start: a backend that is new in a service that runs, or comes up again, or is enabled again, gets
+weight · max(floor, (t / window)^(1 / aggression)), t seconds later. Where no other backend takes flows, it gets all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from fastlb.config import Config, Service, SlowStart
+from fastlb.errors import FastlbError
+
+Name = tuple[str, str]  # service, backend key
+SCALE = 100  # of weights, while a backend of the service is in slow start
+STEPS = 20  # of a slow start: so often its tables are built anew
+KEEP = 0.7  # of the mean response time, when a check brings another
+
+
+@dataclass
+class Standing:
+    """Of one backend in one service."""
+
+    state: str = "unchecked"
+    response: float = 0.0  # seconds that checks take, smoothed; 0: unknown
+    reason: str = ""  # why the last check failed
+    draining: bool = False
+    weight: int | None = None  # the operator's; None: the configuration's
+    streak: int = 0  # checks in a row that speak against the state
+    slow_since: float | None = None  # when its slow start began
+
+    def takes_flows(self, configured: int) -> bool:
+        """Whether it could, with the weight that the configuration gives it."""
+        return self.state in ("up", "unchecked") and not self.draining and self.chosen_weight(configured) > 0
+
+    def chosen_weight(self, configured: int) -> int:
+        """Before health and slow start."""
+        return configured if self.weight is None else self.weight
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a backend gets of new flows: ``weight`` by weight, ``even`` where weights do not count."""
+
+    weight: int
+    even: int
+
+
+@dataclass
+class Standings:
+    """Of all backends, by service and key."""
+
+    by_backend: dict[Name, Standing] = field(default_factory=dict)
+
+    def of(self, service: str, key: str) -> Standing:
+        """That of a backend that is not known is the first it would have."""
+        return self.by_backend.get((service, key)) or Standing()
+
+    def follow(self, config: Config, now: float) -> None:
+        """Another configuration holds: forget backends that left, start those that came. ``now`` in seconds."""
+        running = {service for service, _ in self.by_backend}
+        before, self.by_backend = self.by_backend, {}
+        for service in config.services:
+            for backend in service.backends:
+                name = service.name, service.key(backend)
+                standing = before.get(name)
+                if standing is None:
+                    standing = Standing(slow_since=now if service.name in running else None)
+                if service.check is None:
+                    standing.state = "unchecked"
+                elif standing.state == "unchecked":
+                    standing.state = "unknown"
+                self.by_backend[name] = standing
+
+    def shares(self, service: Service, now: float) -> list[Share]:
+        """Of the service's backends, in the configuration's order."""
+        listed = [(backend, self.of(service.name, service.key(backend))) for backend in service.backends]
+        some_take = any(standing.takes_flows(backend.weight) for backend, standing in listed)
+        ramps = [self._ramp(service, standing, backend.weight, now) for backend, standing in listed]
+        full = any(
+            ramp == 1 and standing.takes_flows(backend.weight)
+            for ramp, (backend, standing) in zip(ramps, listed, strict=True)
+        )
+        shares = []
+        for ramp, (backend, standing) in zip(ramps, listed, strict=True):
+            weight = standing.chosen_weight(backend.weight)
+            takes = standing.takes_flows(backend.weight) or (
+                standing.state == "unknown" and not some_take and not standing.draining and weight > 0
+            )
+            if not takes:
+                shares.append(Share(0, 0))
+            elif full and any(each < 1 for each in ramps):
+                shares.append(Share(max(1, round(weight * SCALE * ramp)), max(1, round(SCALE * ramp))))
+            else:
+                shares.append(Share(weight, 1))
+        return shares
+
+    def _ramp(self, service: Service, standing: Standing, configured: int, now: float) -> float:
+        """1 outside of a slow start."""
+        slow = service.slow_start
+        if slow is None or standing.slow_since is None or not standing.takes_flows(configured):
+            return 1.0
+        return ramp(slow, now - standing.slow_since)
+
+    def rising(self, config: Config, now: float) -> bool:
+        """Is a backend in slow start? Those that are through are marked so."""
+        found = False
+        for service in config.services if any(each.slow_since is not None for each in self.by_backend.values()) else ():
+            for backend in service.backends:
+                standing = self.of(service.name, service.key(backend))
+                if standing.slow_since is None:
+                    continue
+                found = True
+                if service.slow_start is None or now - standing.slow_since >= service.slow_start.window:
+                    standing.slow_since = None
+        return found
+
+    # --- checks ------------------------------------------------------------------------------------------------
+
+    def checked(self, service: Service, key: str, response: float | None, reason: str, now: float) -> bool:
+        """A check took ``response`` seconds, or failed (None) for this reason; True when the state changed.
+
+        `rise` checks in a row bring a backend up, `fall` take it down; the first one decides by itself.
+        """
+        standing = self.by_backend.get((service.name, key))
+        if standing is None or service.check is None:
+            return False
+        passed = response is not None
+        if response is not None:
+            kept = KEEP if standing.response else 0.0
+            standing.response = kept * standing.response + (1 - kept) * response
+        standing.reason = reason
+        if passed == (standing.state == "up") and standing.state != "unknown":
+            standing.streak = 0
+            return False
+        standing.streak += 1
+        needed = 1 if standing.state == "unknown" else service.check.rise if passed else service.check.fall
+        if standing.streak < needed:
+            return False
+        if standing.state == "down":
+            standing.slow_since = now
+        standing.state = "up" if passed else "down"
+        standing.streak = 0
+        return True
+
+    # --- the operator ------------------------------------------------------------------------------------------
+
+    def drain(self, name: Name) -> None:
+        """No new flows, until `enable`."""
+        self.by_backend[name].draining = True
+
+    def enable(self, name: Name, now: float) -> None:
+        """Take back `drain` and `set_weight`."""
+        standing = self.by_backend[name]
+        if standing.draining or standing.weight == 0:
+            standing.slow_since = now
+        standing.draining = False
+        standing.weight = None
+
+    def set_weight(self, name: Name, weight: int, now: float) -> None:
+        """Another weight than the configuration's, until `enable`."""
+        standing = self.by_backend[name]
+        if standing.weight == 0 and weight > 0:
+            standing.slow_since = now
+        standing.weight = weight
+
+    def find(self, service: str, backend: str) -> Name:
+        """By the service's name, and the backend's key or address; raises FastlbError when that is not one."""
+        services = {name for name, _ in self.by_backend}
+        if service not in services:
+            raise FastlbError(f'there is no service "{service}" with backends; there are: {_listed(services)}')
+        keys = [key for name, key in self.by_backend if name == service]
+        found = [key for key in keys if backend in (key, key.rsplit(":", 1)[0], key.rsplit(":", 1)[0].strip("[]"))]
+        if len(found) != 1:
+            problem = "more than one backend" if found else "no backend"
+            raise FastlbError(f'service {service} has {problem} "{backend}"; it has: {_listed(keys)}')
+        return service, found[0]
+
+
+def ramp(slow: SlowStart, age: float) -> float:
+    """The part of its weight that a backend has ``age`` seconds after it began, in STEPS steps."""
+    if age >= slow.window:
+        return 1.0
+    step = max(0.0, age) // (slow.window / STEPS) / STEPS
+    return max(slow.floor, step ** (1 / slow.aggression)) if step > 0 else slow.floor
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "none"

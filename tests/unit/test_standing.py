@@ -1,0 +1,224 @@
+"""How backends stand: health, the operator's word, slow start, and what of it reaches the tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fastlb import Config, reconcile
+from fastlb.config import SlowStart
+from fastlb.errors import FastlbError
+from fastlb.standing import SCALE, STEPS, Standings, ramp
+from tests.balancers import BACKENDS, config, service
+
+KEYS = [f"{address}:8080" for address in BACKENDS[4]]
+CHECK = {"type": "tcp", "rise": 2, "fall": 3}
+SLOW = {"window": 100, "floor": 0.1}
+
+
+def settings(**changes: Any) -> Config:
+    return config(service("nat", **{"name": "web", **changes}))
+
+
+def following(conf: Config) -> Standings:
+    standings = Standings()
+    standings.follow(conf, 0.0)
+    return standings
+
+
+def weights(conf: Config, standings: Standings, now: float = 0.0) -> list[int]:
+    return [share.weight for share in standings.shares(conf.services[0], now)]
+
+
+def check(conf: Config, standings: Standings, results: str, number: int = 0, now: float = 0.0) -> list[str]:
+    """The state after each result: + passed, - failed."""
+    states = []
+    for result in results:
+        took, reason = (0.01, "") if result == "+" else (None, "no answer")
+        standings.checked(conf.services[0], KEYS[number], took, reason, now)
+        states.append(standings.of("web", KEYS[number]).state)
+    return states
+
+
+@pytest.mark.parametrize(("results", "states"), [
+    ("+", "up"),
+    ("-", "down"),  # the first one decides by itself
+    ("+--", "up up up"),
+    ("+---", "up up up down"),
+    ("+--+--+---", "up up up up up up up up up down"),  # in a row
+    ("-+", "down down"),
+    ("-++", "down down up"),
+    ("-+-++", "down down down down up"),
+])  # fmt: skip
+def test_rise_and_fall(results: str, states: str) -> None:
+    conf = settings(check=CHECK)
+    assert check(conf, following(conf), results)[: len(states.split())] == states.split()
+
+
+def test_response_times_are_smoothed_and_a_reason_is_kept() -> None:
+    conf = settings(check=CHECK)
+    standings = following(conf)
+    for took in (0.010, 0.110):
+        standings.checked(conf.services[0], KEYS[0], took, "", 0.0)
+    assert standings.of("web", KEYS[0]).response == pytest.approx(0.7 * 0.010 + 0.3 * 0.110)
+    standings.checked(conf.services[0], KEYS[0], None, "Connection refused", 0.0)
+    assert standings.of("web", KEYS[0]).reason == "Connection refused"
+    assert standings.of("web", KEYS[0]).response > 0
+
+
+def test_unknown_ones_take_flows_until_one_is_up() -> None:
+    conf = settings(check=CHECK)
+    standings = following(conf)
+    assert weights(conf, standings) == [1, 1, 1]
+    check(conf, standings, "-", 0)
+    assert weights(conf, standings) == [0, 1, 1]
+    check(conf, standings, "+", 1)
+    assert weights(conf, standings) == [0, 1, 0]
+    check(conf, standings, "+", 2)
+    assert weights(conf, standings) == [0, 1, 1]
+
+
+def test_without_a_check_all_count_as_working() -> None:
+    conf = settings()
+    standings = following(conf)
+    assert standings.checked(conf.services[0], KEYS[0], None, "late result of a former check", 0.0) is False
+    assert weights(conf, standings) == [1, 1, 1]
+
+
+def test_the_operator_s_word() -> None:
+    conf = settings()
+    standings = following(conf)
+    standings.set_weight(("web", KEYS[1]), 7, 0.0)
+    standings.drain(("web", KEYS[2]))
+    assert weights(conf, standings) == [1, 7, 0]
+    for key in KEYS:
+        standings.enable(("web", key), 0.0)
+    assert weights(conf, standings) == [1, 1, 1]
+
+
+def test_health_and_drain_are_apart() -> None:
+    conf = settings(check=CHECK)
+    standings = following(conf)
+    for number in range(3):
+        check(conf, standings, "+", number)
+    standings.drain(("web", KEYS[0]))
+    check(conf, standings, "---++", 0)
+    assert weights(conf, standings) == [0, 1, 1]
+    standings.enable(("web", KEYS[0]), 0.0)
+    assert weights(conf, standings) == [1, 1, 1]
+
+
+def test_a_reload_keeps_what_is_known() -> None:
+    conf = settings(check=CHECK)
+    standings = following(conf)
+    check(conf, standings, "-", 0)
+    standings.drain(("web", KEYS[1]))
+    standings.follow(settings(check=CHECK | {"interval": "5s"}), 10.0)
+    assert weights(conf, standings) == [0, 0, 1]
+    standings.follow(settings(), 20.0)  # the check goes, and with it what it said
+    assert weights(settings(), standings) == [1, 0, 1]
+    standings.follow(settings(backends=[{"address": BACKENDS[4][2], "port": 8080}]), 30.0)
+    assert set(standings.by_backend) == {("web", KEYS[2])}
+
+
+@pytest.mark.parametrize(("asked", "found"), [
+    ("10.3.0.11", "10.3.0.11:8080"), ("10.3.0.12:8080", "10.3.0.12:8080"),
+    ("10.3.0.14", None), ("10.3.0.1", None), ("", None),
+])  # fmt: skip
+def test_a_backend_by_name(asked: str, found: str | None) -> None:
+    standings = following(settings())
+    if found is not None:
+        assert standings.find("web", asked) == ("web", found)
+        return
+    with pytest.raises(FastlbError, match=r"no backend .* it has: 10\.3\.0\.11:8080, 10"):
+        standings.find("web", asked)
+
+
+def test_a_backend_by_an_ambiguous_name() -> None:
+    standings = following(settings(backends=[{"address": "10.3.0.11", "port": port} for port in (1, 2)]))
+    with pytest.raises(FastlbError, match="more than one backend"):
+        standings.find("web", "10.3.0.11")
+    with pytest.raises(FastlbError, match='no service "nat"'):
+        standings.find("nat", "10.3.0.11")
+
+
+def test_a_backend_by_its_ipv6_address() -> None:
+    standings = following(config(service("nat", 6, name="web")))
+    for asked in ("fd00:3::11", "[fd00:3::11]", "[fd00:3::11]:8080"):
+        assert standings.find("web", asked) == ("web", "[fd00:3::11]:8080")
+
+
+# ---- slow start
+
+
+@pytest.mark.parametrize(("age", "aggression", "part"), [
+    (0, 1, 0.1), (9, 1, 0.1), (25, 1, 0.25), (50, 1, 0.5), (95, 1, 0.95), (100, 1, 1), (-5, 1, 0.1),
+    (25, 2, 0.5), (25, 0.5, 0.1), (50, 0.5, 0.25),
+])  # fmt: skip
+def test_the_ramp(age: float, aggression: float, part: float) -> None:
+    assert ramp(SlowStart(window=100, aggression=aggression, floor=0.1), age) == pytest.approx(part)
+
+
+def test_the_ramp_has_few_steps() -> None:
+    slow = SlowStart(window=30, floor=0.01)
+    assert len({ramp(slow, ms / 1000) for ms in range(31_000)}) <= STEPS + 1
+
+
+def recovered(**changes: Any) -> tuple[Config, Standings]:
+    """The first of three backends has come up again at second 0."""
+    conf = settings(check=CHECK, slow_start=SLOW, **changes)
+    standings = following(conf)
+    for number in range(3):
+        check(conf, standings, "+", number)
+    check(conf, standings, "---++", 0)
+    return conf, standings
+
+
+def test_one_that_recovers_ramps_up() -> None:
+    conf, standings = recovered()
+    curve = {now: weights(conf, standings, now) for now in (0.0, 25.0, 50.0, 95.0, 100.0)}
+    assert curve == {
+        0.0: [SCALE // 10, SCALE, SCALE], 25.0: [25, SCALE, SCALE], 50.0: [50, SCALE, SCALE],
+        95.0: [95, SCALE, SCALE], 100.0: [1, 1, 1],
+    }  # fmt: skip
+    assert standings.rising(conf, 50.0)
+    assert standings.rising(conf, 100.0)  # the last step
+    assert not standings.rising(conf, 100.1)
+
+
+def test_all_new_at_once_do_not_ramp() -> None:
+    conf = settings(check=CHECK, slow_start=SLOW)
+    standings = following(conf)
+    assert weights(conf, standings) == [1, 1, 1]
+    for number in range(3):
+        check(conf, standings, "+", number)
+    assert weights(conf, standings) == [1, 1, 1]
+
+
+def test_with_nobody_else_there_is_no_ramp() -> None:
+    conf, standings = recovered()
+    for number in (1, 2):
+        check(conf, standings, "---", number)
+    assert weights(conf, standings) == [1, 0, 0]
+
+
+def test_a_new_backend_ramps_up_and_an_enabled_one() -> None:
+    conf = settings(slow_start=SLOW, backends=[{"address": BACKENDS[4][1], "port": 8080}])
+    standings = following(conf)
+    more = settings(slow_start=SLOW)
+    standings.follow(more, 10.0)
+    assert weights(more, standings, 10.0) == [10, SCALE, 10]
+    assert weights(more, standings, 200.0) == [1, 1, 1]
+    standings.drain(("web", KEYS[1]))
+    standings.enable(("web", KEYS[1]), 300.0)
+    assert weights(more, standings, 310.0) == [SCALE, 10, SCALE]
+
+
+@pytest.mark.parametrize("scheduler", ["rr", "wrr", "random", "lc", "wlc", "lrt", "p2c", "maglev", "ketama"])
+def test_every_scheduler_s_tables_follow(scheduler: str) -> None:
+    conf, standings = recovered(scheduler=scheduler)
+    [plan] = reconcile.plan_services(conf, reconcile.BackendIds(), 0.0, standings)
+    assert [member.weight for member in plan.members] == [10, SCALE, SCALE]
+    assert [member.even for member in plan.members] == [10, SCALE, SCALE]
+    reconcile.services_table(conf, [plan])
