@@ -60,10 +60,10 @@ cdef class Services:
     ports, as (port, leading bits) of shapes.py), ``protocol``, ``forward``, ``no_backend``, ``mss`` (bytes; 0: leave
     it, 65535: what fits), ``tunnel`` (as `fastlb.config.Tunnel`), ``scheduler``, ``table`` (MaglevTable or None),
     ``ring`` (KetamaRing or None), ``rotation`` (Rotation or None) and ``members``: objects with ``id`` (1..2**20-1,
-    stable over reloads), ``address``, ``port`` (0: the packet's), ``weight``, ``even`` (in place of the weight where that
-    does not count) and ``response`` (seconds that health checks take; 0: unknown), in the order of the tables' positions.
-    ``timeouts``: seconds by the keys tcp_syn, tcp_established, tcp_closing, udp. ``echo``: VIPs
-    answer echo requests.
+    stable over reloads), ``address``, ``port`` (0: the packet's), ``weight``, ``even`` (in place of the weight where
+    that does not count) and ``response`` (seconds that health checks take; 0: unknown), in the order of the tables'
+    positions. ``timeouts``: seconds by the keys tcp_syn, tcp_established, tcp_closing, udp. ``echo``: VIPs answer echo
+    requests.
     """
 
     def __cinit__(self, specs, *, uint64_t hash_seed, timeouts, echo=False):
