@@ -1,7 +1,7 @@
-"""What is ours: one classification, in four eBPF programs over the same maps.
+"""What is ours: the maps that say so, and four eBPF programs over them, all of one classification (programs.py).
 
-Invariant: a frame is taken by a ring or by the host, never by both and never by neither. All are the code that
-``_classification`` emits, and read the same maps; what they do with a frame that is ours:
+Invariant: a frame is taken by a ring or by the host, never by both and never by neither. What the programs do with a
+frame that is ours:
 
     filter     one worker: the socket filter of its ring       keeps it
     steering   several: the program of a fanout group          names the worker that owns the client's shard
@@ -10,48 +10,6 @@ Invariant: a frame is taken by a ring or by the host, never by both and never by
 
 A shard comes from the client's address and port by ``shard_of`` of flowhash.pxd; the client is the source of a frame
 to a VIP, the destination of a backend's reply. An answer in full NAT goes to a port of ours, which says its shard.
-
-The rules, in order:
-
-    not PACKET_HOST (another host's, broadcast, outgoing)              not ours
-    not IPv4 or IPv6, with at most one inline 802.1Q/802.1ad tag       not ours
-    cut before the ports; an ICMP fragment                             not ours
-    a fragment without ports: is asked about by its addresses alone, as protocol + LATER with port 0, and with
-                                                 several workers goes to the one of the client's address
-    an ICMP error about a TCP or UDP packet      is asked about as that packet's answer would be: the quoted
-                                                 addresses and ports, the other way round
-    an echo request to an address of ``vips``    ours
-    other protocols than TCP and UDP                                   not ours
-    (destination, port) in ``vips``, whole or in one of its shapes     ours
-    (source, port) in ``full_replies``, likewise, and the destination
-    a source address of full NAT and one of its ports                  ours
-    destination in ``locals``, the host's own addresses                not ours
-    (source, port) in ``replies``, likewise                            ours
-    anything else                                                      not ours
-
-``locals`` stands between so that the answers to the host's own connections to a backend (health checks)
-stay with the host; the program asks it last, after a hit in ``replies``, which comes to the same and is
-cheaper. Lookups are most of what the program costs. Entries of prefixes, of port ranges and of any port look at some
-bits only (shapes.py); each shape in use costs another lookup, and has a slot in a table that all programs read. Without
-shapes a frame of a VIP costs one lookup, one that is not ours two, a backend's reply three. An address that answers
-echo requests is an entry with protocol 0 and port 0.
-
-All run after the kernel has taken the outer VLAN tag out of the frame. All but the steering see the frame from its
-Ethernet header on: the socket must be SOCK_RAW, the device an Ethernet one. A fanout group is asked before the header
-is put back: it sees the frame from the network header, or the inline tag, on.
-
-The ports of a header with a lying length field may be read from padding: such a frame is "ours", and the
-pipeline, which parses with care, drops and counts it.
-
-A key is 20 bytes, on the wire's order: address (IPv4: 12 zero bytes, then 4), port, protocol, and the family with the
-number of the key's shape above it (0: whole address and port). The program builds keys in place. An IPv6 header, loaded
-to fp-48 with the four bytes behind it, already lies as two overlapping keys; an IPv4 header is loaded so that its
-destination and the ports fall on the same places, and the source is moved:
-
-    fp-48    fp-40                  fp-24                  fp-8         fp-4
-      | rest   | source (16)          | destination (16)     | ports (4)  |
-                                      '---- key of the destination -------'
-               '---- key of the source (20) -----'       (completed when the other is not needed)
 """
 
 from __future__ import annotations
@@ -59,20 +17,20 @@ from __future__ import annotations
 import os
 import struct
 import threading
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from contextlib import ExitStack
 from ipaddress import IPv4Address, IPv6Address, ip_network
-from socket import htons
 from types import TracebackType
 from typing import NamedTuple, TypeAlias
 
-from fastlb import bpf
-from fastlb.bpf import Assembler, Reg, Size
+from fastlb import bpf, programs
 from fastlb.errors import KernelError
+from fastlb.programs import ACT_SHOT, CACHE_LINE, KEY_SIZE, LAST, SHAPE_BITS, SLOT_SHIFT, SLOTS_AT, Lookup, Maps
+from fastlb.programs import LATER as LATER
+from fastlb.programs import SHARDS as SHARDS
 from fastlb.shapes import MAX_SHAPES, PORT_BITS, Shape
 
 Address: TypeAlias = "IPv4Address | IPv6Address"
-Emit: TypeAlias = Callable[[Assembler], None]  # adds instructions to a program
 
 MAX_ENTRIES = 262_144  # of each map: 10,000 services, or their backends, many times over
 FILTER_NAME = "fastlb_filter"
@@ -80,8 +38,9 @@ GUARD_NAME = "fastlb_guard"
 STEER_NAME = "fastlb_steer"
 BELL_NAME = "fastlb_bell"
 NOTHING_NAME = "fastlb_nothing"
-LATER = 0x80  # in a key's protocol: fragments without ports
-SHARDS = 64  # of the flow table, by the client's address and port
+
+_SOCKET_FILTER, _SCHED_CLS = 1, 3  # BPF_PROG_TYPE_*
+_VALUE = struct.pack("=I", 1)
 
 
 class Key(NamedTuple):
@@ -102,42 +61,6 @@ class Key(NamedTuple):
             self.address.max_prefixlen if self.prefix is None else self.prefix,
             bits if self.port_bits is None else self.port_bits,
         )
-
-
-R0, R1, R2, R3, R4, _, R6, R7, R8, R9, FP = Reg
-
-_SOCKET_FILTER, _SCHED_CLS = 1, 3  # BPF_PROG_TYPE_*
-_MAP_LOOKUP, _SKB_LOAD_BYTES = 1, 26  # helpers; neither is for GPL programs only
-_SKB_PKT_TYPE, _SKB_PROTOCOL = 4, 16  # offsets in struct __sk_buff
-_PACKET_HOST = 0
-_WHOLE_FRAME, _NOTHING = 0x7FFFFFFF, 0  # a socket filter returns how many bytes to keep
-_ACT_SHOT, _ACT_UNSPEC = 2, -1  # UNSPEC, unlike OK, lets the filters after ours have their say
-
-_ETH_HEADER, _VLAN_TAG = 14, 4
-_FROM_ETHERNET, _FROM_NETWORK = _ETH_HEADER, 0  # where a program finds the network header
-_ETH_IPV4, _ETH_IPV6, _ETH_8021Q, _ETH_8021AD = map(htons, (0x0800, 0x86DD, 0x8100, 0x88A8))
-_IPV4_PLAIN = 0x45  # version 4, no options
-_IPV4_FRAGMENT = htons(0x3FFF)  # more fragments, or an offset
-_TCP, _UDP, _ICMP, _ICMPV6 = 6, 17, 1, 58
-_ICMP_HEADER = 8
-_ECHO, _ECHO6 = 8, 128
-_ERRORS = (3, 11, 12)  # destination unreachable, time exceeded, parameter problem (RFC 792)
-_ERRORS6 = (1, 2, 3, 4)  # with packet too big (RFC 4443)
-_IPV4_OFFSET = htons(0x1FFF)  # a fragment that is not the first
-_AUTHENTICATION, _FRAGMENT = 51, 44
-_IPV6_OFFSET = htons(0xFFF8)
-_EXTENSIONS = (0, 43, 60, _AUTHENTICATION)  # hop-by-hop, routing, destination options
-_MAX_EXTENSIONS = 6
-_SOURCE, _DESTINATION, _PORTS = -40, -24, -8  # on the stack, see above
-_KEY_SIZE, _KEY_PORT, _KEY_PROTOCOL, _KEY_FAMILY = 20, 16, 18, 19
-_VALUE = struct.pack("=I", 1)
-_SHAPE_BITS = 3  # above the family in a key's last byte: the number of its shape
-_SLOT_SHIFT, _SLOT_KIND = 5, 18  # of a shape: the masks of address and port, laid out like a key, and a key's last byte
-_LAST, _SLOTS_AT = 0, 8  # in the value that holds a map's shapes: the number of the last one in use; slot 1
-_MASKED, _COUNT = -72, -80  # on the stack: the key of a shape, and how many shapes have been tried
-_SHARD_FACTOR = 0x9E3779B1 - (1 << 32)  # an immediate is signed; the lower 32 bits of a product do not care
-_SHARD_BITS = 6
-_CACHE_LINE = 64
 
 
 class Keys(NamedTuple):
@@ -197,8 +120,8 @@ class Classifier:
             if sources is not None:
                 self._source_ports = (sources.first, sources.last)
                 self._sources.add({Key(address, 0, 0) for address in sources.addresses})
-            self.filter_fd = self._load_filter(FILTER_NAME, _return(_WHOLE_FRAME), undo)
-            self.guard_fd = self._load_guard(undo)
+            self.filter_fd = _load(_SOCKET_FILTER, programs.filter_program(self._maps()), FILTER_NAME, undo)
+            self.guard_fd = _load(_SCHED_CLS, programs.guard_program(self._maps()), GUARD_NAME, undo)
             if workers > 1:
                 self._load_steering(undo)
             self._load_bells(undo)
@@ -258,7 +181,7 @@ class Classifier:
 
         It stays in place for as long as it is in use, even when the classifier is closed before.
         """
-        return None if self.no_bells else self._asleep.view(worker * _CACHE_LINE, 4)
+        return None if self.no_bells else self._asleep.view(worker * CACHE_LINE, 4)
 
     def test(self, frame: bytes) -> bool:
         """Whether the guard would take this Ethernet frame.
@@ -268,7 +191,7 @@ class Classifier:
         every other one is not. A tag in the frame is an inline one (the outer has already been taken out).
         """
         result, _duration = bpf.run_program(self.guard_fd, frame)
-        return result == _ACT_SHOT
+        return result == ACT_SHOT
 
     def close(self) -> None:
         """Give up maps and programs; those that are attached stay, and keep the maps as they are now."""
@@ -282,52 +205,31 @@ class Classifier:
     ) -> None:
         self.close()
 
-    def _maps(self) -> _Maps:
-        return _Maps(
+    def _maps(self) -> Maps:
+        return Maps(
             self._vips.lookup, self._replies.lookup, self._full_replies.lookup, self._sources.lookup.map,
             self._locals.lookup.map, self._source_ports,
         )  # fmt: skip
 
-    def _load_filter(self, name: str, ours: Emit, undo: ExitStack, *, first: Emit | None = None) -> int:
-        """A program for AF_PACKET sockets, which returns 0 for what is not ours."""
-        code = _classification(self._maps(), _FROM_ETHERNET, ours, _NOTHING, first)
-        return _load(_SOCKET_FILTER, code, name, undo)
-
-    def _load_guard(self, undo: ExitStack) -> int:
-        code = _classification(self._maps(), _FROM_ETHERNET, _return(_ACT_SHOT), _ACT_UNSPEC)
-        return _load(_SCHED_CLS, code, GUARD_NAME, undo)
-
     def _load_steering(self, undo: ExitStack) -> None:
         self._owners = bpf.Value("fastlb_owners", SHARDS * 4)
         undo.callback(self._owners.close)
-        code = _classification(self._maps(), _FROM_NETWORK, _steer(self._owners.fd), _NOTHING)
+        code = programs.steering_program(self._maps(), self._owners.fd)
         self.steer_fd = _load(_SOCKET_FILTER, code, STEER_NAME, undo)
-        self.nothing_fd = _load(_SOCKET_FILTER, _nothing(), NOTHING_NAME, undo)
+        self.nothing_fd = _load(_SOCKET_FILTER, programs.nothing_program(), NOTHING_NAME, undo)
 
     def _load_bells(self, undo: ExitStack) -> None:
         try:
-            self._asleep = bpf.SharedValue("fastlb_asleep", self.workers * _CACHE_LINE)
+            self._asleep = bpf.SharedValue("fastlb_asleep", self.workers * CACHE_LINE)
         except KernelError as error:
             self.no_bells = str(error)
             return
         undo.callback(self._asleep.close)
         owners = self._owners.fd if self.workers > 1 else None
-        self._bells = [
-            self._load_filter(
-                BELL_NAME,
-                _bell(worker, self._asleep.fd, owners),
-                undo,
-                first=_unless_asleep(worker, self._asleep.fd),
-            )
-            for worker in range(self.workers)
-        ]
-
-
-class _Lookup(NamedTuple):
-    """File descriptors, as the program's instructions name maps: the entries, and the slots of their shapes."""
-
-    map: int
-    shapes: int
+        codes = (
+            programs.bell_program(self._maps(), worker, self._asleep.fd, owners) for worker in range(self.workers)
+        )
+        self._bells = [_load(_SOCKET_FILTER, code, BELL_NAME, undo) for code in codes]
 
 
 class _MirroredMap:
@@ -338,15 +240,15 @@ class _MirroredMap:
     """
 
     def __init__(self, name: str, undo: ExitStack, shaped: bool) -> None:
-        self._map = bpf.HashMap(name, _KEY_SIZE, len(_VALUE), MAX_ENTRIES)
+        self._map = bpf.HashMap(name, KEY_SIZE, len(_VALUE), MAX_ENTRIES)
         undo.callback(self._map.close)
         self._held: set[Key] = set()
         self._numbers: dict[Shape, int] = {}
-        self.lookup = _Lookup(self._map.fd, -1)
+        self.lookup = Lookup(self._map.fd, -1)
         if shaped:
-            self._slots = bpf.Value("fastlb_shapes", _SLOTS_AT + (MAX_SHAPES << _SLOT_SHIFT))
+            self._slots = bpf.Value("fastlb_shapes", SLOTS_AT + (MAX_SHAPES << SLOT_SHIFT))
             undo.callback(self._slots.close)
-            self.lookup = _Lookup(self._map.fd, self._slots.fd)
+            self.lookup = Lookup(self._map.fd, self._slots.fd)
 
     def check_room(self, keys: set[Key]) -> None:
         most = len(self._held | keys)
@@ -388,13 +290,13 @@ class _MirroredMap:
         return key.address.packed.rjust(16, b"\0") + struct.pack("!HBB", key.port, key.protocol, kind)
 
     def _write_slots(self) -> None:
-        slots = bytearray(_SLOTS_AT + (MAX_SHAPES << _SLOT_SHIFT))
-        struct.pack_into("=I", slots, _LAST, max(self._numbers.values(), default=0))
+        slots = bytearray(SLOTS_AT + (MAX_SHAPES << SLOT_SHIFT))
+        struct.pack_into("=I", slots, LAST, max(self._numbers.values(), default=0))
         for shape, number in self._numbers.items():
             anywhere = ip_network(f"{'0.0.0.0' if shape.version == 4 else '::'}/{shape.prefix}")
             ports = (1 << PORT_BITS) - (1 << PORT_BITS >> shape.bits)
             mask = anywhere.netmask.packed.rjust(16, b"\0") + struct.pack("!HB", ports, _kind(shape, number))
-            at = _SLOTS_AT + (number - 1 << _SLOT_SHIFT)
+            at = SLOTS_AT + (number - 1 << SLOT_SHIFT)
             slots[at : at + len(mask)] = mask
         self._slots.write(bytes(slots))
 
@@ -406,458 +308,10 @@ def _shapes_of(keys: set[Key]) -> set[Shape]:
 
 
 def _kind(shape: Shape, number: int) -> int:
-    return shape.version | number << _SHAPE_BITS
-
-
-class _Maps(NamedTuple):
-    """What the program asks; and what is known before there are any packets."""
-
-    vips: _Lookup
-    replies: _Lookup
-    full_replies: _Lookup
-    sources: int
-    locals: int
-    source_ports: tuple[int, int] | None  # the range; None: there are no sources
+    return shape.version | number << SHAPE_BITS
 
 
 def _load(kind: int, code: bytes, name: str, undo: ExitStack) -> int:
     fd = bpf.load_program(kind, code, name, "Apache-2.0")
     undo.callback(os.close, fd)
     return fd
-
-
-def _classification(maps: _Maps, network: int, ours: Emit, not_ours: int, first: Emit | None = None) -> bytes:
-    """The program: ``first``, then the question what is ours; what is not, or is broken, returns ``not_ours``.
-
-    ``network``: offset of the network header. ``ours`` emits the end: a backend's reply falls into its first
-    instruction, a frame to a VIP jumps to the label "to_vip", which it has to place, an answer in full NAT to the label
-    "to_source". It finds the source address at fp-40 (to a VIP) or the destination at fp-24 (a reply), 16 bytes as in a
-    key, and both ports in R7.
-
-    R6 the frame's context, R7 offset of the next header (later: the ports), R8 protocol, R9 family.
-    """
-    a = Assembler()
-    if first is not None:
-        first(a)
-    _link_layer(a, network)
-    _ipv6(a)
-    _ipv4(a)
-    _lookups(a, maps)
-    ours(a)
-    _icmp(a, maps)
-    _icmpv6(a)
-    a.label("not_ours")
-    a.alu(R0, "=", not_ours)
-    a.exit()
-    return a.assemble()
-
-
-def _link_layer(a: Assembler, network: int) -> None:
-    """Falls through to IPv6; other traffic (ARP, frames for other hosts) leaves after a few instructions."""
-    a.alu(R6, "=", R1)
-    a.load(R0, R6, _SKB_PKT_TYPE, Size.U32)
-    a.jump_if(R0, "!=", _PACKET_HOST, "not_ours")
-    a.alu(R7, "=", network)
-    a.load(R8, R6, _SKB_PROTOCOL, Size.U32)
-    a.jump_if(R8, "==", _ETH_IPV4, "ipv4")
-    a.jump_if(R8, "==", _ETH_IPV6, "ipv6")
-    a.jump_if(R8, "==", _ETH_8021Q, "tag")
-    a.jump_if(R8, "!=", _ETH_8021AD, "not_ours")
-    a.label("tag")
-    _load_bytes(a, _PORTS, _VLAN_TAG)
-    a.load(R8, FP, _PORTS + 2, Size.U16)
-    a.alu(R7, "+", _VLAN_TAG)
-    a.jump_if(R8, "==", _ETH_IPV4, "ipv4")
-    a.jump_if(R8, "!=", _ETH_IPV6, "not_ours")
-
-
-def _ipv6(a: Assembler) -> None:
-    """RFC 8200, section 4: walk the extension headers; what follows the Fragment header of a later one is no header."""
-    header = -48
-    a.label("ipv6")
-    _load_bytes(a, header, 44)
-    a.load(R1, FP, header, Size.U8)
-    a.alu(R1, ">>", 4)
-    a.jump_if(R1, "!=", 6, "not_ours")
-    a.load(R8, FP, header + 6, Size.U8)
-    a.alu(R9, "=", 6)
-    a.jump_if(R8, "==", _TCP, "ports")
-    a.jump_if(R8, "==", _UDP, "ports")
-    a.jump_if(R8, "==", _ICMPV6, "icmpv6")
-    a.alu(R7, "+", 40)
-    for number in range(_MAX_EXTENSIONS):
-        _skip_extension(a, f"{number}")
-        a.jump_if(R8, "==", _TCP, "load_ports")
-        a.jump_if(R8, "==", _UDP, "load_ports")
-    a.jump("not_ours")
-
-
-def _skip_extension(a: Assembler, suffix: str) -> None:
-    """Length: 8-byte units beyond the first 8 (RFC 8200), or 4-byte units minus 2 for AH (RFC 4302, 2.2)."""
-    for extension in _EXTENSIONS:
-        a.jump_if(R8, "==", extension, "extension" + suffix)
-    a.jump_if(R8, "!=", _FRAGMENT, "not_ours")
-    _load_bytes(a, _PORTS, 8)
-    a.alu(R7, "+", 8)
-    a.load(R8, FP, _PORTS, Size.U8)
-    a.load(R1, FP, _PORTS + 2, Size.U16)
-    a.jump_if(R1, "&", _IPV6_OFFSET, "later")
-    a.jump("skipped" + suffix)
-    a.label("extension" + suffix)
-    _load_bytes(a, _PORTS, 2)
-    a.load(R1, FP, _PORTS + 1, Size.U8)
-    a.alu(R1, "+", 1)
-    a.alu(R1, "<<", 3)
-    a.jump_if(R8, "!=", _AUTHENTICATION, "measured" + suffix)
-    a.alu(R1, ">>", 1)
-    a.alu(R1, "+", 4)
-    a.label("measured" + suffix)
-    a.alu(R7, "+", R1)
-    a.load(R8, FP, _PORTS, Size.U8)
-    a.label("skipped" + suffix)
-
-
-def _ipv4(a: Assembler) -> None:
-    """Falls through to the ports; without options they have come with the header."""
-    header = -28
-    a.label("ipv4")
-    _load_bytes(a, header, 24, otherwise="short")
-    a.load(R3, FP, header + 6, Size.U16)
-    a.load(R8, FP, header + 9, Size.U8)
-    a.jump_if(R8, "==", _TCP, "transport")
-    a.jump_if(R8, "==", _ICMP, "icmp")
-    a.jump_if(R8, "!=", _UDP, "not_ours")
-    a.label("transport")
-    a.load(R1, FP, header, Size.U8)
-    a.load(R2, FP, header + 12, Size.U32)
-    _widen_addresses(a, R2)
-    a.alu(R9, "=", 4)
-    a.jump_if(R3, "&", _IPV4_OFFSET, "later4")
-    a.jump_if(R1, "==", _IPV4_PLAIN, "ports")
-    _add_ipv4_header(a)
-    a.jump("load_ports")
-    a.label("short")  # the last fragment may have a single byte
-    _load_bytes(a, header, 20)
-    a.load(R3, FP, header + 6, Size.U16)
-    a.jump_if(R3, "&", _IPV4_OFFSET, "short_fragment")
-    a.jump("not_ours")
-    a.label("short_fragment")
-    a.load(R8, FP, header + 9, Size.U8)
-    a.load(R1, FP, header, Size.U8)
-    a.load(R2, FP, header + 12, Size.U32)
-    _widen_addresses(a, R2)
-    a.alu(R9, "=", 4)
-    a.label("later4")
-    _check_ipv4_header(a)
-    a.label("later")
-    a.jump_if(R8, "==", _TCP, "portless")
-    a.jump_if(R8, "!=", _UDP, "not_ours")
-    a.label("portless")
-    a.alu(R7, "=", 0)
-    a.alu(R8, "|", LATER)
-    a.alu(R1, "=", 0)
-    a.jump("asked")
-
-
-def _widen_addresses(a: Assembler, source: Reg) -> None:
-    """Both addresses as in a key; the destination's four bytes are in place already."""
-    a.store(FP, _SOURCE, 0, Size.U64)
-    a.store(FP, _SOURCE + 8, 0, Size.U32)
-    a.store(FP, _SOURCE + 12, source, Size.U32)
-    a.store(FP, _DESTINATION, 0, Size.U64)
-    a.store(FP, _DESTINATION + 8, 0, Size.U32)
-
-
-def _icmp(a: Assembler, maps: _Maps) -> None:
-    """RFC 792. The outer header is at fp-28; what is quoted gets there too, and then to where `_lookups` wants it."""
-    header = -28
-    a.label("icmp")
-    a.jump_if(R3, "&", _IPV4_FRAGMENT, "not_ours")
-    _skip_ipv4_header(a, header)
-    a.load(R2, FP, header + 12, Size.U32)
-    _widen_addresses(a, R2)
-    a.alu(R9, "=", 4)
-    _load_bytes(a, _PORTS, 4)
-    a.load(R1, FP, _PORTS, Size.U8)
-    a.jump_if(R1, "==", _ECHO, "echo")
-    for kind in _ERRORS:
-        a.jump_if(R1, "==", kind, "quoted")
-    a.jump("not_ours")
-    a.label("quoted")
-    a.alu(R7, "+", _ICMP_HEADER)
-    _load_bytes(a, header, 20)
-    a.load(R1, FP, header + 6, Size.U16)
-    a.jump_if(R1, "&", _IPV4_OFFSET, "not_ours")
-    a.load(R8, FP, header + 9, Size.U8)
-    _skip_ipv4_header(a, header)
-    a.load(R2, FP, header + 16, Size.U32)
-    a.load(R1, FP, header + 12, Size.U32)
-    a.store(FP, header + 16, R1, Size.U32)
-    _widen_addresses(a, R2)
-    _load_bytes(a, _PORTS, 4)
-    a.label("quoted_ports")
-    a.jump_if(R8, "==", _TCP, "swap")
-    a.jump_if(R8, "!=", _UDP, "not_ours")
-    a.label("swap")
-    a.load(R1, FP, _PORTS, Size.U16)
-    a.load(R2, FP, _PORTS + 2, Size.U16)
-    a.store(FP, _PORTS, R2, Size.U16)
-    a.store(FP, _PORTS + 2, R1, Size.U16)
-    a.jump("ports")
-    a.label("echo")
-    a.alu(R1, "=", 0)
-    a.alu(R7, "=", 0)
-    a.alu(R8, "=", 0)
-    _complete_key(a, _DESTINATION, R1)
-    _if_found(a, maps.vips.map, _DESTINATION, "to_vip")
-    _if_shaped(a, maps.vips, _DESTINATION, "to_vip", "echo")
-    a.jump("not_ours")
-
-
-def _icmpv6(a: Assembler) -> None:
-    """RFC 4443, right behind the IPv6 header; what is quoted has no extension headers either."""
-    header = -48
-    a.label("icmpv6")
-    a.load(R1, FP, _PORTS, Size.U8)
-    a.jump_if(R1, "==", _ECHO6, "echo")
-    for kind in _ERRORS6:
-        a.jump_if(R1, "==", kind, "quoted6")
-    a.jump("not_ours")
-    a.label("quoted6")
-    a.alu(R7, "+", 40 + _ICMP_HEADER)
-    _load_bytes(a, header, 44)
-    a.load(R8, FP, header + 6, Size.U8)
-    for at in (0, 8):
-        a.load(R1, FP, _SOURCE + at, Size.U64)
-        a.load(R2, FP, _DESTINATION + at, Size.U64)
-        a.store(FP, _SOURCE + at, R2, Size.U64)
-        a.store(FP, _DESTINATION + at, R1, Size.U64)
-    a.jump("quoted_ports")
-
-
-def _skip_ipv4_header(a: Assembler, header: int) -> None:
-    a.load(R1, FP, header, Size.U8)
-    _add_ipv4_header(a)
-
-
-def _check_ipv4_header(a: Assembler) -> None:
-    """R1, the first byte of an IPv4 header, becomes the header's length in words."""
-    a.alu(R2, "=", R1)
-    a.alu(R2, ">>", 4)
-    a.jump_if(R2, "!=", 4, "not_ours")
-    a.alu(R1, "&", 15)
-    a.jump_if(R1, "<", 5, "not_ours")
-
-
-def _add_ipv4_header(a: Assembler) -> None:
-    """R7 += the length of the IPv4 header whose first byte is in R1."""
-    _check_ipv4_header(a)
-    a.alu(R1, "<<", 2)
-    a.alu(R7, "+", R1)
-
-
-def _lookups(a: Assembler, maps: _Maps) -> None:
-    """Falls through for a reply. Ports and addresses stay in network order, as in the keys."""
-    a.label("load_ports")
-    _load_bytes(a, _PORTS, 4)
-    a.label("ports")
-    a.load(R7, FP, _PORTS, Size.U32)  # the source port in its lower half, the destination port in its upper
-    a.load(R1, FP, _PORTS + 2, Size.U16)
-    a.label("asked")
-    _complete_key(a, _DESTINATION, R1)
-    _if_found(a, maps.vips.map, _DESTINATION, "to_vip")
-    _if_shaped(a, maps.vips, _DESTINATION, "to_vip", "vip")
-    if maps.source_ports is not None:
-        _full_replies(a, maps, *maps.source_ports)
-    a.load(R6, FP, _DESTINATION, Size.U32)  # what the end of the other key is going to overwrite
-    _complete_key(a, _SOURCE, R7)
-    _if_found(a, maps.replies.map, _SOURCE, "reply")
-    _if_shaped(a, maps.replies, _SOURCE, "reply", "reply")
-    a.jump("not_ours")
-
-    a.label("reply")
-    a.store(FP, _DESTINATION, R6, Size.U32)
-    a.store(FP, _DESTINATION + _KEY_PORT, 0, Size.U16)
-    a.store(FP, _DESTINATION + _KEY_PROTOCOL, 0, Size.U8)
-    _if_found(a, maps.locals, _DESTINATION, "not_ours")
-
-
-def _full_replies(a: Assembler, maps: _Maps, first: int, last: int) -> None:
-    """An answer in full NAT goes to "to_source"; everything else falls through, both keys as they were."""
-    a.alu(R1, "=", R7)
-    a.alu(R1, ">>", 16)
-    a.alu(R1, "&", 0xFF)
-    a.alu(R1, "<<", 8)
-    a.alu(R2, "=", R7)
-    a.alu(R2, ">>", 24)
-    a.alu(R1, "|", R2)  # the destination port in host order
-    a.jump_if(R8, "&", LATER, "any_source_port")
-    a.jump_if(R1, "<", first, "not_full")
-    a.jump_if(R1, ">", last, "not_full")
-    a.label("any_source_port")
-    a.store(FP, _DESTINATION + _KEY_PORT, 0, Size.U16)
-    a.store(FP, _DESTINATION + _KEY_PROTOCOL, 0, Size.U8)
-    _if_found(a, maps.sources, _DESTINATION, "source")
-    a.jump("not_full")
-    a.label("source")
-    a.load(R6, FP, _DESTINATION, Size.U32)
-    _complete_key(a, _SOURCE, R7)
-    _if_found(a, maps.full_replies.map, _SOURCE, "to_source")
-    _if_shaped(a, maps.full_replies, _SOURCE, "to_source", "full")
-    a.store(FP, _DESTINATION, R6, Size.U32)
-    a.label("not_full")
-
-
-def _if_shaped(a: Assembler, lookup: _Lookup, key: int, found: str, name: str) -> None:
-    """Jump when the map has the whole ``key``, which stays as it is, under one of its shapes; else fall through.
-
-    A loop (Linux 5.3): written out for each shape, a program is larger than what kernels before 6.8 let a socket have.
-    """
-    a.alu(R1, "=", 0)
-    a.store(FP, _COUNT, R1, Size.U64)
-    a.label(f"{name}_shape")
-    a.load(R4, FP, _COUNT, Size.U64)
-    a.jump_if(R4, ">=", MAX_SHAPES, f"{name}_unshaped")
-    a.map_value(R3, lookup.shapes)
-    a.load(R1, R3, _LAST, Size.U32)
-    a.jump_if(R1, "<=", R4, f"{name}_unshaped")
-    a.alu(R1, "=", R4)
-    a.alu(R1, "<<", _SLOT_SHIFT)
-    a.alu(R3, "+", R1)
-    a.alu(R4, "+", 1)
-    a.store(FP, _COUNT, R4, Size.U64)
-    a.load(R4, R3, _SLOTS_AT + _SLOT_KIND, Size.U8)
-    a.alu(R1, "=", R4)
-    a.alu(R1, "&", (1 << _SHAPE_BITS) - 1)
-    a.jump_if(R1, "!=", R9, f"{name}_shape")
-    for at, size in ((0, Size.U64), (8, Size.U64), (_KEY_PORT, Size.U16)):
-        a.load(R1, FP, key + at, size)
-        a.load(R2, R3, _SLOTS_AT + at, size)
-        a.alu(R1, "&", R2)
-        a.store(FP, _MASKED + at, R1, size)
-    a.store(FP, _MASKED + _KEY_PROTOCOL, R8, Size.U8)
-    a.store(FP, _MASKED + _KEY_FAMILY, R4, Size.U8)
-    _if_found(a, lookup.map, _MASKED, found)
-    a.jump(f"{name}_shape")
-    a.label(f"{name}_unshaped")
-
-
-def _complete_key(a: Assembler, key: int, port: Reg) -> None:
-    a.store(FP, key + _KEY_PORT, port, Size.U16)
-    a.store(FP, key + _KEY_PROTOCOL, R8, Size.U8)
-    a.store(FP, key + _KEY_FAMILY, R9, Size.U8)
-
-
-def _if_found(a: Assembler, map_fd: int, key: int, label: str) -> None:
-    a.map(R1, map_fd)
-    a.alu(R2, "=", FP)
-    a.alu(R2, "+", key)
-    a.call(_MAP_LOOKUP)
-    a.jump_if(R0, "!=", 0, label)
-
-
-def _load_bytes(a: Assembler, stack: int, length: int, otherwise: str = "not_ours") -> None:
-    """Copy from R7 in the frame to the stack, wherever the frame's bytes are; cut short: go to ``otherwise``."""
-    a.alu(R1, "=", R6)
-    a.alu(R2, "=", R7)
-    a.alu(R3, "=", FP)
-    a.alu(R3, "+", stack)
-    a.alu(R4, "=", length)
-    a.call(_SKB_LOAD_BYTES)
-    a.jump_if(R0, "!=", 0, otherwise)
-
-
-def _return(result: int) -> Emit:
-    def emit(a: Assembler) -> None:
-        a.label("to_vip")
-        a.label("to_source")
-        a.alu(R0, "=", result)
-        a.exit()
-
-    return emit
-
-
-def _steer(owners_fd: int) -> Emit:
-    """A fanout group's program: member 0 gets what is not ours, member 1 + n is worker n."""
-
-    def emit(a: Assembler) -> None:
-        _worker_of_client(a, owners_fd)
-        a.alu(R0, "+", 1)
-        a.exit()
-
-    return emit
-
-
-def _bell(worker: int, asleep_fd: int, owners_fd: int | None) -> Emit:
-    """A doorbell; ``owners_fd``: None with a single worker, whose everything is."""
-
-    def emit(a: Assembler) -> None:
-        if owners_fd is None:
-            a.label("to_vip")
-            a.label("to_source")
-        else:
-            _worker_of_client(a, owners_fd)
-            a.jump_if(R0, "!=", worker, "not_ours")
-        a.map_value(R1, asleep_fd, worker * _CACHE_LINE)
-        a.store(R1, 0, 0, Size.U32)
-        a.alu(R0, "=", 1)
-        a.exit()
-
-    return emit
-
-
-def _unless_asleep(worker: int, asleep_fd: int) -> Emit:
-    """Before everything else, so that the bell of a busy worker costs next to nothing."""
-
-    def emit(a: Assembler) -> None:
-        a.map_value(R2, asleep_fd, worker * _CACHE_LINE)
-        a.load(R0, R2, 0, Size.U32)
-        a.jump_if(R0, "!=", 0, "asleep")
-        a.exit()
-        a.label("asleep")
-
-    return emit
-
-
-def _worker_of_client(a: Assembler, owners_fd: int) -> None:
-    """R0 = the worker that owns the client's shard: ``shard_of`` of flowhash.pxd, on either leg; or a source port's."""
-    _load_address(a, _DESTINATION)
-    a.alu(R7, ">>", 16)
-    a.jump("shard")
-    a.label("to_vip")
-    _load_address(a, _SOURCE)
-    a.alu(R7, "&", 0xFFFF)
-    a.label("shard")
-    a.alu(R1, "^", R2)
-    a.alu(R2, "=", R1)
-    a.alu(R2, ">>", 32)
-    a.alu(R1, "^", R2)
-    a.alu(R1, "^", R7)
-    a.alu(R1, "*", _SHARD_FACTOR)
-    a.alu(R1, "<<", 32)  # what is above 32 bits goes
-    a.alu(R1, ">>", 64 - _SHARD_BITS)
-    a.label("owner")
-    a.alu(R1, "<<", 2)
-    a.map_value(R2, owners_fd)
-    a.alu(R2, "+", R1)
-    a.load(R0, R2, 0, Size.U32)
-    a.jump("owned")
-    if a.is_wanted("to_source"):
-        a.label("to_source")
-        a.alu(R1, "=", R7)
-        a.alu(R1, ">>", 24)  # the lower byte of the destination port
-        a.alu(R1, "&", SHARDS - 1)
-        a.jump("owner")
-    a.label("owned")
-
-
-def _load_address(a: Assembler, key: int) -> None:
-    a.load(R1, FP, key, Size.U64)
-    a.load(R2, FP, key + 8, Size.U64)
-
-
-def _nothing() -> bytes:
-    a = Assembler()
-    a.alu(R0, "=", 0)
-    a.exit()
-    return a.assemble()

@@ -6,7 +6,7 @@ An error is sent to the source of the packet that it is about, so that packet's 
     about what fastlb sent to a backend (nat) to the client   | quotes client -> backend  |    on to the client
 
 `parse_error` therefore gives the packet the quoted addresses and ports the other way round: those of the answer to what
-is quoted. From then on it is classified like that answer, which is also what classifier.py does. Of the quoted packet
+is quoted. From then on it is classified like that answer, which is also what programs.py does. Of the quoted packet
 there may be no more than eight bytes behind its IP header (RFC 792), which is the ports and no checksum.
 """
 

@@ -1,6 +1,6 @@
 """From a frame to the five-tuple, or to the reason why there is none.
 
-Invariant: no byte beyond `end` is read, and the tuple is found by the rules of the receive filter (classifier.py), so
+Invariant: no byte beyond `end` is read, and the tuple is found by the rules of the receive filter (programs.py), so
 that what the filter took is never handed back. (An embedded frame may carry two tags; the kernel takes the outer one
 out before the filter.) Anything else that is wrong with a packet is kept
 as its `fault`: it becomes a drop when, and only when, the packet turns out to be ours.

@@ -1,6 +1,6 @@
 """Which packets are ours: client packets to a VIP, and replies of nat and fullnat backends.
 
-The eBPF programs of classifier.py ask the same questions in the same order over maps with the same keys.
+The eBPF programs (programs.py) ask the same questions in the same order over maps with the same keys.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t

@@ -4,7 +4,7 @@ It alone owns its rings, its ways out and its pipeline's state. Between batches 
 the current snapshot and sweeps a bounded part of the flow table.
 
 A worker that finds nothing spins for a while, so that the next frame of a busy link meets it awake. Then it sleeps on
-its doorbells: packet sockets behind an eBPF program (classifier.py) that lets a frame's first byte in once, while the
+its doorbells: packet sockets behind an eBPF program (programs.py) that lets a frame's first byte in once, while the
 word `asleep` says so. Without open blocks a frame cannot be read before its block is closed, which wakes a sleeper by
 itself; then there are no doorbells.
 """

@@ -1,0 +1,581 @@
+"""The eBPF programs of classifier.py, as code: one classification, and what each does with what is ours.
+
+The rules, in order:
+
+    not PACKET_HOST (another host's, broadcast, outgoing)              not ours
+    not IPv4 or IPv6, with at most one inline 802.1Q/802.1ad tag       not ours
+    cut before the ports; an ICMP fragment                             not ours
+    a fragment without ports: is asked about by its addresses alone, as protocol + LATER with port 0, and with
+                                                 several workers goes to the one of the client's address
+    an ICMP error about a TCP or UDP packet      is asked about as that packet's answer would be: the quoted
+                                                 addresses and ports, the other way round
+    an echo request to an address of ``vips``    ours
+    other protocols than TCP and UDP                                   not ours
+    (destination, port) in ``vips``, whole or in one of its shapes     ours
+    (source, port) in ``full_replies``, likewise, and the destination
+    a source address of full NAT and one of its ports                  ours
+    destination in ``locals``, the host's own addresses                not ours
+    (source, port) in ``replies``, likewise                            ours
+    anything else                                                      not ours
+
+``locals`` stands between so that the answers to the host's own connections to a backend (health checks)
+stay with the host; the program asks it last, after a hit in ``replies``, which comes to the same and is
+cheaper. Lookups are most of what the program costs. Entries of prefixes, of port ranges and of any port look at some
+bits only (shapes.py); each shape in use costs another lookup, and has a slot in a table that all programs read. Without
+shapes a frame of a VIP costs one lookup, one that is not ours two, a backend's reply three. An address that answers
+echo requests is an entry with protocol 0 and port 0.
+
+All run after the kernel has taken the outer VLAN tag out of the frame. All but the steering see the frame from its
+Ethernet header on: the socket must be SOCK_RAW, the device an Ethernet one. A fanout group is asked before the header
+is put back: it sees the frame from the network header, or the inline tag, on.
+
+The ports of a header with a lying length field may be read from padding: such a frame is "ours", and the
+pipeline, which parses with care, drops and counts it.
+
+A key is 20 bytes, on the wire's order: address (IPv4: 12 zero bytes, then 4), port, protocol, and the family with the
+number of the key's shape above it (0: whole address and port). The program builds keys in place. An IPv6 header, loaded
+to fp-48 with the four bytes behind it, already lies as two overlapping keys; an IPv4 header is loaded so that its
+destination and the ports fall on the same places, and the source is moved:
+
+    fp-48    fp-40                  fp-24                  fp-8         fp-4
+      | rest   | source (16)          | destination (16)     | ports (4)  |
+                                      '---- key of the destination -------'
+               '---- key of the source (20) -----'       (completed when the other is not needed)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from socket import htons
+from typing import NamedTuple, TypeAlias
+
+from fastlb.bpf import Assembler, Reg, Size
+from fastlb.shapes import MAX_SHAPES
+
+Emit: TypeAlias = Callable[[Assembler], None]  # adds instructions to a program
+
+LATER = 0x80  # in a key's protocol: fragments without ports
+SHARDS = 64  # of the flow table, by the client's address and port
+ACT_SHOT = 2  # what the guard returns for a frame that is ours
+CACHE_LINE = 64
+
+KEY_SIZE = 20
+SHAPE_BITS = 3  # above the family in a key's last byte: the number of its shape
+SLOT_SHIFT = 5  # of a shape: the masks of address and port, laid out like a key, and a key's last byte
+LAST, SLOTS_AT = 0, 8  # in the value that holds a map's shapes: the number of the last one in use; slot 1
+
+R0, R1, R2, R3, R4, _, R6, R7, R8, R9, FP = Reg
+
+_MAP_LOOKUP, _SKB_LOAD_BYTES = 1, 26  # helpers; neither is for GPL programs only
+_SKB_PKT_TYPE, _SKB_PROTOCOL = 4, 16  # offsets in struct __sk_buff
+_PACKET_HOST = 0
+_WHOLE_FRAME, _NOTHING = 0x7FFFFFFF, 0  # a socket filter returns how many bytes to keep
+_ACT_UNSPEC = -1  # unlike OK, lets the filters after ours have their say
+
+_ETH_HEADER, _VLAN_TAG = 14, 4
+_FROM_ETHERNET, _FROM_NETWORK = _ETH_HEADER, 0  # where a program finds the network header
+_ETH_IPV4, _ETH_IPV6, _ETH_8021Q, _ETH_8021AD = map(htons, (0x0800, 0x86DD, 0x8100, 0x88A8))
+_IPV4_PLAIN = 0x45  # version 4, no options
+_IPV4_FRAGMENT = htons(0x3FFF)  # more fragments, or an offset
+_TCP, _UDP, _ICMP, _ICMPV6 = 6, 17, 1, 58
+_ICMP_HEADER = 8
+_ECHO, _ECHO6 = 8, 128
+_ERRORS = (3, 11, 12)  # destination unreachable, time exceeded, parameter problem (RFC 792)
+_ERRORS6 = (1, 2, 3, 4)  # with packet too big (RFC 4443)
+_IPV4_OFFSET = htons(0x1FFF)  # a fragment that is not the first
+_AUTHENTICATION, _FRAGMENT = 51, 44
+_IPV6_OFFSET = htons(0xFFF8)
+_EXTENSIONS = (0, 43, 60, _AUTHENTICATION)  # hop-by-hop, routing, destination options
+_MAX_EXTENSIONS = 6
+_SOURCE, _DESTINATION, _PORTS = -40, -24, -8  # on the stack, see above
+_KEY_PORT, _KEY_PROTOCOL, _KEY_FAMILY = 16, 18, 19
+_SLOT_KIND = 18  # of a slot: a key's last byte
+_MASKED, _COUNT = -72, -80  # on the stack: the key of a shape, and how many shapes have been tried
+_SHARD_FACTOR = 0x9E3779B1 - (1 << 32)  # an immediate is signed; the lower 32 bits of a product do not care
+_SHARD_BITS = 6
+
+
+class Lookup(NamedTuple):
+    """File descriptors, as the program's instructions name maps: the entries, and the slots of their shapes."""
+
+    map: int
+    shapes: int
+
+
+class Maps(NamedTuple):
+    """What the program asks; and what is known before there are any packets."""
+
+    vips: Lookup
+    replies: Lookup
+    full_replies: Lookup
+    sources: int
+    locals: int
+    source_ports: tuple[int, int] | None  # the range; None: there are no sources
+
+
+# --- the programs ---------------------------------------------------------------------------------------------------
+
+
+def filter_program(maps: Maps) -> bytes:
+    """The socket filter of a ring: the whole of what is ours, nothing of the rest."""
+    return _classification(maps, _FROM_ETHERNET, _return(_WHOLE_FRAME), _NOTHING)
+
+
+def guard_program(maps: Maps) -> bytes:
+    """cls_bpf at ingress: ACT_SHOT for what is ours."""
+    return _classification(maps, _FROM_ETHERNET, _return(ACT_SHOT), _ACT_UNSPEC)
+
+
+def steering_program(maps: Maps, owners_fd: int) -> bytes:
+    """Of a fanout group: member 0 gets what is not ours, member 1 + n is worker n. ``owners_fd``: a worker a shard."""
+    return _classification(maps, _FROM_NETWORK, _steer(owners_fd), _NOTHING)
+
+
+def bell_program(maps: Maps, worker: int, asleep_fd: int, owners_fd: int | None) -> bytes:
+    """A doorbell: a byte of the first frame that is the worker's after its word at ``asleep_fd`` became 1.
+
+    ``owners_fd``: None with a single worker, whose everything is.
+    """
+    asleep = _unless_asleep(worker, asleep_fd)
+    return _classification(maps, _FROM_ETHERNET, _bell(worker, asleep_fd, owners_fd), _NOTHING, asleep)
+
+
+def nothing_program() -> bytes:
+    """A socket filter that keeps nothing."""
+    a = Assembler()
+    a.alu(R0, "=", 0)
+    a.exit()
+    return a.assemble()
+
+
+# --- their code -----------------------------------------------------------------------------------------------------
+
+
+def _classification(maps: Maps, network: int, ours: Emit, not_ours: int, first: Emit | None = None) -> bytes:
+    """The program: ``first``, then the question what is ours; what is not, or is broken, returns ``not_ours``.
+
+    ``network``: offset of the network header. ``ours`` emits the end: a backend's reply falls into its first
+    instruction, a frame to a VIP jumps to the label "to_vip", which it has to place, an answer in full NAT to the label
+    "to_source". It finds the source address at fp-40 (to a VIP) or the destination at fp-24 (a reply), 16 bytes as in a
+    key, and both ports in R7.
+
+    R6 the frame's context, R7 offset of the next header (later: the ports), R8 protocol, R9 family.
+    """
+    a = Assembler()
+    if first is not None:
+        first(a)
+    _link_layer(a, network)
+    _ipv6(a)
+    _ipv4(a)
+    _lookups(a, maps)
+    ours(a)
+    _icmp(a, maps)
+    _icmpv6(a)
+    a.label("not_ours")
+    a.alu(R0, "=", not_ours)
+    a.exit()
+    return a.assemble()
+
+
+def _link_layer(a: Assembler, network: int) -> None:
+    """Falls through to IPv6; other traffic (ARP, frames for other hosts) leaves after a few instructions."""
+    a.alu(R6, "=", R1)
+    a.load(R0, R6, _SKB_PKT_TYPE, Size.U32)
+    a.jump_if(R0, "!=", _PACKET_HOST, "not_ours")
+    a.alu(R7, "=", network)
+    a.load(R8, R6, _SKB_PROTOCOL, Size.U32)
+    a.jump_if(R8, "==", _ETH_IPV4, "ipv4")
+    a.jump_if(R8, "==", _ETH_IPV6, "ipv6")
+    a.jump_if(R8, "==", _ETH_8021Q, "tag")
+    a.jump_if(R8, "!=", _ETH_8021AD, "not_ours")
+    a.label("tag")
+    _load_bytes(a, _PORTS, _VLAN_TAG)
+    a.load(R8, FP, _PORTS + 2, Size.U16)
+    a.alu(R7, "+", _VLAN_TAG)
+    a.jump_if(R8, "==", _ETH_IPV4, "ipv4")
+    a.jump_if(R8, "!=", _ETH_IPV6, "not_ours")
+
+
+def _ipv6(a: Assembler) -> None:
+    """RFC 8200, section 4: walk the extension headers; what follows the Fragment header of a later one is no header."""
+    header = -48
+    a.label("ipv6")
+    _load_bytes(a, header, 44)
+    a.load(R1, FP, header, Size.U8)
+    a.alu(R1, ">>", 4)
+    a.jump_if(R1, "!=", 6, "not_ours")
+    a.load(R8, FP, header + 6, Size.U8)
+    a.alu(R9, "=", 6)
+    a.jump_if(R8, "==", _TCP, "ports")
+    a.jump_if(R8, "==", _UDP, "ports")
+    a.jump_if(R8, "==", _ICMPV6, "icmpv6")
+    a.alu(R7, "+", 40)
+    for number in range(_MAX_EXTENSIONS):
+        _skip_extension(a, f"{number}")
+        a.jump_if(R8, "==", _TCP, "load_ports")
+        a.jump_if(R8, "==", _UDP, "load_ports")
+    a.jump("not_ours")
+
+
+def _skip_extension(a: Assembler, suffix: str) -> None:
+    """Length: 8-byte units beyond the first 8 (RFC 8200), or 4-byte units minus 2 for AH (RFC 4302, 2.2)."""
+    for extension in _EXTENSIONS:
+        a.jump_if(R8, "==", extension, "extension" + suffix)
+    a.jump_if(R8, "!=", _FRAGMENT, "not_ours")
+    _load_bytes(a, _PORTS, 8)
+    a.alu(R7, "+", 8)
+    a.load(R8, FP, _PORTS, Size.U8)
+    a.load(R1, FP, _PORTS + 2, Size.U16)
+    a.jump_if(R1, "&", _IPV6_OFFSET, "later")
+    a.jump("skipped" + suffix)
+    a.label("extension" + suffix)
+    _load_bytes(a, _PORTS, 2)
+    a.load(R1, FP, _PORTS + 1, Size.U8)
+    a.alu(R1, "+", 1)
+    a.alu(R1, "<<", 3)
+    a.jump_if(R8, "!=", _AUTHENTICATION, "measured" + suffix)
+    a.alu(R1, ">>", 1)
+    a.alu(R1, "+", 4)
+    a.label("measured" + suffix)
+    a.alu(R7, "+", R1)
+    a.load(R8, FP, _PORTS, Size.U8)
+    a.label("skipped" + suffix)
+
+
+def _ipv4(a: Assembler) -> None:
+    """Falls through to the ports; without options they have come with the header."""
+    header = -28
+    a.label("ipv4")
+    _load_bytes(a, header, 24, otherwise="short")
+    a.load(R3, FP, header + 6, Size.U16)
+    a.load(R8, FP, header + 9, Size.U8)
+    a.jump_if(R8, "==", _TCP, "transport")
+    a.jump_if(R8, "==", _ICMP, "icmp")
+    a.jump_if(R8, "!=", _UDP, "not_ours")
+    a.label("transport")
+    a.load(R1, FP, header, Size.U8)
+    a.load(R2, FP, header + 12, Size.U32)
+    _widen_addresses(a, R2)
+    a.alu(R9, "=", 4)
+    a.jump_if(R3, "&", _IPV4_OFFSET, "later4")
+    a.jump_if(R1, "==", _IPV4_PLAIN, "ports")
+    _add_ipv4_header(a)
+    a.jump("load_ports")
+    a.label("short")  # the last fragment may have a single byte
+    _load_bytes(a, header, 20)
+    a.load(R3, FP, header + 6, Size.U16)
+    a.jump_if(R3, "&", _IPV4_OFFSET, "short_fragment")
+    a.jump("not_ours")
+    a.label("short_fragment")
+    a.load(R8, FP, header + 9, Size.U8)
+    a.load(R1, FP, header, Size.U8)
+    a.load(R2, FP, header + 12, Size.U32)
+    _widen_addresses(a, R2)
+    a.alu(R9, "=", 4)
+    a.label("later4")
+    _check_ipv4_header(a)
+    a.label("later")
+    a.jump_if(R8, "==", _TCP, "portless")
+    a.jump_if(R8, "!=", _UDP, "not_ours")
+    a.label("portless")
+    a.alu(R7, "=", 0)
+    a.alu(R8, "|", LATER)
+    a.alu(R1, "=", 0)
+    a.jump("asked")
+
+
+def _widen_addresses(a: Assembler, source: Reg) -> None:
+    """Both addresses as in a key; the destination's four bytes are in place already."""
+    a.store(FP, _SOURCE, 0, Size.U64)
+    a.store(FP, _SOURCE + 8, 0, Size.U32)
+    a.store(FP, _SOURCE + 12, source, Size.U32)
+    a.store(FP, _DESTINATION, 0, Size.U64)
+    a.store(FP, _DESTINATION + 8, 0, Size.U32)
+
+
+def _icmp(a: Assembler, maps: Maps) -> None:
+    """RFC 792. The outer header is at fp-28; what is quoted gets there too, and then to where `_lookups` wants it."""
+    header = -28
+    a.label("icmp")
+    a.jump_if(R3, "&", _IPV4_FRAGMENT, "not_ours")
+    _skip_ipv4_header(a, header)
+    a.load(R2, FP, header + 12, Size.U32)
+    _widen_addresses(a, R2)
+    a.alu(R9, "=", 4)
+    _load_bytes(a, _PORTS, 4)
+    a.load(R1, FP, _PORTS, Size.U8)
+    a.jump_if(R1, "==", _ECHO, "echo")
+    for kind in _ERRORS:
+        a.jump_if(R1, "==", kind, "quoted")
+    a.jump("not_ours")
+    a.label("quoted")
+    a.alu(R7, "+", _ICMP_HEADER)
+    _load_bytes(a, header, 20)
+    a.load(R1, FP, header + 6, Size.U16)
+    a.jump_if(R1, "&", _IPV4_OFFSET, "not_ours")
+    a.load(R8, FP, header + 9, Size.U8)
+    _skip_ipv4_header(a, header)
+    a.load(R2, FP, header + 16, Size.U32)
+    a.load(R1, FP, header + 12, Size.U32)
+    a.store(FP, header + 16, R1, Size.U32)
+    _widen_addresses(a, R2)
+    _load_bytes(a, _PORTS, 4)
+    a.label("quoted_ports")
+    a.jump_if(R8, "==", _TCP, "swap")
+    a.jump_if(R8, "!=", _UDP, "not_ours")
+    a.label("swap")
+    a.load(R1, FP, _PORTS, Size.U16)
+    a.load(R2, FP, _PORTS + 2, Size.U16)
+    a.store(FP, _PORTS, R2, Size.U16)
+    a.store(FP, _PORTS + 2, R1, Size.U16)
+    a.jump("ports")
+    a.label("echo")
+    a.alu(R1, "=", 0)
+    a.alu(R7, "=", 0)
+    a.alu(R8, "=", 0)
+    _complete_key(a, _DESTINATION, R1)
+    _if_found(a, maps.vips.map, _DESTINATION, "to_vip")
+    _if_shaped(a, maps.vips, _DESTINATION, "to_vip", "echo")
+    a.jump("not_ours")
+
+
+def _icmpv6(a: Assembler) -> None:
+    """RFC 4443, right behind the IPv6 header; what is quoted has no extension headers either."""
+    header = -48
+    a.label("icmpv6")
+    a.load(R1, FP, _PORTS, Size.U8)
+    a.jump_if(R1, "==", _ECHO6, "echo")
+    for kind in _ERRORS6:
+        a.jump_if(R1, "==", kind, "quoted6")
+    a.jump("not_ours")
+    a.label("quoted6")
+    a.alu(R7, "+", 40 + _ICMP_HEADER)
+    _load_bytes(a, header, 44)
+    a.load(R8, FP, header + 6, Size.U8)
+    for at in (0, 8):
+        a.load(R1, FP, _SOURCE + at, Size.U64)
+        a.load(R2, FP, _DESTINATION + at, Size.U64)
+        a.store(FP, _SOURCE + at, R2, Size.U64)
+        a.store(FP, _DESTINATION + at, R1, Size.U64)
+    a.jump("quoted_ports")
+
+
+def _skip_ipv4_header(a: Assembler, header: int) -> None:
+    a.load(R1, FP, header, Size.U8)
+    _add_ipv4_header(a)
+
+
+def _check_ipv4_header(a: Assembler) -> None:
+    """R1, the first byte of an IPv4 header, becomes the header's length in words."""
+    a.alu(R2, "=", R1)
+    a.alu(R2, ">>", 4)
+    a.jump_if(R2, "!=", 4, "not_ours")
+    a.alu(R1, "&", 15)
+    a.jump_if(R1, "<", 5, "not_ours")
+
+
+def _add_ipv4_header(a: Assembler) -> None:
+    """R7 += the length of the IPv4 header whose first byte is in R1."""
+    _check_ipv4_header(a)
+    a.alu(R1, "<<", 2)
+    a.alu(R7, "+", R1)
+
+
+def _lookups(a: Assembler, maps: Maps) -> None:
+    """Falls through for a reply. Ports and addresses stay in network order, as in the keys."""
+    a.label("load_ports")
+    _load_bytes(a, _PORTS, 4)
+    a.label("ports")
+    a.load(R7, FP, _PORTS, Size.U32)  # the source port in its lower half, the destination port in its upper
+    a.load(R1, FP, _PORTS + 2, Size.U16)
+    a.label("asked")
+    _complete_key(a, _DESTINATION, R1)
+    _if_found(a, maps.vips.map, _DESTINATION, "to_vip")
+    _if_shaped(a, maps.vips, _DESTINATION, "to_vip", "vip")
+    if maps.source_ports is not None:
+        _full_replies(a, maps, *maps.source_ports)
+    a.load(R6, FP, _DESTINATION, Size.U32)  # what the end of the other key is going to overwrite
+    _complete_key(a, _SOURCE, R7)
+    _if_found(a, maps.replies.map, _SOURCE, "reply")
+    _if_shaped(a, maps.replies, _SOURCE, "reply", "reply")
+    a.jump("not_ours")
+
+    a.label("reply")
+    a.store(FP, _DESTINATION, R6, Size.U32)
+    a.store(FP, _DESTINATION + _KEY_PORT, 0, Size.U16)
+    a.store(FP, _DESTINATION + _KEY_PROTOCOL, 0, Size.U8)
+    _if_found(a, maps.locals, _DESTINATION, "not_ours")
+
+
+def _full_replies(a: Assembler, maps: Maps, first: int, last: int) -> None:
+    """An answer in full NAT goes to "to_source"; everything else falls through, both keys as they were."""
+    a.alu(R1, "=", R7)
+    a.alu(R1, ">>", 16)
+    a.alu(R1, "&", 0xFF)
+    a.alu(R1, "<<", 8)
+    a.alu(R2, "=", R7)
+    a.alu(R2, ">>", 24)
+    a.alu(R1, "|", R2)  # the destination port in host order
+    a.jump_if(R8, "&", LATER, "any_source_port")
+    a.jump_if(R1, "<", first, "not_full")
+    a.jump_if(R1, ">", last, "not_full")
+    a.label("any_source_port")
+    a.store(FP, _DESTINATION + _KEY_PORT, 0, Size.U16)
+    a.store(FP, _DESTINATION + _KEY_PROTOCOL, 0, Size.U8)
+    _if_found(a, maps.sources, _DESTINATION, "source")
+    a.jump("not_full")
+    a.label("source")
+    a.load(R6, FP, _DESTINATION, Size.U32)
+    _complete_key(a, _SOURCE, R7)
+    _if_found(a, maps.full_replies.map, _SOURCE, "to_source")
+    _if_shaped(a, maps.full_replies, _SOURCE, "to_source", "full")
+    a.store(FP, _DESTINATION, R6, Size.U32)
+    a.label("not_full")
+
+
+def _if_shaped(a: Assembler, lookup: Lookup, key: int, found: str, name: str) -> None:
+    """Jump when the map has the whole ``key``, which stays as it is, under one of its shapes; else fall through.
+
+    A loop (Linux 5.3): written out for each shape, a program is larger than what kernels before 6.8 let a socket have.
+    """
+    a.alu(R1, "=", 0)
+    a.store(FP, _COUNT, R1, Size.U64)
+    a.label(f"{name}_shape")
+    a.load(R4, FP, _COUNT, Size.U64)
+    a.jump_if(R4, ">=", MAX_SHAPES, f"{name}_unshaped")
+    a.map_value(R3, lookup.shapes)
+    a.load(R1, R3, LAST, Size.U32)
+    a.jump_if(R1, "<=", R4, f"{name}_unshaped")
+    a.alu(R1, "=", R4)
+    a.alu(R1, "<<", SLOT_SHIFT)
+    a.alu(R3, "+", R1)
+    a.alu(R4, "+", 1)
+    a.store(FP, _COUNT, R4, Size.U64)
+    a.load(R4, R3, SLOTS_AT + _SLOT_KIND, Size.U8)
+    a.alu(R1, "=", R4)
+    a.alu(R1, "&", (1 << SHAPE_BITS) - 1)
+    a.jump_if(R1, "!=", R9, f"{name}_shape")
+    for at, size in ((0, Size.U64), (8, Size.U64), (_KEY_PORT, Size.U16)):
+        a.load(R1, FP, key + at, size)
+        a.load(R2, R3, SLOTS_AT + at, size)
+        a.alu(R1, "&", R2)
+        a.store(FP, _MASKED + at, R1, size)
+    a.store(FP, _MASKED + _KEY_PROTOCOL, R8, Size.U8)
+    a.store(FP, _MASKED + _KEY_FAMILY, R4, Size.U8)
+    _if_found(a, lookup.map, _MASKED, found)
+    a.jump(f"{name}_shape")
+    a.label(f"{name}_unshaped")
+
+
+def _complete_key(a: Assembler, key: int, port: Reg) -> None:
+    a.store(FP, key + _KEY_PORT, port, Size.U16)
+    a.store(FP, key + _KEY_PROTOCOL, R8, Size.U8)
+    a.store(FP, key + _KEY_FAMILY, R9, Size.U8)
+
+
+def _if_found(a: Assembler, map_fd: int, key: int, label: str) -> None:
+    a.map(R1, map_fd)
+    a.alu(R2, "=", FP)
+    a.alu(R2, "+", key)
+    a.call(_MAP_LOOKUP)
+    a.jump_if(R0, "!=", 0, label)
+
+
+def _load_bytes(a: Assembler, stack: int, length: int, otherwise: str = "not_ours") -> None:
+    """Copy from R7 in the frame to the stack, wherever the frame's bytes are; cut short: go to ``otherwise``."""
+    a.alu(R1, "=", R6)
+    a.alu(R2, "=", R7)
+    a.alu(R3, "=", FP)
+    a.alu(R3, "+", stack)
+    a.alu(R4, "=", length)
+    a.call(_SKB_LOAD_BYTES)
+    a.jump_if(R0, "!=", 0, otherwise)
+
+
+def _return(result: int) -> Emit:
+    def emit(a: Assembler) -> None:
+        a.label("to_vip")
+        a.label("to_source")
+        a.alu(R0, "=", result)
+        a.exit()
+
+    return emit
+
+
+def _steer(owners_fd: int) -> Emit:
+    """A fanout group's program: member 0 gets what is not ours, member 1 + n is worker n."""
+
+    def emit(a: Assembler) -> None:
+        _worker_of_client(a, owners_fd)
+        a.alu(R0, "+", 1)
+        a.exit()
+
+    return emit
+
+
+def _bell(worker: int, asleep_fd: int, owners_fd: int | None) -> Emit:
+    """A doorbell; ``owners_fd``: None with a single worker, whose everything is."""
+
+    def emit(a: Assembler) -> None:
+        if owners_fd is None:
+            a.label("to_vip")
+            a.label("to_source")
+        else:
+            _worker_of_client(a, owners_fd)
+            a.jump_if(R0, "!=", worker, "not_ours")
+        a.map_value(R1, asleep_fd, worker * CACHE_LINE)
+        a.store(R1, 0, 0, Size.U32)
+        a.alu(R0, "=", 1)
+        a.exit()
+
+    return emit
+
+
+def _unless_asleep(worker: int, asleep_fd: int) -> Emit:
+    """Before everything else, so that the bell of a busy worker costs next to nothing."""
+
+    def emit(a: Assembler) -> None:
+        a.map_value(R2, asleep_fd, worker * CACHE_LINE)
+        a.load(R0, R2, 0, Size.U32)
+        a.jump_if(R0, "!=", 0, "asleep")
+        a.exit()
+        a.label("asleep")
+
+    return emit
+
+
+def _worker_of_client(a: Assembler, owners_fd: int) -> None:
+    """R0 = the worker that owns the client's shard: ``shard_of`` of flowhash.pxd, on either leg; or a source port's."""
+    _load_address(a, _DESTINATION)
+    a.alu(R7, ">>", 16)
+    a.jump("shard")
+    a.label("to_vip")
+    _load_address(a, _SOURCE)
+    a.alu(R7, "&", 0xFFFF)
+    a.label("shard")
+    a.alu(R1, "^", R2)
+    a.alu(R2, "=", R1)
+    a.alu(R2, ">>", 32)
+    a.alu(R1, "^", R2)
+    a.alu(R1, "^", R7)
+    a.alu(R1, "*", _SHARD_FACTOR)
+    a.alu(R1, "<<", 32)  # what is above 32 bits goes
+    a.alu(R1, ">>", 64 - _SHARD_BITS)
+    a.label("owner")
+    a.alu(R1, "<<", 2)
+    a.map_value(R2, owners_fd)
+    a.alu(R2, "+", R1)
+    a.load(R0, R2, 0, Size.U32)
+    a.jump("owned")
+    if a.is_wanted("to_source"):
+        a.label("to_source")
+        a.alu(R1, "=", R7)
+        a.alu(R1, ">>", 24)  # the lower byte of the destination port
+        a.alu(R1, "&", SHARDS - 1)
+        a.jump("owner")
+    a.label("owned")
+
+
+def _load_address(a: Assembler, key: int) -> None:
+    a.load(R1, FP, key, Size.U64)
+    a.load(R2, FP, key + 8, Size.U64)
