@@ -89,13 +89,14 @@ class Balancer:
         return list(self.pipeline.flow_list(1 << 30))
 
     def counts_agree(self) -> bool:
-        """Do the counters of flows, total and per backend, equal what a walk over the table finds?"""
-        walked = Counter(flow[5] for flow in self.flows())
+        """Do the counts of entries, and of each backend's flows that are not over, equal what a walk finds?"""
+        flows = self.flows()
+        walked = Counter(flow[5] for flow in flows if flow[6] not in ("closing", "reset"))
         counted = {
             number: self.pipeline.backend_stats(number)["active_flows"] for number in range(1, self.ids.highest + 1)
         }
         return (
-            self.pipeline.flow_count() == walked.total()
+            self.pipeline.flow_count() == len(flows)
             and +Counter(counted) == walked
             and min(counted.values(), default=0) >= 0
         )

@@ -3,7 +3,8 @@
 Its memory is shared by all workers; a shard is read and written only by the worker that owns it, so nothing is locked.
 
 Invariant: a flow has at most one entry, in one of the two buckets that the upper half of its fingerprint names within
-its shard. The counts of flows per shard and per backend change only where an entry is written or forgotten.
+its shard. A shard's count is of entries. A backend's is of flows that are not over: a closed connection is remembered
+for a while, but is no load. Both change only where an entry is written, ends, or is forgotten.
 
     hot    shard 0                              shard 1                        … 63
            ┌ bucket: 64 bytes, one cache line ┐
@@ -181,7 +182,7 @@ cdef inline void forget(FlowTable *table, uint32_t shard, FlowEntry *entry) noex
     must(entry.fingerprint != 0 and owns(table, shard) and table.flows[shard] > 0)
     if unlikely(needs_winding_up(table)):
         wind_up(table, shard, entry)
-    table.stats[backend_of(entry)].active_flows -= 1
+    table.stats[backend_of(entry)].active_flows -= not is_over(state_of(entry))
     table.flows[shard] -= 1
     entry.fingerprint = 0
 
@@ -390,7 +391,7 @@ cdef inline FlowEntry *insert_flow(
     if unlikely(entry == NULL):
         table.untracked += 1
         return NULL
-    must(owns(table, shard) and 0 < backend < MAX_BACKENDS and FLOW_NONE < state < FLOW_STATES)
+    must(owns(table, shard) and 0 < backend < MAX_BACKENDS and FLOW_NONE < state < FLOW_CLOSING)
     entry.fingerprint = fingerprint
     entry.owner = backend | state << BACKEND_BITS
     entry.seen = now
@@ -446,13 +447,16 @@ cdef inline bint conflicts(
 
 # --- every packet of a known flow ------------------------------------------------------------------------------------
 
-cdef inline void touch(FlowEntry *entry, const Packet *p, bint two_way, uint32_t now) noexcept nogil:
+cdef inline void touch(FlowTable *table, FlowEntry *entry, const Packet *p, bint two_way, uint32_t now) noexcept nogil:
     """Step the flow's state and note the time."""
-    cdef uint32_t state = state_of(entry)
+    cdef uint32_t before = state_of(entry)
+    cdef uint32_t state
     if p.protocol == PROTO_TCP:
-        state = next_tcp_state(state, p.tcp_flags, p.leg == LEG_CLIENT, two_way)
+        state = next_tcp_state(before, p.tcp_flags, p.leg == LEG_CLIENT, two_way)
     else:
-        state = next_udp_state(state, p.leg == LEG_CLIENT, two_way)
+        state = next_udp_state(before, p.leg == LEG_CLIENT, two_way)
+    if unlikely(state != before):
+        table.stats[backend_of(entry)].active_flows += <int>is_over(before) - <int>is_over(state)
     entry.owner = entry.owner & BACKEND_MASK | state << BACKEND_BITS
     entry.seen = now
 

@@ -198,7 +198,7 @@ cdef inline int track_client(PipelineState *pipe, const Snapshot *snap, Packet *
     if likely(entry != NULL):
         if likely(still_holds(snap, entry, p, now)):
             p.backend = backend_of(entry)
-            touch(entry, p, translates(&snap.services.services[p.service]), now)
+            touch(&pipe.flows, entry, p, translates(&snap.services.services[p.service]), now)
             if snap.services.services[p.service].forward == FORWARD_FULLNAT:
                 p.source = tuple_of(&pipe.flows, entry).source
             return VIA_CONNTRACK
@@ -318,7 +318,7 @@ cdef inline int track_full_reply(
     if unlikely(entry == NULL):
         return DROP_REPLY_UNKNOWN
     hear_answer(pipe, entry, p, now)
-    touch(entry, p, True, now)
+    touch(&pipe.flows, entry, p, True, now)
     return VIA_CONNTRACK
 
 
@@ -334,7 +334,7 @@ cdef inline int track_reply(
         entry = NULL
     if likely(entry != NULL):
         hear_answer(pipe, entry, p, now)
-        touch(entry, p, True, now)
+        touch(&pipe.flows, entry, p, True, now)
         p.backend = backend_of(entry)
         set_flow_of_reply(flow, pipe, snap, p, p.backend, entry)
         return VIA_CONNTRACK
