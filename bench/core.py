@@ -44,6 +44,10 @@ TARGETS = {  # ns, IPv4; those of nat are for either leg
 
 TUNNELS = ("ipip", "gre", "gue")
 TWO_WAY = ("nat", "fullnat")
+MODES = ("dsr", *TWO_WAY, *TUNNELS)
+NEW = " new flow"  # behind a mode's name
+NEW_FLOW_MODES = ("dsr", "nat")
+NEW_FLOW = 2  # times what a packet of an established flow costs, at most
 ABOVE_DSR = {"nat": 30, "nat reply": 30, "fullnat": 30, "fullnat reply": 30} | dict.fromkeys(TUNNELS, 15)  # ns at most
 SOURCES = 32  # addresses of fullnat, so that no shard runs out of ports
 SOURCE_PORTS = (1024, 65535)
@@ -230,25 +234,50 @@ def make_groups(drive_module: Any, counts: Sequence[int]) -> Iterator[Group]:
     for version in ADDRESSES:
         stages = drive_module.STAGES[1:] if version == 4 else (WHOLE,)
         for flows in counts:
-            frames = drive_module.Frames(template(version), max(POOL // flows * flows, flows))
-            frames.assign(0, flows)
+            frames = make_frames(drive_module, version, flows)
             for mode in ("dsr", "nat"):
-                client, *reply = established(drive_module, version, mode, flows, frames)
-                cases = [Case(mode, version, flows, stage, partial(client.through, stage)) for stage in stages]
-                if mode == "dsr":
-                    cases.insert(0, Case("bare walk", version, flows, "walk", partial(client.through, "walk")))
-                cases += [Case("nat reply", version, flows, WHOLE, partial(leg.through, WHOLE)) for leg in reply]
-                yield Group(client.warm, TURNS, cases)
+                yield of_established(drive_module, version, mode, flows, frames, stages)
             for mode in ("fullnat", *TUNNELS) if flows <= MANY else ():
-                client, *reply = established(drive_module, version, mode, flows, frames)
-                cases = [Case(mode, version, flows, WHOLE, partial(client.through, WHOLE))]
-                cases += [Case(f"{mode} reply", version, flows, WHOLE, partial(leg.through, WHOLE)) for leg in reply]
-                yield Group(client.warm, TURNS, cases)
+                yield of_established(drive_module, version, mode, flows, frames, (WHOLE,))
+    yield from of_new_flows(drive_module, NEW_FLOW_MODES)
+
+
+def make_some_groups(drive_module: Any, words: Sequence[str]) -> Iterator[Group]:
+    """IPv4, whole packets: dsr, which the others are compared with, and the modes among ``words``; new flows: "new"."""
+    modes = [mode for mode in MODES if mode == "dsr" or mode in words]
+    for flows in (FEW, MANY):
+        frames = make_frames(drive_module, 4, flows)
+        for mode in modes:
+            yield of_established(drive_module, 4, mode, flows, frames, (WHOLE,))
+    if "new" in words:
+        yield from of_new_flows(drive_module, [mode for mode in NEW_FLOW_MODES if mode in modes])
+
+
+def make_frames(drive_module: Any, version: int, flows: int) -> Any:
+    """Those of established flows, equally many of each."""
+    frames = drive_module.Frames(template(version), max(POOL // flows * flows, flows))
+    frames.assign(0, flows)
+    return frames
+
+
+def of_established(
+    drive_module: Any, version: int, mode: str, flows: int, frames: Any, stages: Sequence[str]
+) -> Group:
+    """The legs of one mode; for dsr the walk over the same frames, too."""
+    client, *reply = established(drive_module, version, mode, flows, frames)
+    cases = [Case(mode, version, flows, stage, partial(client.through, stage)) for stage in stages]
+    if mode == "dsr":
+        cases.insert(0, Case("bare walk", version, flows, "walk", partial(client.through, "walk")))
+    cases += [Case(f"{mode} reply", version, flows, WHOLE, partial(leg.through, WHOLE)) for leg in reply]
+    return Group(client.warm, TURNS, cases)
+
+
+def of_new_flows(drive_module: Any, modes: Sequence[str]) -> Iterator[Group]:
     frames = drive_module.Frames(template(4, SYN), MANY)
     frames.assign(0, MANY)
-    for mode in ("dsr", "nat"):
+    for mode in modes:
         new = NewFlows(drive_module, 4, mode, frames)
-        yield Group(new.warm, 1, [Case(f"{mode} new flow", 4, MANY, WHOLE, new.open)])
+        yield Group(new.warm, 1, [Case(f"{mode}{NEW}", 4, MANY, WHOLE, new.open)])
 
 
 def measure(groups: Sequence[Group], rounds: int) -> None:
@@ -336,6 +365,27 @@ def tell_modes(cases: Sequence[Case]) -> list[dict[str, Any]]:
     return data
 
 
+def tell_new_flows(cases: Sequence[Case]) -> list[dict[str, Any]]:
+    """Print how many times as long as an established flow's packet a new flow's takes, round by round; the same as data.
+
+    Both with the same number of flows in a table of the same size.
+    """
+    packets = {case.name: case for case in cases if case.version == 4 and case.flows == MANY}
+    rows, data = [], []
+    for case in (case for case in cases if case.name.endswith(NEW)):
+        same = packets[case.name.removesuffix(NEW)]
+        times = Spread.of(ns / known for ns, known in zip(case.rounds, same.rounds, strict=True))
+        met = times.median <= NEW_FLOW
+        data.append({"name": case.name, "flows": case.flows, **asdict(times), "bound": NEW_FLOW, "met": met})
+        range_ = f"{times.p10:.2f} .. {times.p90:.2f}"
+        verdict = "met" if met else "not met"
+        rows.append((case.name, f"{case.flows:,}", f"{times.median:.2f}", range_, f"<= {NEW_FLOW}", verdict))
+    if rows:
+        print()
+        print_table(("IPv4, times an established flow's", "flows", "median", "p10 .. p90", "target", ""), rows)
+    return data
+
+
 def span(spread: Spread) -> str:
     return f"{spread.p10:.1f} .. {spread.p90:.1f}"
 
@@ -400,29 +450,55 @@ def bars(cases: Sequence[Case]) -> list[Bar]:
     ]
 
 
+def words_of(text: str) -> list[str]:
+    """The argument of --only. Raises argparse.ArgumentTypeError for what is no case."""
+    words = text.split(",")
+    for word in words:
+        if word not in (*MODES, "new"):
+            raise argparse.ArgumentTypeError(f"{word!r} is none of: {', '.join((*MODES, 'new'))}")
+    return words
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Nanoseconds per packet of the pipeline in memory.")
     parser.add_argument("--quick", action="store_true", help="fewer rounds, and no table of over a million flows")
+    parser.add_argument(
+        "--only",
+        type=words_of,
+        metavar="WORD,...",
+        help="quick, and only dsr and these modes, over IPv4, without stages; `new`: also new flows of these modes",
+    )
     parser.add_argument("--rounds", type=int, help=f"how often each case is measured, at least {LEAST_ROUNDS}")
     options = parser.parse_args()
-    rounds = max(LEAST_ROUNDS, options.rounds or (LEAST_ROUNDS if options.quick else ROUNDS))
+    quick = options.quick or options.only
+    rounds = max(LEAST_ROUNDS, options.rounds or (LEAST_ROUNDS if quick else ROUNDS))
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     drive = build("_drive")
     tables = [memory(make_pipeline(4, "dsr", MANY), MANY)]
-    if not options.quick:
+    if not quick:
         tables.append(fill(drive, FULL))
-    groups = list(make_groups(drive, (FEW, MANY) if options.quick else (FEW, MANY, MOST)))
+    if options.only:
+        groups = list(make_some_groups(drive, options.only))
+    else:
+        groups = list(make_groups(drive, (FEW, MANY) if quick else (FEW, MANY, MOST)))
     measure(groups, rounds)
-    cases = [case for group in groups for case in group.cases]
-    whole = [case for case in cases if case.stage in ("walk", WHOLE)]
-    walks = [case for case in whole if case.stage == "walk" and case.version == 4]
     title = f"ns per packet in memory: {BACKENDS} backends, batches of 32, {rounds} rounds"
     print(title)
+    tell([case for group in groups for case in group.cases], title, rounds, tables, staged=not options.only)
+
+
+def tell(
+    cases: Sequence[Case], title: str, rounds: int, tables: Sequence[dict[str, float]], staged: bool
+) -> None:
+    """Print and write everything. ``staged``: there are cases for each stage."""
+    whole = [case for case in cases if case.stage in ("walk", WHOLE)]
+    walks = [case for case in whole if case.stage == "walk" and case.version == 4]
     found = {"rounds": rounds, "cases": tell_cases(whole)}
     found["above_dsr"] = tell_modes(whole)
+    found["new_flows"] = tell_new_flows(whole)
     found["stages"] = [
         row
-        for mode in ("dsr", "nat")
+        for mode in (("dsr", "nat") if staged else ())
         for row in tell_stages(walks, [case for case in cases if case.version == 4 and case.name == mode])
     ]
     tell_memory(tables)
