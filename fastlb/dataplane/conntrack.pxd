@@ -22,7 +22,7 @@ from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from fastlb.dataplane.flowhash cimport SHARDS
 from fastlb.dataplane.flowhash cimport fingerprint as flow_fingerprint
 from fastlb.dataplane.flowlog cimport FlowLog, log_flow
-from fastlb.dataplane.machine cimport likely, must, prefetch, unlikely
+from fastlb.dataplane.machine cimport likely, lowest_bit, must, prefetch, unlikely
 from fastlb.dataplane.sourceport cimport SourcePool, give_back
 from fastlb.dataplane.types cimport (
     FAMILY_6, LEG_CLIENT, LOGGED_BIT, PROTO_TCP, Backend, BackendStats, FlowTuple, Packet, Service, ServiceTable)
@@ -287,6 +287,25 @@ cdef inline FlowEntry *find_reply(FlowTable *table, const ServiceTable *services
 
 # --- making room -----------------------------------------------------------------------------------------------------
 
+cdef inline uint32_t empty_in(const Bucket *bucket) noexcept nogil:
+    """Which of the four entries are empty, a bit each."""
+    return ((bucket.entries[0].fingerprint == 0)
+            | (bucket.entries[1].fingerprint == 0) << 1
+            | (bucket.entries[2].fingerprint == 0) << 2
+            | (bucket.entries[3].fingerprint == 0) << 3)
+
+
+cdef inline FlowEntry *empty_entry(Bucket *first, Bucket *second) noexcept nogil:
+    """The first that is empty in the first bucket, or else in the second; NULL when all are in use.
+
+    Computed without a branch for the reason of `find_in`: how full a bucket is cannot be predicted.
+    """
+    cdef uint32_t empty = empty_in(first) | empty_in(second) << ENTRIES
+    cdef uint32_t at = lowest_bit(empty | 1 << 2 * ENTRIES)
+    cdef Bucket *bucket = first if at < ENTRIES else second
+    return &bucket.entries[at & (ENTRIES - 1)] if likely(empty != 0) else NULL
+
+
 cdef inline FlowEntry *free_entry(
         FlowTable *table, Bucket *bucket, uint32_t shard, const ServiceTable *services, uint32_t now) noexcept nogil:
     cdef int i
@@ -367,7 +386,10 @@ cdef inline FlowEntry *make_room(
         ) noexcept nogil:
     cdef Bucket *first = first_bucket(table, shard, fingerprint)
     cdef Bucket *second = second_bucket(table, shard, fingerprint)
-    cdef FlowEntry *entry = free_entry(table, first, shard, services, now)
+    cdef FlowEntry *entry = empty_entry(first, second)
+    if likely(entry != NULL):
+        return entry
+    entry = free_entry(table, first, shard, services, now)
     if entry == NULL:
         entry = free_entry(table, second, shard, services, now)
     if entry == NULL:
@@ -383,24 +405,47 @@ cdef inline FlowEntry *make_room(
     return entry
 
 
-cdef inline FlowEntry *insert_flow(
-        FlowTable *table, const ServiceTable *services, uint32_t shard, uint64_t fingerprint, uint32_t backend,
-        uint32_t state, const FlowTuple *cold, uint32_t now) noexcept nogil:
-    """Write a new entry; NULL, and counted, when only established flows stand in its way."""
-    cdef FlowEntry *entry = make_room(table, shard, fingerprint, services, now)
-    if unlikely(entry == NULL):
-        table.untracked += 1
-        return NULL
+cdef inline FlowEntry *find_room(
+        FlowTable *table, uint32_t shard, uint64_t fingerprint, const ServiceTable *services, FlowEntry *expected,
+        uint32_t now) noexcept nogil:
+    """An empty entry for a new flow; NULL, and counted, when only established flows stand in its way.
+
+    `expected`: where `approach_room` has seen it, or NULL. The caller writes its tuple, and then it is `enter_flow`ed.
+    The tuple is written where it will stay: a copy of one that was just put together from small fields would wait
+    until the store buffer has let go of them, and of everything older.
+    """
+    cdef FlowEntry *entry = expected
+    if likely(entry != NULL and entry.fingerprint == 0):
+        return entry
+    entry = make_room(table, shard, fingerprint, services, now)
+    table.untracked += entry == NULL
+    return entry
+
+
+cdef inline void enter_flow(
+        FlowTable *table, FlowEntry *entry, uint32_t shard, uint64_t fingerprint, uint32_t backend, uint32_t state,
+        uint32_t now) noexcept nogil:
+    """Make an entry of `find_room` that of a flow, whose tuple is there already."""
+    cdef const FlowTuple *flow = tuple_of(table, entry)
     must(owns(table, shard) and 0 < backend < MAX_BACKENDS and FLOW_NONE < state < FLOW_CLOSING)
+    must(entry.fingerprint == 0)
     entry.fingerprint = fingerprint
     entry.owner = backend | state << BACKEND_BITS
     entry.seen = now
-    tuple_of(table, entry)[0] = cold[0]
-    if unlikely(cold.began & LOGGED_BIT):
-        log_flow(&table.log, cold, backend, state, True, now)
+    if unlikely(flow.began & LOGGED_BIT):
+        log_flow(&table.log, flow, backend, state, True, now)
     table.flows[shard] += 1
     table.stats[backend].active_flows += 1
     table.stats[backend].new_flows += 1
+
+
+cdef inline FlowEntry *approach_room(FlowTable *table, uint32_t shard, uint64_t fingerprint) noexcept nogil:
+    """Where a new flow's entry will be, as far as can be said without making room; its tuple is fetched."""
+    cdef FlowEntry *entry = empty_entry(
+        first_bucket(table, shard, fingerprint), second_bucket(table, shard, fingerprint))
+    if likely(entry != NULL):
+        prefetch(tuple_of(table, entry))
+        prefetch(<uint8_t *>(tuple_of(table, entry) + 1) - 1)      # half of the tuples lie across two lines
     return entry
 
 

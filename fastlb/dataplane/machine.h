@@ -25,6 +25,8 @@ static inline void fastlb_prefetch(const void *p) {
     __asm__ volatile("" : : "r"(p));
     __builtin_prefetch(p, 1, 3);
 }
+/* The position of the lowest bit that is set; there must be one. */
+static inline uint32_t fastlb_lowest_bit(uint32_t bits) { return (uint32_t)__builtin_ctz(bits); }
 #define fastlb_likely(x) __builtin_expect(!!(x), 1)
 #define fastlb_unlikely(x) __builtin_expect(!!(x), 0)
 

@@ -1,16 +1,17 @@
 """A batch of packets from frame to verdict: parse, classify, track, schedule, forward.
 
 Two passes over at most BATCH packets. The first parses each frame and prefetches the bucket of its flow; the second
-finds the buckets in cache. Full NAT needs more than the bucket, and has a pass between to fetch it. Every packet leaves
-with exactly one reason; the caller alone transmits frames and gives their memory back.
+finds the buckets in cache. Full NAT and new flows need more than the bucket; for batches that hold such packets there
+is a pass between, which fetches it. Every packet leaves with exactly one reason; the caller alone transmits frames and
+gives their memory back.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastlb.dataplane.conntrack cimport (
-    FLOW_PICKED_UP, FLOW_SYN, FlowEntry, FlowTable, backend_of, be_vport_of, conflicts, find_flow, find_reply,
-    first_state, forget, insert_flow, is_over, is_stale, owns, pool_of, prefetch_flow, serves, state_of, touch,
-    tuple_of)
+    FLOW_PICKED_UP, FLOW_SYN, FlowEntry, FlowTable, approach_room, backend_of, be_vport_of, conflicts, enter_flow,
+    find_flow, find_reply, find_room, first_state, forget, is_over, is_stale, owns, pool_of, prefetch_flow, serves,
+    state_of, touch, tuple_of)
 from fastlb.dataplane.encap cimport complete_checksum, encapsulate, is_tunnel, outer_length
 from fastlb.dataplane.flowhash cimport fingerprint as flow_fingerprint
 from fastlb.dataplane.flowhash cimport flow_hash
@@ -34,7 +35,8 @@ from fastlb.dataplane.rewrite cimport (
     clamp_mss, decrement_ttl, fits, set_link_header, translate_both, translate_destination, translate_source)
 from fastlb.dataplane.route cimport find_route, hop_to_address, hop_to_backend
 from fastlb.dataplane.schedule cimport (
-    SchedulerState, hash_of_flow, hashed_backend, note_response, placement_hash, scheduled_backend, start_tick)
+    SchedulerState, hash_of_flow, hashed_backend, note_response, placement_hash, prefetch_placement, scheduled_backend,
+    start_tick)
 from fastlb.dataplane.service cimport classify
 from fastlb.dataplane.sourceport cimport SourcePool, SourcePort, address_of, be_port_of, give_back, take_port
 from fastlb.dataplane.types cimport (
@@ -87,6 +89,11 @@ cdef inline bint is_syn(const Packet *p) noexcept nogil:
     return p.protocol == PROTO_TCP and p.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN
 
 
+cdef inline bint may_begin(const Packet *p) noexcept nogil:
+    """May this be the first packet of a flow?"""
+    return p.protocol != PROTO_TCP or is_syn(p)
+
+
 cdef inline uint32_t choose_backend(
         PipelineState *pipe, const Snapshot *snap, const Packet *p, bint fresh, uint32_t now) noexcept nogil:
     """The backend of a flow that is new, or without an entry; in NAT one that does not already talk to this client
@@ -118,9 +125,15 @@ cdef inline bint translates(const Service *service) noexcept nogil:
     return service.forward <= FORWARD_FULLNAT
 
 
-cdef inline FlowTuple flow_of_client(
-        const PipelineState *pipe, const Snapshot *snap, const Packet *p, uint32_t now) noexcept nogil:
-    cdef FlowTuple flow
+cdef inline FlowEntry *enter_client(
+        PipelineState *pipe, const Snapshot *snap, const Packet *p, uint32_t now) noexcept nogil:
+    """Make the entry of a packet's flow, which has none; NULL when there is no room."""
+    cdef FlowEntry *entry = find_room(
+        &pipe.flows, p.shard, p.fingerprint, snap.services, <FlowEntry *>p.entry, now)
+    cdef FlowTuple *flow
+    if unlikely(entry == NULL):
+        return NULL
+    flow = tuple_of(&pipe.flows, entry)
     flow.client = p.src
     flow.vip = p.dst
     flow.be_cport = p.be_sport
@@ -132,23 +145,21 @@ cdef inline FlowTuple flow_of_client(
         flow.began |= LOGGED_BIT
     flow.source = p.source
     flow.since = now
-    return flow
+    enter_flow(&pipe.flows, entry, p.shard, p.fingerprint, p.backend, first_state(p), now)
+    return entry
 
 
 cdef inline int start_full_flow(
         PipelineState *pipe, const Snapshot *snap, Packet *p, bint fresh, uint32_t now) noexcept nogil:
     """In fullnat a flow is nothing without its source port, and a port nothing without an entry that remembers it."""
     cdef SourcePool *pool = pool_of(&pipe.flows, p.family)
-    cdef FlowTuple flow
     cdef SourcePort *port
     if not fresh:
         return DROP_FLOW_UNKNOWN
     p.source = take_port(pool, p.protocol, p.shard)
     if unlikely(p.source == 0):
         return DROP_NO_SOURCE_PORT
-    flow = flow_of_client(pipe, snap, p, now)
-    if unlikely(insert_flow(
-            &pipe.flows, snap.services, p.shard, p.fingerprint, p.backend, first_state(p), &flow, now) == NULL):
+    if unlikely(enter_client(pipe, snap, p, now) == NULL):
         give_back(pool, p.protocol, p.shard, p.source)
         return DROP_FLOW_TABLE_FULL
     port = &pool.ports[p.source - 1]
@@ -161,16 +172,14 @@ cdef inline int start_full_flow(
 
 cdef inline int start_flow(PipelineState *pipe, const Snapshot *snap, Packet *p, uint32_t now) noexcept nogil:
     """A packet without an entry: schedule a new flow, or pick one up in mid-flow."""
-    cdef bint fresh = p.protocol != PROTO_TCP or is_syn(p)
-    cdef FlowTuple flow
+    cdef bint fresh = may_begin(p)
     p.backend = choose_backend(pipe, snap, p, fresh, now)
     if unlikely(p.backend == 0):
         return DROP_NO_BACKEND if snap.services.services[p.service].maglev == NULL else DROP_NAT_CONFLICT
     if unlikely(snap.services.services[p.service].forward == FORWARD_FULLNAT):
         return start_full_flow(pipe, snap, p, fresh, now)
     if not p.tcp_flags & TCP_RST:                        # a RST ends what is not even there
-        flow = flow_of_client(pipe, snap, p, now)
-        insert_flow(&pipe.flows, snap.services, p.shard, p.fingerprint, p.backend, first_state(p), &flow, now)
+        enter_client(pipe, snap, p, now)
     return VIA_SCHEDULER if fresh else VIA_MAGLEV
 
 
@@ -185,7 +194,7 @@ cdef inline bint still_holds(
 
 
 cdef inline FlowEntry *find_again(PipelineState *pipe, const Packet *p) noexcept nogil:
-    """Where `approach` has seen it, unless it has been moved or forgotten since."""
+    """Where `approach` has seen it, or a place for it, unless it has been moved, forgotten or entered since."""
     cdef FlowEntry *entry = <FlowEntry *>p.entry
     if entry != NULL and likely(entry.fingerprint == p.fingerprint):
         return entry
@@ -254,6 +263,15 @@ cdef inline void set_flow_of_reply(
     flow.source = 0
 
 
+cdef inline void enter_picked_up(
+        PipelineState *pipe, const Snapshot *snap, const Packet *p, uint64_t fingerprint, const FlowTuple *flow,
+        uint32_t now) noexcept nogil:
+    cdef FlowEntry *entry = find_room(&pipe.flows, p.shard, fingerprint, snap.services, NULL, now)
+    if likely(entry != NULL):
+        tuple_of(&pipe.flows, entry)[0] = flow[0]
+        enter_flow(&pipe.flows, entry, p.shard, fingerprint, p.backend, FLOW_PICKED_UP, now)
+
+
 cdef inline int pick_up_reply(
         PipelineState *pipe, const Snapshot *snap, Packet *p, FlowTuple *flow, uint32_t now) noexcept nogil:
     """A reply without an entry: after a restart, the Maglev table tells through which VIP the client came.
@@ -274,7 +292,7 @@ cdef inline int pick_up_reply(
                 break
             if p.protocol == PROTO_TCP and not p.tcp_flags & TCP_RST:
                 flow.since = now
-                insert_flow(&pipe.flows, snap.services, p.shard, fingerprint, backend, FLOW_PICKED_UP, flow, now)
+                enter_picked_up(pipe, snap, p, fingerprint, flow, now)
             return VIA_MAGLEV
         backend = snap.services.backends[backend].next_reply
     p.backend = 0
@@ -620,12 +638,20 @@ cdef inline int receive(PipelineState *pipe, const Snapshot *snap, Packet *p) no
 
 
 cdef inline bint is_far(const Snapshot *snap, const Packet *p) noexcept nogil:
-    """Of fullnat, where there is more to fetch than a bucket."""
-    return p.reason == 0 and (p.source != 0 or (
-        p.leg == LEG_CLIENT and snap.services.services[p.service].forward == FORWARD_FULLNAT))
+    """Is there more to fetch than a bucket: in fullnat, and where a flow may begin?"""
+    return p.reason == 0 and (p.source != 0 or (p.leg == LEG_CLIENT and (
+        may_begin(p) or snap.services.services[p.service].forward == FORWARD_FULLNAT)))
 
 
-cdef inline void approach(PipelineState *pipe, Packet *p) noexcept nogil:
+cdef inline void approach_start(PipelineState *pipe, const Snapshot *snap, Packet *p) noexcept nogil:
+    """What a flow that begins will write and read: its entry's tuple, its slot of the Maglev table."""
+    cdef const Service *service = &snap.services.services[p.service]
+    p.entry = approach_room(&pipe.flows, p.shard, p.fingerprint)
+    p.placement = hash_of_flow(snap.services, service, p)
+    prefetch_placement(service, p.placement)
+
+
+cdef inline void approach(PipelineState *pipe, const Snapshot *snap, Packet *p) noexcept nogil:
     """Between the passes: by what the first has fetched, fetch what it names. Only a hint; nothing is decided."""
     cdef FlowEntry *entry
     cdef uint64_t fingerprint
@@ -634,6 +660,8 @@ cdef inline void approach(PipelineState *pipe, Packet *p) noexcept nogil:
         p.entry = entry
         if entry != NULL:
             prefetch(&tuple_of(&pipe.flows, entry).source)
+        elif may_begin(p):
+            approach_start(pipe, snap, p)
         return
     fingerprint = pool_of(&pipe.flows, p.family).ports[p.source - 1].fingerprint
     prefetch_flow(&pipe.flows, p.shard, fingerprint)
@@ -745,7 +773,7 @@ cdef inline void run_batch(
     pipe.packets += count
     for i in range(count if far else 0):
         if is_far(snap, &packets[i]):
-            approach(pipe, &packets[i])
+            approach(pipe, snap, &packets[i])
     for i in range(count):
         p = &packets[i]
         if likely(p.reason == 0):

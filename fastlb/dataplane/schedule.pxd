@@ -14,7 +14,7 @@ from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
 
 from fastlb.dataplane.conntrack cimport FlowTable
 from fastlb.dataplane.flowhash cimport flow_hash
-from fastlb.dataplane.machine cimport likely, must
+from fastlb.dataplane.machine cimport likely, must, prefetch
 from fastlb.dataplane.types cimport Addr, Candidate, Packet, Service, ServiceTable
 
 
@@ -83,6 +83,8 @@ cdef inline uint64_t placement_hash(
 cdef inline uint64_t hash_of_flow(
         const ServiceTable *services, const Service *service, const Packet *p) noexcept nogil:
     """Of a client-leg packet."""
+    if p.placement != 0:
+        return p.placement
     return placement_hash(services, service, p.src, p.be_sport, p.dst, p.be_dport)
 
 
@@ -91,6 +93,12 @@ cdef inline uint32_t hashed_backend(const Service *service, uint64_t hashed, uin
     if service.scheduler == BY_KETAMA:
         return ring_backend(service, hashed, offset)
     return maglev_backend(service, hashed, offset)
+
+
+cdef inline void prefetch_placement(const Service *service, uint64_t hashed) noexcept nogil:
+    """What `hashed_backend` will read first."""
+    if likely(service.maglev != NULL and service.scheduler != BY_KETAMA):
+        prefetch(&service.maglev[hashed % service.maglev_size])
 
 
 # --- turns and lots ---------------------------------------------------------------------------------------------------

@@ -63,6 +63,7 @@ cdef inline void classify(const ServiceTable *services, const FlowTable *flows, 
     p.backend = 0
     p.source = 0
     p.entry = NULL
+    p.placement = 0
     if unlikely(p.protocol == 0):
         p.service = find_service(services, p)
         p.leg = LEG_ECHO if p.service != MISSING else LEG_NONE

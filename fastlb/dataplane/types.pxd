@@ -262,11 +262,12 @@ cdef struct Packet:
     uint32_t service         # index, on the client leg
     uint32_t backend         # stable id; 0: none chosen yet
     uint32_t source          # fullnat: the flow's source port, as from take_port; 0: none
-    void *entry              # fullnat: where the flow's entry was when it was approached; NULL: not known
+    void *entry              # where the flow's entry was when it was approached, or will be; NULL: not known
     Addr src                 # with an ICMP error: of the answer to what it quotes
     Addr dst
     Addr sender              # of an ICMP error
     uint64_t fingerprint     # of the flow; on the reply leg only the upper half is known
+    uint64_t placement       # the hash by which it gets its backend (schedule.pxd); 0: not computed yet
     uint32_t shard
 
 
