@@ -260,9 +260,7 @@ def make_frames(drive_module: Any, version: int, flows: int) -> Any:
     return frames
 
 
-def of_established(
-    drive_module: Any, version: int, mode: str, flows: int, frames: Any, stages: Sequence[str]
-) -> Group:
+def of_established(drive_module: Any, version: int, mode: str, flows: int, frames: Any, stages: Sequence[str]) -> Group:
     """The legs of one mode; for dsr the walk over the same frames, too."""
     client, *reply = established(drive_module, version, mode, flows, frames)
     cases = [Case(mode, version, flows, stage, partial(client.through, stage)) for stage in stages]
@@ -366,7 +364,7 @@ def tell_modes(cases: Sequence[Case]) -> list[dict[str, Any]]:
 
 
 def tell_new_flows(cases: Sequence[Case]) -> list[dict[str, Any]]:
-    """Print how many times as long as an established flow's packet a new flow's takes, round by round; the same as data.
+    """Print how many times as long a new flow takes as an established one's packet, round by round; the same as data.
 
     Both with the same number of flows in a table of the same size.
     """
@@ -487,9 +485,7 @@ def main() -> None:
     tell([case for group in groups for case in group.cases], title, rounds, tables, staged=not options.only)
 
 
-def tell(
-    cases: Sequence[Case], title: str, rounds: int, tables: Sequence[dict[str, float]], staged: bool
-) -> None:
+def tell(cases: Sequence[Case], title: str, rounds: int, tables: Sequence[dict[str, float]], staged: bool) -> None:
     """Print and write everything. ``staged``: there are cases for each stage."""
     whole = [case for case in cases if case.stage in ("walk", WHOLE)]
     walks = [case for case in whole if case.stage == "walk" and case.version == 4]
