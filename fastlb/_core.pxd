@@ -5,6 +5,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from fastlb.dataplane.conntrack cimport FlowTable
 from fastlb.dataplane.decap cimport Decap
 from fastlb.dataplane.fragment cimport FragmentNote
+from fastlb.dataplane.look cimport FlowFilter
 from fastlb.dataplane.pipeline cimport PipelineState
 from fastlb.dataplane.publish cimport Publication
 from fastlb.dataplane.ring cimport RxRing
@@ -86,7 +87,7 @@ cdef class Pipeline:
     cdef Publication publication
     cdef list snapshots               # published and not yet passed, oldest first
     cdef uint64_t generation          # of the snapshot published last
-    cdef uint32_t now_ms              # of the last `process`
+    cdef readonly uint32_t now_ms     # of the last `process`
     cdef uint8_t *scratch[BATCH]      # a frame each, for `process`
     cdef Packet packets[BATCH]
     cdef readonly bint running        # a worker reads the publication
@@ -95,8 +96,18 @@ cdef class Pipeline:
     cdef int own(self, shards) except -1
     cdef int load(self, int at, frame, uint32_t ifindex) except -1
     cdef int run(self, const Snapshot *snap, int count, uint32_t now_ms, list results) except -1
-    cdef uint32_t peek(self, const Service *service, uint32_t index, uint64_t hashed) noexcept
     cdef int settle(self, const Snapshot *snap, uint32_t now_ms, list results) except -1
+
+
+cdef class FlowWalk:
+    cdef Pipeline pipeline
+    cdef Services services            # of the snapshot at the beginning
+    cdef FlowFilter filter
+    cdef bytes wanted                 # the filter's backends
+
+    cdef int want_backends(self, backends) except -1
+    cdef int want_states(self, states) except -1
+    cdef uint64_t end_of(self, uint64_t start, uint64_t entries) noexcept
 
 
 cdef class RingMemory:

@@ -4,11 +4,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Protocol, TypedDict, final
 
-from typing_extensions import Buffer, Self
+from typing_extensions import Buffer, NotRequired, Self
 
 _Address = IPv4Address | IPv6Address
 _Network = IPv4Network | IPv6Network
 _Flow = tuple[int, _Address, int, _Address, int, int, str, int]
+_SeenFlow = tuple[int, _Address, int, _Address, int, int, str, int, int, _Address | None, int]
 _Logged = tuple[bool, int, int, int, _Address, int, _Address, int, _Address | None, int, int, str]
 
 class _Member(Protocol):
@@ -65,6 +66,60 @@ class _DecapCounters(TypedDict):
     blocks: int
     drops: dict[str, int]
 
+class _FoundEntry(TypedDict):
+    backend: int
+    state: str
+    age: int
+    idle: int
+    source: _Address | None
+    source_port: int
+    void: str | None
+
+class _Candidate(TypedDict):
+    backend: int
+    weight: int
+    flows: int
+    response: float | None
+    load: float
+
+class _Placement(TypedDict):
+    slot: int | None
+    slots: int
+    point: int | None
+    points: int
+    turn: int | None
+    turns: int
+    candidates: list[_Candidate]
+
+class _FoundHop(TypedDict):
+    fault: str | None
+    link: int
+    mac: bytes | None
+    mtu: int
+    outer: int
+
+class _FoundReply(TypedDict):
+    backend: int
+    state: str | None
+    client: _Address
+    client_port: int
+    vip: _Address
+    vip_port: int
+
+class _Found(TypedDict):
+    leg: str | None
+    shard: int
+    reply: NotRequired[_FoundReply]
+    service: NotRequired[int]
+    hash: NotRequired[int]
+    entry: NotRequired[_FoundEntry | None]
+    placement: NotRequired[_Placement]
+    scheduled: NotRequired[int]
+    hashed: NotRequired[int]
+    backend: NotRequired[int]
+    hop: NotRequired[_FoundHop | None]
+    source_ports: NotRequired[tuple[int, int] | None]
+
 @final
 class MaglevTable:
     def __new__(cls, turns: Sequence[tuple[int, int, int]], size: int) -> Self: ...
@@ -120,6 +175,8 @@ class Pipeline:
     @property
     def running(self) -> bool: ...
     @property
+    def now_ms(self) -> int: ...
+    @property
     def flow_capacity(self) -> int: ...
     def publish(self, services: Services, routes: Routes) -> None: ...
     def reclaim(self) -> int: ...
@@ -137,9 +194,24 @@ class Pipeline:
     def flow_count(self) -> int: ...
     def memory(self) -> tuple[int, int]: ...
     def flow_list(self, limit: int = ...) -> list[_Flow]: ...
-    def find(
-        self, src: _Address, sport: int, dst: _Address, dport: int, protocol: int
-    ) -> tuple[int, int, int, str | None, int, int | None] | None: ...
+
+@final
+class FlowWalk:
+    def __new__(
+        cls,
+        pipeline: Pipeline,
+        backends: Iterable[int] | None = ...,
+        client: _Network | None = ...,
+        states: Iterable[str] | None = ...,
+    ) -> Self: ...
+    def rows(self, start: int, entries: int, room: int, now_ms: int) -> tuple[list[_SeenFlow], int | None]: ...
+    def counts(self, start: int, entries: int, now_ms: int) -> tuple[dict[tuple[int, str], int], int | None]: ...
+
+def look_up(
+    pipeline: Pipeline, src: _Address, sport: int, dst: _Address, dport: int, protocol: int, now_ms: int
+) -> _Found: ...
+def shard_of_client(src: _Address, sport: int) -> int: ...
+def flow_states() -> tuple[str, ...]: ...
 
 @final
 class RingMemory:

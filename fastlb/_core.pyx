@@ -28,42 +28,48 @@ from fastlb.dataplane.abi cimport (
     xdp_ring_offset)
 from fastlb.dataplane.coalesce cimport init_coalescer, write_waiting
 from fastlb.dataplane.conntrack cimport (
-    ENTRIES, FLOW_CLOSING, FLOW_ESTABLISHED, FLOW_FIN_BACKEND, FLOW_FIN_CLIENT, FLOW_PICKED_UP, FLOW_RESET, FLOW_STATES,
-    FLOW_SYN, FLOW_SYN_ACK, FLOW_UDP, FLOW_UDP_NEW, MAX_BACKENDS, Bucket, FlowEntry, FlowTable, backend_of, find_flow,
-    forget, is_over, owned_after, owns, pool_of, state_of, sweep)
+    ENTRIES, FLOW_CLOSING, FLOW_ESTABLISHED, FLOW_FIN_BACKEND, FLOW_FIN_CLIENT, FLOW_PICKED_UP, FLOW_RESET,
+    FLOW_STATES, FLOW_SYN, FLOW_SYN_ACK, FLOW_UDP, FLOW_UDP_NEW, MAX_BACKENDS, Bucket, FlowEntry, FlowTable,
+    backend_of, conflict_with, find_flow, find_reply, forget, gives_way, is_over, is_stale, owned_after, owns, pool_of,
+    state_of, sweep, tuple_of)
 from fastlb.dataplane.decap cimport (
     DECAP_REASONS, DECAP_TUN_REFUSED, DECAPSULATED, MODE_GRE, MODE_GUE, MODE_IPIP, decap_reason_name, run_decap,
     take_packet)
-from fastlb.dataplane.flowhash cimport SHARDS, flow_hash
+from fastlb.dataplane.encap cimport is_tunnel, outer_length
+from fastlb.dataplane.flowhash cimport SHARDS, flow_hash, shard_of
 from fastlb.dataplane.flowlog cimport FlowEvent, FlowLog
 from fastlb.dataplane.fragment cimport HELD, SETS, WAYS, FragmentNote, HeldFragment, let_go
 from fastlb.dataplane.icmp cimport REJECTS_PER_SECOND
+from fastlb.dataplane.look cimport FlowCopy, copy_entry, count_flows, entry_at, next_flow
 from fastlb.dataplane.lookup cimport MISSING, find, key_meta, table_free, table_init, table_put
 from fastlb.dataplane.machine cimport (
     assert_equal, bswap16, bswap32, load_acquire_u32, load_acquire_u64, spin_pause, store_release_u32)
 from fastlb.dataplane.maglev cimport MAX_MEMBERS, Turn, populate
 from fastlb.dataplane.pieces cimport MAX_HEADERS, Pieces, cut, next_piece
-from fastlb.dataplane.pipeline cimport must_look, next_settled, run_batch, still_holds
+from fastlb.dataplane.pipeline cimport (
+    MAX_ALTERNATIVES, entry_of_port, explains, must_look, next_settled, run_batch, set_flow_of_reply, still_holds)
 from fastlb.dataplane.publish cimport passed, pick_up, publish
 from fastlb.dataplane.reasons cimport (
-    DROP_NO_NEIGHBOUR, DROP_NO_ROUTE, DROP_NOT_ON_LINK, REASONS, VIA_REJECT, reason_name, verdict_of)
+    DROP_NO_NEIGHBOUR, DROP_NO_ROUTE, DROP_NO_TUNNEL_SOURCE, DROP_NOT_ON_LINK, REASONS, VIA_REJECT, reason_name,
+    verdict_of)
 from fastlb.dataplane.ring cimport (
     BLOCK_HEADER, HEADROOM, SLOT_HEADER, RxRing, advance, has_frames, hold_block, init_ring, is_closed,
     kernel_may_refill, next_slot, take_frame)
-from fastlb.dataplane.route cimport neighbour_meta, prefix_meta
+from fastlb.dataplane.route cimport hop_to_backend, neighbour_meta, prefix_meta
 from fastlb.dataplane.schedule cimport (
     BY_FLOWS, BY_KETAMA, BY_LOT, BY_MAGLEV, BY_RESPONSE, BY_SOURCE, BY_TURNS, BY_TWO, CURSORS, Response, SchedulerState,
-    hash_of_flow, scheduled_backend)
+    active_flows, hash_of_flow, hashed_backend, load_of, response_of, ring_point, scheduled_backend)
 from fastlb.dataplane.service cimport classify
 from fastlb.dataplane.sendmmsg cimport init_messages
 from fastlb.dataplane.sourceport cimport (
-    MAX_SOURCES, PROTOCOL_ROWS, ROW_BITS, FreePorts, SourcePool, SourcePort, address_of, free_ports, port_of)
+    MAX_SOURCES, PROTOCOL_ROWS, ROW_BITS, FreePorts, SourcePool, SourcePort, address_of, free_ports, port_of,
+    ports_per_address)
 from fastlb.dataplane.transmit cimport MAX_XSKS
 from fastlb.dataplane.types cimport (
     BATCH, DF_ALWAYS, DF_INNER, DF_NEVER, FAMILY_4, FORWARD_DSR, FORWARD_FULLNAT, FORWARD_GRE, FORWARD_GUE,
-    FORWARD_IPIP, FORWARD_NAT, LATER_BIT, LEG_CLIENT, NO_BACKEND_DROP, NO_BACKEND_RESET, NO_HOP, PROTO_TCP, PROTO_UDP,
-    VNET_HDR_LEN, Addr, Backend, BackendStats, Candidate, FlowTuple, Hop, LinkRoute, Packet, Service, Shape, ShapeList,
-    Snapshot, Source, VnetHdr)
+    FORWARD_IPIP, FORWARD_NAT, LATER_BIT, LEG_CLIENT, LEG_REPLY, NO_BACKEND_DROP, NO_BACKEND_RESET, NO_HOP, PROTO_TCP,
+    PROTO_UDP, VNET_HDR_LEN, Addr, Backend, BackendStats, Candidate, FlowTuple, Hop, LinkRoute, Packet, Service, Shape,
+    ShapeList, Snapshot, Source, VnetHdr)
 from fastlb.dataplane.wire cimport read_addr4, read_addr6, write_addr6
 from fastlb.dataplane.worker cimport MAX_RINGS, clock_ns, run_worker
 from fastlb.dataplane.xsk cimport XSK_CHUNK, XSK_METADATA, XSK_READY, XSK_RING, Xsk, XskRing
@@ -72,5 +78,6 @@ include "dataplane/maglev.pxi"
 include "dataplane/schedule.pxi"
 include "dataplane/snapshot.pxi"
 include "dataplane/pipeline.pxi"
+include "dataplane/look.pxi"
 include "dataplane/worker.pxi"
 include "dataplane/decap.pxi"

@@ -7,12 +7,13 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
-from fastlb import __version__, log
+from fastlb import __version__, conns, log, trace
+from fastlb._core import flow_states
 from fastlb.config import TWO_WAY, Config, control_path, json_schema, load_config
 from fastlb.control import call
 from fastlb.errors import FastlbError
@@ -63,6 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="all of it, as JSON: see docs/counters.md")
     status.set_defaults(run=_status)
 
+    _add_conns(commands.add_parser("conns", help="the flows of a running fastlb, or how many there are"))
+    _add_trace(commands.add_parser("trace", help="which backend a client's packet would get, and why"))
+
     drain = commands.add_parser("drain", help="give a backend no new flows; those that it has stay")
     enable = commands.add_parser("enable", help="take back drain and weight")
     weight = commands.add_parser("weight", help="another weight than the configuration's, until enable or a restart")
@@ -106,6 +110,31 @@ def _add_decap(decap: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     decap.add_argument("--log-level", choices=("info", "warning", "error"), default="info", help="(default: info)")
     decap.set_defaults(run=_decap)
+
+
+def _add_conns(conns: argparse.ArgumentParser) -> None:
+    conns.add_argument("--service", metavar="NAME", help="only those of this service")
+    conns.add_argument("--backend", metavar="ADDR[:PORT]", help="only those at this backend")
+    conns.add_argument("--client", metavar="ADDR", help="only those from this address, or prefix (198.51.100.0/24)")
+    conns.add_argument("--state", choices=flow_states(), help="only those in this state")
+    conns.add_argument("--count", action="store_true", help="how many, by service and backend")
+    conns.add_argument("--limit", type=_number(1, 1 << 30), default=100, metavar="N", help="of flows (default: 100)")
+    conns.add_argument("--json", action="store_true", help="print them as JSON")
+    _add_socket(conns)
+    conns.set_defaults(run=_conns)
+
+
+def _add_trace(traced: argparse.ArgumentParser) -> None:
+    traced.description = (
+        "Follow a packet from SRC to DST through a running fastlb, or, with --offline, through a configuration as if "
+        "fastlb had just begun. Nothing is sent, and nothing is changed."
+    )
+    traced.add_argument("source", metavar="SRC:PORT", help="the client, as 198.51.100.7:40000 or [2001:db8::7]:40000")
+    traced.add_argument("destination", metavar="DST:PORT/PROTO", help="the VIP, as 203.0.113.10:443/tcp")
+    traced.add_argument("--offline", action="store_true", help="ask the configuration of -c, not a running fastlb")
+    traced.add_argument("--json", action="store_true", help="print every step with its facts as JSON")
+    _add_socket(traced)
+    traced.set_defaults(run=_trace, refuse=traced.error)
 
 
 def _number(least: int, most: int) -> Callable[[str], int]:
@@ -296,11 +325,61 @@ def _pairs(named: dict[str, str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in named.items())
 
 
-def _nonzero(counts: dict[str, int]) -> str:
+def _nonzero(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items() if count) or "none"
 
 
-def _table(heads: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+def _conns(arguments: argparse.Namespace) -> None:
+    filters = {name: getattr(arguments, name) for name in ("service", "backend", "client", "state")}
+    path = _socket_of(arguments)
+
+    def ask(request: Mapping[str, Any]) -> Any:
+        return call(path, "conns", **request)
+
+    if arguments.count:
+        counts = conns.count(ask, filters)
+        print(json.dumps(counts, indent=2) if arguments.json else _describe_counts(counts))
+        return
+    flows, more = conns.collect(ask, filters, arguments.limit)
+    if arguments.json:
+        print(json.dumps({"flows": flows, "more": more}, indent=2))
+        return
+    print(_table(map(str.upper, _FLOW_COLUMNS), map(_flow_row, flows)))
+    if more:
+        print(f"there are more than {arguments.limit}: --limit shows more, --count counts them")
+
+
+def _flow_row(flow: Mapping[str, Any]) -> Sequence[object]:
+    shown = {**flow, "source": flow["source"] or "-", "age": f"{flow['age']:.1f}", "idle": f"{flow['idle']:.1f}"}
+    return [shown[column] for column in _FLOW_COLUMNS]
+
+
+def _describe_counts(counts: Sequence[Mapping[str, Any]]) -> str:
+    rows = [(row["service"], row["backend"], row["flows"], _nonzero(row["states"])) for row in counts]
+    rows.append(("", "total", sum(row["flows"] for row in counts), ""))
+    return _table(("SERVICE", "BACKEND", "FLOWS", "STATES"), rows)
+
+
+_FLOW_COLUMNS = ("service", "protocol", "client", "vip", "backend", "source", "state", "age", "idle")
+
+
+def _trace(arguments: argparse.Namespace) -> None:
+    if arguments.offline and not arguments.config:
+        arguments.refuse("--offline needs a configuration: -c FILE")
+    try:
+        packet = trace.parse_tuple(arguments.source, arguments.destination)
+    except ValueError as error:
+        arguments.refuse(str(error))
+    if arguments.offline:
+        explained = trace.from_configuration(load_config(arguments.config), packet).as_json()
+    else:
+        explained = call(
+            _socket_of(arguments), "trace", source=arguments.source, destination=arguments.destination
+        )
+    print(json.dumps(explained, indent=2) if arguments.json else "\n".join(trace.described(explained)))
+
+
+def _table(heads: Iterable[object], rows: Iterable[Sequence[object]]) -> str:
     cells = [[str(cell) for cell in row] for row in (heads, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(

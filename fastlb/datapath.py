@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-from fastlb import metrics, reconcile
+from fastlb import metrics, reconcile, trace
 from fastlb._core import FlowMemory, Pipeline, Routes, flow_hash_of
 from fastlb.config import Address, Config
+from fastlb.standing import Standings
 
 Frame = bytes | bytearray | memoryview
 EVERYWHERE = (ip_network("0.0.0.0/0"), ip_network("::/0"))
@@ -41,7 +42,10 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Where the next new flow of a client would go, and why: its entry, or the scheduler. Asking changes nothing."""
+    """Where the next packet of a client would go, and why: its entry, or the scheduler. Asking changes nothing.
+
+    ``verdict`` and ``reason`` are what would become of it; ``steps`` how it came to that (fastlb/trace.py).
+    """
 
     service: str | None
     backend: str | None
@@ -49,6 +53,9 @@ class Trace:
     state: str | None = None  # of the flow's entry
     flow_hash: int | None = None
     slot: int | None = None  # of the service's Maglev table
+    verdict: Verdict = Verdict.PASS
+    reason: str = "no_service"
+    steps: tuple[trace.Step, ...] = field(default=(), compare=False)
 
 
 class Datapath:
@@ -84,7 +91,7 @@ class Datapath:
         ids = self._ids.copy()
         plans = reconcile.plan_services(config, ids, now)
         self._services = reconcile.services_table(config, plans)
-        self._plans, self._ids = plans, ids
+        self._plans, self._ids, self._config = plans, ids, config
         self._pipeline.renew(ids.reused)
         self._keys = {member.id: member.key for plan in self._plans for member in plan.members}
         self._stale = True
@@ -112,17 +119,11 @@ class Datapath:
     ) -> Trace:
         """Which backend a client's packet would get at this moment, and why."""
         self._publish()
-        protocol = protocol_number(proto)
-        found = self._pipeline.find(ip_address(src), sport, ip_address(dst), dport, protocol)
-        if found is None:
-            return Trace(None, None, "no service has this address, port and protocol")
-        position, hashed, entry_backend, state, scheduled, slot = found
-        plan = self._plans[position]
-        if entry_backend in self._keys:
-            return Trace(plan.name, self._keys[entry_backend], "conntrack", state, hashed, slot)
-        if not scheduled:
-            return Trace(plan.name, None, "no_backend", None, hashed)
-        return Trace(plan.name, self._keys[scheduled], plan.scheduler, None, hashed, slot)
+        packet = trace.Tuple(
+            ip_address(src), sport, ip_address(dst), dport, reconcile.PROTOCOL_NAMES[protocol_number(proto)]
+        )
+        scene = trace.Scene(self._plans, self._config.services, Standings())
+        return _trace_of(trace.explain(self._pipeline, packet, scene, self._pipeline.now_ms))
 
     def stats(self) -> dict[str, Any]:
         """Counters by name, services with their backends, and the flow table; as `fastlb status --json` shows them."""
@@ -151,6 +152,27 @@ class Datapath:
         )
         self._pipeline.publish(self._services, routes)
         self._stale = False
+
+
+def _trace_of(explained: trace.Explanation) -> Trace:
+    facts = {step.stage: step.facts for step in explained.steps}
+    flow = facts.get("flow", {})
+    why = explained.reason
+    if why == "no_service":
+        why = "no service has this address, port and protocol"
+    elif explained.backend is not None and "scheduler" in facts:
+        why = facts["scheduler"]["scheduler"]
+    return Trace(
+        explained.service,
+        explained.backend,
+        why,
+        flow.get("state") if not flow.get("void") else None,
+        explained.flow_hash,
+        explained.slot,
+        Verdict[explained.verdict],
+        explained.reason,
+        explained.steps,
+    )
 
 
 def parse_mac(text: str) -> bytes:

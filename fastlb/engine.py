@@ -21,8 +21,21 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import structlog
 
-from fastlb import __version__, cores, guard, leftovers, metrics, neighbour, nexthops, pathmtu, reconcile, selftest
-from fastlb._core import Services
+from fastlb import (
+    __version__,
+    conns,
+    cores,
+    guard,
+    leftovers,
+    metrics,
+    neighbour,
+    nexthops,
+    pathmtu,
+    reconcile,
+    selftest,
+    trace,
+)
+from fastlb._core import Services, shard_of_client
 from fastlb.classifier import Classifier, Keys, Sources
 from fastlb.config import TUNNELS, Address, Config, load_config
 from fastlb.control import ControlServer
@@ -32,7 +45,7 @@ from fastlb.health import Checker
 from fastlb.neighbour import KernelView, Watcher
 from fastlb.sourceports import check_source_ports
 from fastlb.standing import STEPS, Name, Standings
-from fastlb.workers import Workers, open_pipelines
+from fastlb.workers import Workers, open_pipelines, owner_of_shard
 
 TICK = 0.1  # seconds between looks at the workers, at clients without a MAC and at snapshots to free
 ASKED_FOR = 60.0  # seconds that a client without a MAC is asked for
@@ -199,7 +212,7 @@ class Engine:
             self._now.config.control,
             {
                 "status": self._status, "reload": self._reload_command, "drain": self._drain, "enable": self._enable,
-                "weight": self._set_weight,
+                "weight": self._set_weight, "conns": self._conns, "trace": self._trace,
             },
         )
         stack.callback(self._control.close)
@@ -566,6 +579,33 @@ class Engine:
             "services": metrics.describe_services(self._pipelines, self._now.plans, self._standings),
             "flows": metrics.describe_flows(self._pipelines[0]),
         }
+
+
+    def _conns(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        return conns.answer(self._pipelines[0], self._now.plans, request, flow_clock())
+
+    def _trace(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        packet = trace.requested(request)
+        owner = owner_of_shard(shard_of_client(packet.src, packet.sport), self._count)
+        scene = trace.Scene(
+            self._now.plans, self._now.config.services, self._standings, self._worker_of, self._next_hop
+        )
+        return trace.explain(self._pipelines[owner], packet, scene, flow_clock()).as_json()
+
+    def _worker_of(self, shard: int) -> str:
+        return f"{owner_of_shard(shard, self._count)} of {self._count}, "
+
+    def _next_hop(self, address: Address) -> tuple[str, Address] | None:
+        """The interface's name, and the neighbour there."""
+        next_hop = self._view.next_hop(address)
+        if next_hop is None or next_hop[0] not in self._view.links:
+            return None
+        return self._view.links[next_hop[0]].name, next_hop[1]
+
+
+def flow_clock() -> int:
+    """The workers' clock: milliseconds, of which the flow table keeps 32 bits."""
+    return time.monotonic_ns() // 1_000_000 & 0xFFFFFFFF
 
 
 def outside_the_loop(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -15,11 +15,10 @@ from typing import Any, TextIO
 from fastlb._core import Pipeline
 from fastlb.config import Address
 from fastlb.errors import FastlbError
-from fastlb.reconcile import PROTOCOL_NUMBERS, Plan
+from fastlb.reconcile import PROTOCOL_NAMES, Plan
 
 MOST = 20_000  # lines of each worker at a time, so that writing them holds up nothing else for long
 
-_PROTOCOLS = {number: name for name, number in PROTOCOL_NUMBERS.items()}
 _WRAP = 1 << 32  # of the data path's clock, in milliseconds
 
 
@@ -66,7 +65,7 @@ class FlowLog:
             "event": "start" if began else "end",
             "time": _time_of(now - (clock - when) % _WRAP / 1000),
             "service": service,
-            "protocol": _PROTOCOLS[protocol],
+            "protocol": PROTOCOL_NAMES[protocol],
             "client": _endpoint(client, cport),
             "vip": _endpoint(vip, vport),
             "source": _endpoint(source or client, sport or cport),

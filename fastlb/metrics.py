@@ -6,11 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fastlb._core import Pipeline, reason_names, verdict_number
-from fastlb.reconcile import PROTOCOL_NUMBERS, Member, Plan
+from fastlb.reconcile import PROTOCOL_NAMES, Member, Plan
 from fastlb.standing import Standings
 
 _DROP, _PASS = 2, 1
-_PROTOCOLS = {number: name for name, number in PROTOCOL_NUMBERS.items()}
 
 
 def split_counters(counters: Mapping[str, int]) -> dict[str, Any]:
@@ -80,7 +79,7 @@ def describe_flows(pipeline: Pipeline) -> dict[str, Any]:
         "hot_bytes": hot,
         "cold_bytes": cold,
         "source_ports": [
-            {"version": version, "protocol": _PROTOCOLS[protocol], "taken": taken, "all": every}
+            {"version": version, "protocol": PROTOCOL_NAMES[protocol], "taken": taken, "all": every}
             for version, protocol, taken, every in pipeline.source_ports()
         ],
     }

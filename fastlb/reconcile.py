@@ -21,6 +21,7 @@ from fastlb.shapes import PORT_BITS, Block
 from fastlb.standing import Share, Standings
 
 PROTOCOL_NUMBERS = {"tcp": IPPROTO_TCP, "udp": IPPROTO_UDP}
+PROTOCOL_NAMES = {number: name for name, number in PROTOCOL_NUMBERS.items()}
 CLAMP_TO_PATH = 65535
 MAX_BACKEND_ID = (1 << 20) - 1
 ID_QUARANTINE = 60.0  # seconds; the sweep forgets the flows of a backend that left within ten

@@ -469,22 +469,31 @@ cdef inline FlowEntry *conflict_in(
     return NULL
 
 
-cdef inline bint conflicts(
-        FlowTable *table, const ServiceTable *services, const Packet *p, const Backend *backend, uint32_t now,
-        ) noexcept nogil:
-    """Would this backend see two flows with one tuple? (One client port, two VIPs, the same backend address and port.)
-
-    A flow that is over, or stale, gives way.
-    """
+cdef inline FlowEntry *conflict_with(
+        FlowTable *table, const ServiceTable *services, const Packet *p, const Backend *backend) noexcept nogil:
+    """The flow that this backend would see under the same tuple as the packet's: one client port, two VIPs, and the
+    same backend address and port. NULL when there is none."""
     cdef uint16_t be_port = backend.be_port if backend.be_port != 0 else p.be_dport
     cdef FlowEntry *entry = conflict_in(
         table, first_bucket(table, p.shard, p.fingerprint), services, p.fingerprint, backend, be_port)
     if likely(entry == NULL):
         entry = conflict_in(
             table, second_bucket(table, p.shard, p.fingerprint), services, p.fingerprint, backend, be_port)
-        if likely(entry == NULL):
-            return False
-    if is_over(state_of(entry)) or is_stale(entry, services, now):
+    return entry
+
+
+cdef inline bint gives_way(const FlowEntry *entry, const ServiceTable *services, uint32_t now) noexcept nogil:
+    return is_over(state_of(entry)) or is_stale(entry, services, now)
+
+
+cdef inline bint conflicts(
+        FlowTable *table, const ServiceTable *services, const Packet *p, const Backend *backend, uint32_t now,
+        ) noexcept nogil:
+    """Would this backend see two flows with one tuple? A flow that is over, or stale, gives way."""
+    cdef FlowEntry *entry = conflict_with(table, services, p, backend)
+    if likely(entry == NULL):
+        return False
+    if gives_way(entry, services, now):
         forget(table, p.shard, entry)
         return False
     return True

@@ -15,6 +15,7 @@ static inline int fastlb_claim(uint32_t *p) {
     return __atomic_compare_exchange_n(p, &unclaimed, 1, 0, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED);
 }
 #define fastlb_store_fence() __atomic_thread_fence(__ATOMIC_SEQ_CST)
+#define fastlb_load_fence() __atomic_thread_fence(__ATOMIC_ACQUIRE)
 #if defined(__x86_64__)
 #define fastlb_spin_pause() __builtin_ia32_pause()
 #else

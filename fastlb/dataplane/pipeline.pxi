@@ -350,72 +350,12 @@ cdef class Pipeline:
         return buckets * sizeof(Bucket), buckets * ENTRIES * sizeof(FlowTuple)
 
     def flow_list(self, uint32_t limit=1000):
-        """Up to ``limit`` flows as (protocol, client, port, vip, port, backend id, state, last seen in ms).
+        """Up to ``limit`` entries, those included that expired and were not yet swept, as (protocol, client, port, vip,
+        port, backend id, state, last seen in ms).
 
-        Read without a lock: while a worker runs, an entry may be caught in the middle of a change.
+        For a table that no worker writes; `FlowWalk` is for any.
         """
-        cdef FlowTable *table = &self.state.flows
-        cdef FlowEntry *entry
-        cdef FlowTuple *cold
-        cdef uint64_t at
-        found = []
-        for at in range(self.flow_capacity):
-            entry = &table.buckets[at // ENTRIES].entries[at % ENTRIES]
-            if entry.fingerprint == 0:
-                continue
-            if len(found) == limit:
-                break
-            cold = &table.tuples[at]
-            found.append((
-                cold.protocol, address_from(cold.client, cold.family), bswap16(cold.be_cport),
-                address_from(cold.vip, cold.family), bswap16(cold.be_vport), backend_of(entry),
-                STATE_NAMES[state_of(entry)], entry.seen))
-        return found
-
-    def find(self, src, sport, dst, dport, protocol):
-        """What the table and the scheduler know of one client-leg tuple, without touching either.
-
-        An entry counts unless the flow is over, or it has expired by the time of the last `process`. None when no
-        service matches; else (service position, flow hash, backend id of an entry or 0, state or None, backend id by
-        the scheduler or 0, Maglev slot or None).
-        """
-        cdef Packet p
-        cdef const Snapshot *snap
-        cdef const Service *service
-        cdef FlowEntry *entry
-        cdef uint64_t hashed
-        if not self.snapshots:
-            raise RuntimeError("publish services and routes first")
-        if src.version != dst.version:
-            raise ValueError(f"source {src} and destination {dst} are of different IP versions")
-        snap = <const Snapshot *>self.publication.current
-        memset(&p, 0, sizeof(p))
-        p.src, p.dst = addr_from(src), addr_from(dst)
-        p.be_sport, p.be_dport = be_port_from(sport), be_port_from(dport)
-        p.family, p.protocol, p.asked = dst.version, protocol, protocol
-        classify(snap.services, &self.state.flows, &p)
-        if p.leg != LEG_CLIENT:
-            return None
-        service = &snap.services.services[p.service]
-        hashed = hash_of_flow(snap.services, service, &p)
-        entry = find_flow(&self.state.flows, p.shard, p.fingerprint)
-        if entry != NULL and (is_over(state_of(entry)) or not still_holds(snap, entry, &p, self.now_ms)):
-            entry = NULL
-        slot = hashed % service.maglev_size if service.maglev != NULL and service.scheduler != BY_KETAMA else None
-        return (
-            p.service, hashed, backend_of(entry) if entry != NULL else 0,
-            STATE_NAMES[state_of(entry)] if entry != NULL else None, self.peek(service, p.service, hashed), slot)
-
-    cdef uint32_t peek(self, const Service *service, uint32_t index, uint64_t hashed) noexcept:
-        """The backend id that the next new flow would get. Turn and lot stay what they were."""
-        cdef SchedulerState *schedulers = &self.state.schedulers
-        cdef uint32_t *cursor = &schedulers.cursors[index & (CURSORS - 1)]
-        cdef uint32_t turn = cursor[0]
-        cdef uint64_t lottery = schedulers.lottery
-        cdef uint32_t backend = scheduled_backend(schedulers, &self.state.flows, service, index, hashed)
-        cursor[0] = turn
-        schedulers.lottery = lottery
-        return backend
+        return entries_of(self, limit)
 
 
 cdef tuple STATE_NAMES = (

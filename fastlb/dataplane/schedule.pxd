@@ -60,15 +60,19 @@ cdef inline uint32_t maglev_backend(const Service *service, uint64_t hashed, uin
     return service.members[service.maglev[(hashed + offset) % service.maglev_size]]
 
 
-cdef inline uint32_t ring_backend(const Service *service, uint64_t hashed, uint32_t offset) noexcept nogil:
-    """The backend id of the first point from the hash on, or of the point `offset` further (Karger et al., 1997)."""
-    cdef uint32_t at
-    if service.ring_size == 0:
-        return 0
-    at = service.ring_index[hashed >> service.ring_shift]
+cdef inline uint32_t ring_point(const Service *service, uint64_t hashed) noexcept nogil:
+    """The position of the first point from the hash on (Karger et al., 1997); `ring_size` behind the last one."""
+    cdef uint32_t at = service.ring_index[hashed >> service.ring_shift]
     while at < service.ring_size and service.ring_points[at] < hashed:
         at += 1
-    return service.members[service.ring[(at + offset) % service.ring_size]]
+    return at
+
+
+cdef inline uint32_t ring_backend(const Service *service, uint64_t hashed, uint32_t offset) noexcept nogil:
+    """The backend id of the first point from the hash on, or of the point `offset` further."""
+    if service.ring_size == 0:
+        return 0
+    return service.members[service.ring[(ring_point(service, hashed) + offset) % service.ring_size]]
 
 
 cdef inline uint64_t placement_hash(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fastlb import reconcile
-from fastlb._core import FlowMemory, Pipeline
+from fastlb._core import FlowMemory, Pipeline, look_up
 from fastlb.config import Config
 from fastlb.workers import open_pipelines, owner_of_shard
 from tests.balancers import BACKENDS, CLIENT, HOSTS, KEY, VIP, Balancer, config, flags, reply_to, service
@@ -496,9 +496,9 @@ def test_a_flow_is_seen_by_all() -> None:
         assert member.pipeline.flow_count() == len(PORTS)
         assert member.pipeline.memory() == members[0].pipeline.memory()
         for port in PORTS:
-            known = member.pipeline.find(ip_address(CLIENT[4]), port, ip_address(VIP[4]), 80, 6)
+            known = look_up(member.pipeline, ip_address(CLIENT[4]), port, ip_address(VIP[4]), 80, 6, 0)["entry"]
             assert known is not None
-            assert known[2:4] == (1, "syn")
+            assert (known["backend"], known["state"], known["void"]) == (1, "syn", None)
 
 
 def test_a_packet_of_another_worker_changes_nothing() -> None:

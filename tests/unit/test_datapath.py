@@ -132,6 +132,7 @@ def test_trace_to_nowhere() -> None:
     dp = datapath(service("dsr", name="web", backends=[]))
     nothing = dp.trace(CLIENT[4], 40000, VIP[4], 80, "tcp")
     assert (nothing.service, nothing.backend, nothing.why, nothing.slot) == ("web", None, "no_backend", None)
+    assert (nothing.verdict, nothing.reason) == (Verdict.DROP, "no_backend")
     assert dp.trace(CLIENT[4], 40000, VIP[4], 81, "tcp") == Trace(
         None, None, "no service has this address, port and protocol"
     )

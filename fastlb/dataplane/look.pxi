@@ -1,0 +1,329 @@
+# The Python face of look.pxd, and of the decisions on one tuple's way.
+
+cdef class FlowWalk:
+    """A walk over a whole flow table in slices, by entry numbers; workers may go on meanwhile.
+
+    Expired flows are left out, and those that the filter does not want. ``backends``: the ids that are wanted;
+    ``client``: the prefix; ``states``: their names; None: all. Raises ValueError for a state that there is not, and
+    RuntimeError before services were published.
+    """
+
+    def __cinit__(self, Pipeline pipeline not None, backends=None, client=None, states=None):
+        self.pipeline = pipeline
+        self.services = snapshot_of(pipeline).services
+        if backends is not None:
+            self.want_backends(backends)
+        if client is not None:
+            self.filter.client = addr_from(client.network_address)
+            self.filter.length, self.filter.family = client.prefixlen, client.version
+        self.want_states(STATE_NAMES if states is None else states)
+
+    cdef int want_backends(self, backends) except -1:
+        wanted = bytearray(self.services.table.backend_limit)
+        for backend in backends:
+            wanted[backend] = 1
+        self.wanted = bytes(wanted)
+        self.filter.backends = <const uint8_t *><const char *>self.wanted
+        self.filter.backend_limit = self.services.table.backend_limit
+        return 0
+
+    cdef int want_states(self, states) except -1:
+        for state in states:
+            self.filter.states |= <uint32_t>1 << <int>STATE_NAMES.index(state)
+        return 0
+
+    cdef uint64_t end_of(self, uint64_t start, uint64_t entries) noexcept:
+        cdef uint64_t left = self.pipeline.flow_capacity - min(start, self.pipeline.flow_capacity)
+        return start + min(entries, left)
+
+    def rows(self, uint64_t start, uint64_t entries, uint32_t room, uint32_t now_ms):
+        """Look at ``entries`` entries from number ``start`` on, and no further than to the ``room``-th flow.
+
+        A list of (protocol, client, port, vip, port, backend id, state, age in ms, idle in ms, source, port); the
+        source is None unless the flow has one of its own (full NAT). And the number of the entry to go on with; None at
+        the end of the table.
+        """
+        cdef FlowTable *table = &self.pipeline.state.flows
+        cdef uint64_t end = self.end_of(start, entries)
+        cdef FlowCopy copy
+        cdef bint found = True
+        rows = []
+        while found and len(rows) < room:
+            with nogil:
+                found = next_flow(table, &self.services.table, &self.filter, &start, end, now_ms, &copy)
+            if found:
+                rows.append(row_of_flow(table, &copy, now_ms))
+        return rows, start if start < self.pipeline.flow_capacity else None
+
+    def counts(self, uint64_t start, uint64_t entries, uint32_t now_ms):
+        """The same, counted: {(backend id, state): flows}, and the number of the entry to go on with, or None."""
+        cdef uint64_t end = self.end_of(start, entries)
+        cdef size_t size = <size_t>self.services.table.backend_limit * FLOW_STATES
+        cdef uint64_t *counts = <uint64_t *>zeroed(size, sizeof(uint64_t))
+        cdef size_t at
+        with nogil:
+            count_flows(&self.pipeline.state.flows, &self.services.table, &self.filter, start, end, now_ms, counts)
+        found = {}
+        for at in range(size):
+            if counts[at] != 0:
+                found[at // FLOW_STATES, STATE_NAMES[at % FLOW_STATES]] = counts[at]
+        free(counts)
+        return found, end if end < self.pipeline.flow_capacity else None
+
+
+def flow_states():
+    """The names of every state that a flow can have."""
+    return STATE_NAMES[1:]
+
+
+cdef PublishedSnapshot snapshot_of(Pipeline pipeline):
+    """What the next batch will see."""
+    if not pipeline.snapshots:
+        raise RuntimeError("publish services and routes first")
+    return pipeline.snapshots[len(pipeline.snapshots) - 1]
+
+
+cdef list entries_of(Pipeline pipeline, uint32_t limit):
+    cdef FlowTable *table = &pipeline.state.flows
+    cdef const FlowEntry *entry
+    cdef const FlowTuple *cold
+    cdef uint64_t at
+    found = []
+    for at in range(pipeline.flow_capacity):
+        entry = entry_at(table, at)
+        if entry.fingerprint == 0:
+            continue
+        if len(found) == limit:
+            break
+        cold = &table.tuples[at]
+        found.append((
+            cold.protocol, address_from(cold.client, cold.family), bswap16(cold.be_cport),
+            address_from(cold.vip, cold.family), bswap16(cold.be_vport), backend_of(entry),
+            STATE_NAMES[state_of(entry)], entry.seen))
+    return found
+
+
+cdef tuple row_of_flow(FlowTable *table, const FlowCopy *copy, uint32_t now_ms):
+    cdef const FlowTuple *flow = &copy.flow
+    source, port = source_of_flow(table, flow)
+    return (
+        flow.protocol, address_from(flow.client, flow.family), bswap16(flow.be_cport),
+        address_from(flow.vip, flow.family), bswap16(flow.be_vport), backend_of(&copy.entry),
+        STATE_NAMES[state_of(&copy.entry)], since(flow.since, now_ms), since(copy.entry.seen, now_ms), source, port)
+
+
+cdef tuple source_of_flow(FlowTable *table, const FlowTuple *flow):
+    """(address, port) of a flow in full NAT, else (None, 0)."""
+    cdef SourcePool *pool = pool_of(table, flow.family)
+    if flow.source == 0 or pool.count == 0:
+        return None, 0
+    return address_from(address_of(pool, flow.source - 1), flow.family), port_of(flow.source - 1)
+
+
+cdef uint32_t since(uint32_t then, uint32_t now_ms) noexcept:
+    """Milliseconds; a clock that is behind by a tick makes none of it negative. It comes round after 49 days."""
+    return 0 if then - now_ms < 1000 else now_ms - then
+
+
+# --- one tuple --------------------------------------------------------------------------------------------------------
+
+def look_up(Pipeline pipeline not None, src, sport, dst, dport, uint8_t protocol, uint32_t now_ms):
+    """What the pipeline would do with a packet from ``src`` to ``dst``: every decision on its way, with its grounds.
+
+    Nothing is changed by it, in a pipeline that a worker runs neither; that has to be the one that owns the tuple's
+    shard (`shard_of_client`), for turns and response times are each worker's own. A dict; see _core.pyi. Raises
+    ValueError for what is no tuple.
+    """
+    cdef Packet p
+    cdef PublishedSnapshot published = snapshot_of(pipeline)
+    cdef const Snapshot *snap = &published.value
+    set_tuple(&p, src, sport, dst, dport, protocol)
+    classify(snap.services, &pipeline.state.flows, &p)
+    found = {"leg": None, "shard": p.shard}
+    if p.leg == LEG_REPLY:
+        found |= {"leg": "reply", "reply": look_up_reply(pipeline, snap, &p, now_ms)}
+    elif p.leg == LEG_CLIENT:
+        found |= {"leg": "client"} | look_up_flow(pipeline, snap, &p, now_ms)
+    return found
+
+
+def shard_of_client(src, sport):
+    """The shard of a client's flows from this port."""
+    return shard_of(addr_from(src), be_port_from(sport))
+
+
+cdef int set_tuple(Packet *p, src, sport, dst, dport, uint8_t protocol) except -1:
+    if src.version != dst.version:
+        raise ValueError(f"source {src} and destination {dst} are of different IP versions")
+    memset(p, 0, sizeof(Packet))
+    p.src, p.dst = addr_from(src), addr_from(dst)
+    p.be_sport, p.be_dport = be_port_from(sport), be_port_from(dport)
+    p.family, p.protocol, p.asked = dst.version, protocol, protocol
+    return 0
+
+
+cdef dict look_up_flow(Pipeline pipeline, const Snapshot *snap, Packet *p, uint32_t now_ms):
+    """On the client's leg."""
+    cdef const Service *service = &snap.services.services[p.service]
+    cdef uint64_t hashed = hash_of_flow(snap.services, service, p)
+    cdef uint32_t scheduled = peek(pipeline, service, p.service, hashed)
+    cdef uint32_t backend = without_conflict(pipeline, snap, p, scheduled, hashed, now_ms)
+    entry = look_up_entry(pipeline, snap, p, now_ms)
+    if entry is not None and entry["void"] is None:
+        backend = entry["backend"]
+    return {
+        "service": p.service,
+        "hash": hashed,
+        "entry": entry,
+        "placement": look_up_placement(pipeline, service, p.service, hashed),
+        "scheduled": scheduled,
+        "hashed": hashed_backend(service, hashed, 0),
+        "backend": backend,
+        "hop": look_up_hop(snap, service, backend) if backend != 0 else None,
+        "source_ports": look_up_ports(pipeline, service, p),
+    }
+
+
+cdef dict look_up_entry(Pipeline pipeline, const Snapshot *snap, const Packet *p, uint32_t now_ms):
+    """The flow's entry; ``void``: why it does not decide, or None. A SYN starts a flow that is over anew."""
+    cdef FlowTable *table = &pipeline.state.flows
+    cdef FlowEntry *entry = find_flow(table, p.shard, p.fingerprint)
+    cdef FlowCopy copy
+    if entry == NULL:
+        return None
+    copy_entry(entry, &copy.entry)
+    copy.flow = tuple_of(table, entry)[0]
+    if copy.entry.fingerprint != p.fingerprint or state_of(&copy.entry) >= FLOW_STATES:
+        return None
+    void = None
+    if not still_holds(snap, &copy.entry, p, now_ms):
+        void = "expired" if is_stale(&copy.entry, snap.services, now_ms) else "of another service"
+    elif is_over(state_of(&copy.entry)):
+        void = "over"
+    source, port = source_of_flow(table, &copy.flow)
+    return {
+        "backend": backend_of(&copy.entry), "state": STATE_NAMES[state_of(&copy.entry)],
+        "age": since(copy.flow.since, now_ms), "idle": since(copy.entry.seen, now_ms), "source": source,
+        "source_port": port, "void": void}
+
+
+cdef uint32_t peek(Pipeline pipeline, const Service *service, uint32_t index, uint64_t hashed) noexcept:
+    """The backend id that the next new flow would get. It is drawn from a copy: turn and lot stay what they were."""
+    cdef SchedulerState schedulers = pipeline.state.schedulers
+    cdef uint32_t turn = pipeline.state.schedulers.cursors[index & (CURSORS - 1)]
+    schedulers.cursors = &turn                           # the only one, so the service's index is 0
+    return scheduled_backend(&schedulers, &pipeline.state.flows, service, 0, hashed)
+
+
+cdef uint32_t without_conflict(
+        Pipeline pipeline, const Snapshot *snap, const Packet *p, uint32_t backend, uint64_t hashed, uint32_t now_ms,
+        ) noexcept:
+    """As `choose_backend` has it: in nat, one that does not already talk to this client port, by the hash; or 0."""
+    cdef const Service *service = &snap.services.services[p.service]
+    cdef int offset
+    if backend == 0 or service.forward != FORWARD_NAT or not in_conflict(pipeline, snap, p, backend, now_ms):
+        return backend
+    for offset in range(MAX_ALTERNATIVES):
+        backend = hashed_backend(service, hashed, offset)
+        if not in_conflict(pipeline, snap, p, backend, now_ms):
+            return backend
+    return 0
+
+
+cdef bint in_conflict(
+        Pipeline pipeline, const Snapshot *snap, const Packet *p, uint32_t backend, uint32_t now_ms) noexcept:
+    cdef FlowEntry *entry = conflict_with(
+        &pipeline.state.flows, snap.services, p, &snap.services.backends[backend])
+    return entry != NULL and not gives_way(entry, snap.services, now_ms)
+
+
+cdef dict look_up_placement(Pipeline pipeline, const Service *service, uint32_t index, uint64_t hashed):
+    """Where the hash and the turn point to, and what schedulers by load compare."""
+    cdef SchedulerState *schedulers = &pipeline.state.schedulers
+    cdef uint32_t turn = schedulers.cursors[index & (CURSORS - 1)]
+    cdef const Candidate *candidate
+    cdef uint32_t at
+    found = {"slot": None, "slots": 0, "point": None, "points": 0, "turn": None, "turns": 0, "candidates": []}
+    if service.maglev != NULL and service.scheduler != BY_KETAMA:
+        found |= {"slot": hashed % service.maglev_size, "slots": service.maglev_size}
+    if service.ring_size != 0:
+        at = ring_point(service, hashed) % service.ring_size
+        found |= {"point": service.ring_points[at], "points": service.ring_size}
+    if service.rotation_size != 0 and service.scheduler == BY_TURNS:
+        found |= {"turn": turn if turn < service.rotation_size else 0, "turns": service.rotation_size}
+    for at in range(service.candidate_count if service.scheduler >= BY_FLOWS else 0):
+        candidate = &service.candidates[at]
+        found["candidates"].append({
+            "backend": candidate.backend, "weight": candidate.weight,
+            "flows": active_flows(&pipeline.state.flows, candidate.backend),
+            "response": None if service.scheduler == BY_FLOWS else response_of(schedulers, candidate) / 1e6,
+            "load": load_of(schedulers, &pipeline.state.flows, service, candidate)})
+    return found
+
+
+cdef dict look_up_hop(const Snapshot *snap, const Service *service, uint32_t backend):
+    """How packets leave for a backend; ``fault``: the drop's reason, or None. ``mtu``: of what fits inside."""
+    cdef const Hop *hop = NULL
+    cdef int fault = hop_to_backend(snap.routes, backend, &hop)
+    cdef uint32_t outer = outer_length(service, snap.services.backends[backend].family)
+    found = {"fault": None, "link": 0, "mac": None, "mtu": 0, "outer": outer}
+    if hop != NULL:
+        found |= {"link": hop.ifindex, "mtu": max(hop.mtu, outer) - outer}
+        if fault == 0:
+            found["mac"] = PyBytes_FromStringAndSize(<const char *>hop.dst_mac, 6)
+    if fault == 0 and is_tunnel(service) and not snap.routes.backend_source[backend].known:
+        fault = DROP_NO_TUNNEL_SOURCE
+    if fault != 0:
+        found["fault"] = (<bytes>reason_name(fault)).decode()
+    return found
+
+
+cdef object look_up_ports(Pipeline pipeline, const Service *service, const Packet *p):
+    """Full NAT's source ports of the flow's shard, as (taken, all); else None."""
+    cdef SourcePool *pool = pool_of(&pipeline.state.flows, p.family)
+    if service.forward != FORWARD_FULLNAT:
+        return None
+    if pool.count == 0:
+        return 0, 0
+    return free_ports(pool, p.protocol, p.shard).used, ports_per_address(pool, p.shard) * pool.count
+
+
+cdef dict look_up_reply(Pipeline pipeline, const Snapshot *snap, Packet *p, uint32_t now_ms):
+    """Of a packet that counts as a backend's answer: the flow that it answers, and its state; ``entry``: is there one?
+    ``backend``: 0, when there is no such flow."""
+    cdef FlowTuple flow
+    cdef FlowEntry *entry
+    cdef FlowCopy copy
+    memset(&flow, 0, sizeof(FlowTuple))
+    if p.source != 0:
+        entry = entry_of_port(&pipeline.state, snap, p, &flow, now_ms)
+    else:
+        entry = find_reply(&pipeline.state.flows, snap.services, p)
+    if entry != NULL:
+        copy_entry(entry, &copy.entry)
+        if copy.entry.fingerprint != 0 and not is_stale(&copy.entry, snap.services, now_ms):
+            if p.source == 0:
+                set_flow_of_reply(&flow, &pipeline.state, snap, p, backend_of(&copy.entry), entry)
+            return answered(&flow, p.family, backend_of(&copy.entry), STATE_NAMES[state_of(&copy.entry)])
+    return answered(&flow, p.family, answering_backend(pipeline, snap, p, &flow), None)
+
+
+cdef uint32_t answering_backend(Pipeline pipeline, const Snapshot *snap, const Packet *p, FlowTuple *flow) noexcept:
+    """As `pick_up_reply` has it: of those at this address and port, the one whose hash explains the flow; or 0."""
+    cdef uint32_t backend = p.backend if p.source == 0 else 0
+    cdef int _looked
+    for _looked in range(MAX_ALTERNATIVES):
+        if backend == 0:
+            break
+        set_flow_of_reply(flow, &pipeline.state, snap, p, backend, NULL)
+        if explains(snap, backend, p, flow.be_vport):
+            return backend
+        backend = snap.services.backends[backend].next_reply
+    return 0
+
+
+cdef dict answered(const FlowTuple *flow, uint8_t family, uint32_t backend, state):
+    return {
+        "backend": backend, "state": state, "client": address_from(flow.client, family),
+        "client_port": bswap16(flow.be_cport), "vip": address_from(flow.vip, family),
+        "vip_port": bswap16(flow.be_vport)}
