@@ -30,6 +30,9 @@ cdef class KetamaRing:
     cdef readonly uint32_t size
     cdef object __weakref__
 
+    cdef void place(self, const uint64_t *hashes, uint32_t count, uint16_t position) noexcept nogil
+    cdef void sort(self) noexcept nogil
+
 
 cdef class Rotation:
     cdef uint16_t *positions

@@ -257,9 +257,9 @@ class Config(_Model):
     maglev_size: fields.MaglevSize = Field(
         default=65537, description="slots in a Maglev table; the same on every balancer of a fleet"
     )
-    ring_size: fields.RingSize = Field(
-        default=65536,
-        description="points on a ketama ring, at least; the same on every balancer of a fleet",
+    ring_points: fields.RingPoints = Field(
+        default=256,
+        description="points of a service's heaviest backend on its ketama ring; the same on every balancer of a fleet",
     )
     transmit: fields.Transmit = Field(
         default="auto",

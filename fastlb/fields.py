@@ -324,7 +324,7 @@ Seed = Annotated[
 FlowCapacity = Annotated[
     StrictInt, Field(ge=64, le=2**30), _expects("a whole number from 64 to 1073741824 (2^30)")
 ]
-RingSize = Annotated[StrictInt, Field(ge=1, le=1 << 20), _expects("a whole number from 1 to 1048576")]
+RingPoints = Annotated[StrictInt, Field(ge=1, le=1 << 16), _expects("a whole number from 1 to 65536")]
 MaglevSize = Annotated[
     StrictInt,
     AfterValidator(_maglev_size),

@@ -1,49 +1,52 @@
 """Ketama rings (Karger et al., STOC 1997) from backend keys, with the points that Envoy's ring hash gives them.
 
-A backend's i-th point is XXH64(``key_i``); a flow goes to the first point from its hash on. Backends come sorted by key
-and have points by weight, the one with the least weight a whole number of them. Another ``seed`` is that of the hash.
+A backend's i-th point is XXH64(``key_i``); a flow goes to the first point from its hash on. Backends come sorted by
+key. Another ``seed`` is that of the hash.
+
+How many points a backend has must not depend on which others are there, else flows would move between those that stay:
+the heaviest has as many as the configuration says, the others by weight.
 """
 
 from __future__ import annotations
 
-import math
+from array import array
 from collections.abc import Sequence
+from functools import lru_cache
 from weakref import WeakValueDictionary
 
 from xxhash import xxh64_intdigest
 
 from fastlb._core import KetamaRing
 
-MAX_POINTS = 1 << 23  # as Envoy's maximum_ring_size
+MAX_POINTS = 1 << 23  # of a ring, as Envoy's maximum_ring_size; where backends are so many, each has fewer
 
 _shared: WeakValueDictionary[tuple[object, ...], KetamaRing] = WeakValueDictionary()
 
 
-def ring_points(keys: Sequence[str], weights: Sequence[int], size: int, seed: int = 0) -> list[tuple[int, int]]:
-    """The ring of these backends, which come sorted by key: (hash, position), ascending; about ``size`` points.
+def point_counts(weights: Sequence[int], most: int) -> list[int]:
+    """Each backend's points, ``most`` for the heaviest; at least one weight must be above 0."""
+    most = max(1, min(most, MAX_POINTS // len(weights)))
+    heaviest = max(weights)
+    return [-(-most * weight // heaviest) for weight in weights]
 
-    Backends without a weight have no point; at least one must have one.
+
+@lru_cache(maxsize=1 << 14)
+def _hashes(key: str, count: int, seed: int) -> bytes:
+    """Of its points, as KetamaRing takes them: nearly all that a ring costs."""
+    return array("Q", (xxh64_intdigest(f"{key}_{number}".encode(), seed) for number in range(count))).tobytes()
+
+
+def build_ring(keys: Sequence[str], weights: Sequence[int], most: int, seed: int) -> KetamaRing | None:
+    """The ring of these backends, with ``most`` points for the heaviest; None when none of them has a weight.
+
+    Rings are shared: as long as one with the same content is in use anywhere, it is not built again.
     """
-    total = sum(weights)
-    least = min(weight for weight in weights if weight) / total
-    scale = min(math.ceil(least * size) / least, float(MAX_POINTS))
-    points: list[tuple[int, int]] = []
-    target = 0.0
-    for position, (key, weight) in enumerate(zip(keys, weights, strict=True)):
-        target += scale * (weight / total)
-        number = 0
-        while len(points) < target:
-            points.append((xxh64_intdigest(f"{key}_{number}".encode(), seed), position))
-            number += 1
-    return sorted(points)
-
-
-def build_ring(keys: Sequence[str], weights: Sequence[int], size: int, seed: int) -> KetamaRing | None:
-    """The same for the data path, shared while it is in use anywhere; None when no backend has a weight."""
     if not any(weights):
         return None
-    content = (tuple(keys), tuple(weights), size, seed)
+    content = (tuple(keys), tuple(weights), most, seed)
     ring = _shared.get(content)
     if ring is None:
-        ring = _shared[content] = KetamaRing(ring_points(keys, weights, size, seed))
+        counts = point_counts(weights, most)
+        parts = [_hashes(key, max(counts), seed)[: 8 * count] for key, count in zip(keys, counts, strict=True)]
+        ring = _shared[content] = KetamaRing(parts)
     return ring

@@ -142,7 +142,7 @@ def _plan_service(
         tunnel=service.tunnel,
         scheduler=service.scheduler,
         table=build_table(keys, weights, config.maglev_size, config.hash_seed),
-        ring=build_ring(keys, weights, config.ring_size, config.hash_seed) if service.scheduler == "ketama" else None,
+        ring=build_ring(keys, weights, config.ring_points, config.hash_seed) if service.scheduler == "ketama" else None,
         rotation=_rotation(service.scheduler, members),
         members=members,
     )
