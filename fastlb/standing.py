@@ -91,6 +91,7 @@ class Standings:
             ramp == 1 and standing.takes_flows(backend.weight)
             for ramp, (backend, standing) in zip(ramps, listed, strict=True)
         )
+        rising = full and any(each < 1 for each in ramps)
         shares = []
         for ramp, (backend, standing) in zip(ramps, listed, strict=True):
             weight = standing.chosen_weight(backend.weight)
@@ -99,7 +100,7 @@ class Standings:
             )
             if not takes:
                 shares.append(Share(0, 0))
-            elif full and any(each < 1 for each in ramps):
+            elif rising:
                 shares.append(Share(max(1, round(weight * SCALE * ramp)), max(1, round(SCALE * ramp))))
             else:
                 shares.append(Share(weight, 1))
