@@ -49,14 +49,14 @@ cdef class Services:
 
     cdef int allocate(self, list specs) except -1
     cdef int add_echo(self, list specs) except -1
-    cdef int set_timeouts(self, timeouts) except -1
+    cdef list set_timeouts(self, list wanted)
     cdef int add_service(self, uint32_t index, spec, const uint32_t *members) except -1
     cdef int set_shapes(self, list specs) except -1
     cdef int set_shape_list(self, ShapeList *listed, version, wanted) except -1
     cdef int add_reply(self, const Service *service, Backend *backend, uint32_t number, uint64_t meta) except -1
     cdef int set_tunnel(self, Service *service, tunnel) except -1
     cdef int add_candidates(self, Service *service, spec, uint32_t at) except -1
-    cdef int add_backend(self, uint32_t index, spec, member) except -1
+    cdef int add_backend(self, uint32_t index, spec, member, uint16_t timeouts) except -1
 
 
 cdef class Routes:

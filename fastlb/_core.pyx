@@ -67,9 +67,9 @@ from fastlb.dataplane.sourceport cimport (
 from fastlb.dataplane.transmit cimport MAX_XSKS
 from fastlb.dataplane.types cimport (
     BATCH, DF_ALWAYS, DF_INNER, DF_NEVER, FAMILY_4, FORWARD_DSR, FORWARD_FULLNAT, FORWARD_GRE, FORWARD_GUE,
-    FORWARD_IPIP, FORWARD_NAT, LATER_BIT, LEG_CLIENT, LEG_REPLY, NO_BACKEND_DROP, NO_BACKEND_RESET, NO_HOP, PROTO_TCP,
-    PROTO_UDP, VNET_HDR_LEN, Addr, Backend, BackendStats, Candidate, FlowTuple, Hop, LinkRoute, Packet, Service, Shape,
-    ShapeList, Snapshot, Source, VnetHdr)
+    FORWARD_IPIP, FORWARD_NAT, KEEP_ALL, KEEP_BUT_SYN, KEEP_NONE, KEEP_TO_RESET, LATER_BIT, LEG_CLIENT, LEG_REPLY,
+    NO_BACKEND_DROP, NO_BACKEND_RESET, NO_HOP, PROTO_TCP, PROTO_UDP, VNET_HDR_LEN, Addr, Backend, BackendStats,
+    Candidate, FlowTuple, Hop, LinkRoute, Packet, Service, Shape, ShapeList, Snapshot, Source, Timeouts, VnetHdr)
 from fastlb.dataplane.wire cimport read_addr4, read_addr6, write_addr6
 from fastlb.dataplane.worker cimport MAX_RINGS, clock_ns, run_worker
 from fastlb.dataplane.xsk cimport XSK_CHUNK, XSK_METADATA, XSK_READY, XSK_RING, Xsk, XskRing

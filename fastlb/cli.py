@@ -17,6 +17,7 @@ from fastlb._core import flow_states
 from fastlb.config import TWO_WAY, Config, control_path, json_schema, load_config
 from fastlb.control import call
 from fastlb.errors import FastlbError
+from fastlb.fields import drain_time
 
 DEFAULT_SOCKET = str(Config.model_fields["control"].default)
 
@@ -74,6 +75,10 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("service", metavar="SERVICE", help="its name")
         command.add_argument("backend", metavar="BACKEND", help="its address, or address:port")
         command.set_defaults(run=run_it)
+    drain.add_argument(
+        "--deadline", type=_drain_time, metavar="TIME",
+        help="such as 5m: afterwards flows that it still has go, too, as the service's on_leave says",
+    )  # fmt: skip
     weight.add_argument("number", metavar="N", type=_number(0, 65535), help="0 to 65535")
     for command in (drain, enable, weight):
         _add_socket(command)
@@ -146,6 +151,13 @@ def _number(least: int, most: int) -> Callable[[str], int]:
 
     parse.__name__ = "number"  # "invalid number value: 'x'"
     return parse
+
+
+def _drain_time(text: str) -> float:
+    try:
+        return drain_time(float(text) if text.replace(".", "", 1).isdigit() else text)
+    except FastlbError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _modes(text: str) -> tuple[str, ...]:
@@ -228,7 +240,7 @@ def _reload(arguments: argparse.Namespace) -> None:
 
 
 def _drain(arguments: argparse.Namespace) -> None:
-    print("draining: " + _change(arguments, "drain"))
+    print("draining: " + _change(arguments, "drain", deadline=arguments.deadline))
 
 
 def _enable(arguments: argparse.Namespace) -> None:
@@ -239,7 +251,7 @@ def _weight(arguments: argparse.Namespace) -> None:
     print(f"weight {arguments.number}: " + _change(arguments, "weight", weight=arguments.number))
 
 
-def _change(arguments: argparse.Namespace, command: str, **more: int) -> str:
+def _change(arguments: argparse.Namespace, command: str, **more: float | None) -> str:
     named = call(_socket_of(arguments), command, service=arguments.service, backend=arguments.backend, **more)
     return f"{named['service']} {named['backend']}"
 
@@ -279,7 +291,7 @@ def _describe(status: dict[str, Any]) -> str:
             f"{service['vip']} {service['port']}/{service['protocol']}",
             service["forward"],
             backend["backend"],
-            backend["state"],
+            _standing(backend),
             backend["weight"],
             backend["active_flows"],
             backend["new_flows"],
@@ -310,6 +322,11 @@ def _describe(status: dict[str, Any]) -> str:
             _table(heads, rows),
         )
     )
+
+
+def _standing(backend: dict[str, Any]) -> str:
+    left = backend.get("drain_remaining")
+    return f"{backend['state']}, {left:.0f} s left" if left else str(backend["state"])
 
 
 def _worker_rows(workers: Sequence[dict[str, Any]]) -> Iterator[Sequence[object]]:

@@ -108,6 +108,16 @@ class SlowStart(_Model):
     floor: fields.Floor = Field(default=0.1, description="the part of its weight that a backend begins with")
 
 
+class ServiceTimeouts(_Model):
+    """What a service has of its own; the rest is as for all services."""
+
+    tcp_syn: fields.Timeout | None = Field(default=None, description="until a connection is established")
+    tcp_established: fields.Timeout | None = Field(default=None, description="in an established connection")
+    tcp_half_closed: fields.Timeout | None = Field(default=None, description="after one side's FIN")
+    tcp_closing: fields.Timeout | None = Field(default=None, description="after both sides' FIN, or a RST")
+    udp: fields.Timeout | None = Field(default=None, description="between two datagrams")
+
+
 class Service(_Model):
     """One VIP, port and protocol, and the backends that share its traffic."""
 
@@ -140,6 +150,19 @@ class Service(_Model):
     slow_start: SlowStart | None = Field(
         default=None, description="a backend that is new or works again comes to its weight by and by"
     )
+    on_leave: fields.OnLeave = Field(
+        default="rehash",
+        description="what becomes of the flows of a backend that was taken out of the configuration, or whose drain "
+        "has ended: keep, they stay until they are over (after a drain: rehash); rehash, each goes to another backend with "
+        "its next packet; reset, each TCP connection is answered with RST at the client's next packet (udp: rehash)",
+    )
+    on_down: fields.OnDown = Field(
+        default="auto",
+        description="the same for a backend that is down; auto: keep for tcp, rehash for udp",
+    )
+    timeouts: ServiceTimeouts = Field(
+        default=ServiceTimeouts(), description="where this service's flows are remembered for another time than others"
+    )
     tunnel: Tunnel = Field(default=Tunnel(), description="how packets are wrapped (ipip, gre and gue only)")
     mss_clamp: fields.MssClamp = Field(
         default=False,
@@ -161,6 +184,13 @@ class Service(_Model):
         port = backend.port or self.single_port
         host = f"[{backend.address}]" if isinstance(backend.address, IPv6Address) else backend.address
         return f"{host}:{port}"
+
+    def policy(self, *, leaves: bool, down: bool) -> str:
+        """What becomes of the flows of a backend that leaves, is down, or both: keep, rehash or reset."""
+        on_down = self.on_down if self.on_down != "auto" else "keep" if self.protocol == "tcp" else "rehash"
+        policies = [self.on_leave] * leaves + [on_down] * down
+        policy = next((each for each in policies if each != "keep"), "keep")
+        return "rehash" if self.protocol == "udp" and policy == "reset" else policy
 
     @property
     def single_port(self) -> int:
@@ -189,7 +219,10 @@ class Timeouts(_Model):
         "in the other modes the client has sent again",
     )
     tcp_established: fields.Timeout = Field(default=900.0, description="in an established connection")
-    tcp_closing: fields.Timeout = Field(default=30.0, description="after a FIN or RST")
+    tcp_half_closed: fields.Timeout = Field(
+        default=300.0, description="after one side's FIN, in nat and fullnat; the other modes see only the client's"
+    )
+    tcp_closing: fields.Timeout = Field(default=30.0, description="after both sides' FIN, or a RST")
     udp: fields.Timeout = Field(default=60.0, description="between two datagrams")
 
 
@@ -321,7 +354,7 @@ def _rules(services: tuple[Service, ...], snat: tuple[Address, ...] | None, vip_
         loc: Loc = ("services", number)
         own = (
             *_any_port(service), *_check(service), *_too_many(service), *_tunnel(service),
-            *_source_ports(service, snat), *_held(service, vip_address),
+            *_source_ports(service, snat), *_held(service, vip_address), *_timeouts(service),
         )  # fmt: skip
         for path, message in (*own, *_backends(service, vips)):
             yield (*loc, *path), message
@@ -473,6 +506,14 @@ def _tunnel(service: Service) -> Found:
     versions = [prefix.version for prefix in service.tunnel.source]
     if len(set(versions)) < len(versions):
         yield ("tunnel", "source"), "more than one prefix of an IP version; keep one of IPv4, one of IPv6"
+
+
+def _timeouts(service: Service) -> Found:
+    """Those of the other protocol."""
+    for key in sorted(service.timeouts.model_fields_set) if service.timeouts and service.protocol else ():
+        protocol = key.split("_")[0]
+        if protocol != service.protocol:
+            yield ("timeouts", key), f"it is only for protocol: {protocol}; leave it out"
 
 
 def _too_many(service: Service) -> Found:
@@ -630,7 +671,7 @@ def _salvage(model: type[_M], raw: Mapping[str, object], loc: Loc, bad: set[Loc]
             values[name] = None
         elif name not in raw:
             values[name] = None if field.is_required() else field.default
-        elif name == "tunnel":
+        elif name in ("tunnel", "timeouts"):
             values[name] = None  # its own rule waits until the rest is right
         elif name == "check":
             inner = raw[name]

@@ -77,6 +77,7 @@ class Datapath:
     ) -> None:
         self._pipeline = Pipeline(FlowMemory(config.flows, sources=config.snat, ports=config.snat_ports))
         self._ids = reconcile.BackendIds()
+        self._standings = Standings()
         self._mac = parse_mac(mac)
         self._mtu = mtu
         self._sources = {network.version: network for network in map(ip_network, addresses)}
@@ -86,12 +87,19 @@ class Datapath:
     def reload(self, config: Config, now: float = 0.0) -> None:
         """Go on with another configuration; flows whose backend is still in it stay where they are.
 
-        ``flows``, the size of the table, stays what it was, and so do ``snat`` and ``snat_ports``.
+        Of the others their service's ``on_leave`` decides; a backend that they stay with is known until the first
+        reload that finds it without flows. ``now`` in seconds, as for `process`. ``flows``, the size of the table,
+        stays what it was, and so do ``snat`` and ``snat_ports``.
         """
-        ids = self._ids.copy()
-        plans = reconcile.plan_services(config, ids, now)
+        ids, standings = self._ids.copy(), self._standings.copy()
+        standings.let_go(
+            name for name in standings.may_go(now)
+            if self._pipeline.backend_stats(ids.by_backend[name])["active_flows"] == 0
+        )  # fmt: skip
+        standings.follow(config, now)
+        plans = reconcile.plan_services(config, ids, now, standings)
         self._services = reconcile.services_table(config, plans)
-        self._plans, self._ids, self._config = plans, ids, config
+        self._plans, self._ids, self._config, self._standings = plans, ids, config, standings
         self._pipeline.renew(ids.reused)
         self._keys = {member.id: member.key for plan in self._plans for member in plan.members}
         self._stale = True
@@ -129,7 +137,7 @@ class Datapath:
         """Counters by name, services with their backends, and the flow table; as `fastlb status --json` shows them."""
         return {
             "counters": metrics.split_counters(self._pipeline.counters()),
-            "services": metrics.describe_services([self._pipeline], self._plans),
+            "services": metrics.describe_services([self._pipeline], self._plans, self._standings),
             "flows": metrics.describe_flows(self._pipeline),
         }
 

@@ -40,6 +40,7 @@ from fastlb.classifier import Classifier, Keys, Sources
 from fastlb.config import TUNNELS, Address, Config, load_config
 from fastlb.control import ControlServer
 from fastlb.errors import ConfigError, FastlbError, KernelError
+from fastlb.fields import drain_time
 from fastlb.flowlog import FlowLog
 from fastlb.health import Checker
 from fastlb.neighbour import KernelView, Watcher
@@ -53,6 +54,7 @@ MAX_ASKED = 1024  # such clients at a time: forged addresses must not fill the k
 FIRST_NEIGHBOURS = 1.0  # seconds that the start waits for next hops to be resolved
 FLOW_BYTES = 86  # of the flow table, hot and cold, for each of config.flows
 REOPENED_WITHIN = 10.0  # seconds in which the rings must be open again; then fastlb stops
+LET_GO_EVERY = 1.0  # seconds between looks at the flows of removed backends
 RESPONSES_EVERY = 5.0  # seconds between looks at the response times of checks
 MAX_WEIGHT = 65535
 REPLACEMENTS, REPLACED_WITHIN = 3, 60.0  # so many workers may be replaced in so many seconds; then fastlb stops
@@ -74,14 +76,17 @@ class Generation:
 
     @classmethod
     def load(cls, path: str, ids: reconcile.BackendIds, standings: Standings) -> Generation:
-        """Read the file; ``ids`` are those of the generation before and are not changed. Raises ConfigError."""
-        return cls.of(load_config(path), ids, standings)
+        """Read the file, and let ``standings`` follow it; ``ids`` are those of the generation before and are not
+        changed. Raises ConfigError."""
+        config, now = load_config(path), time.monotonic()
+        standings.follow(config, now)
+        return cls.of(config, ids, standings, now)
 
     @classmethod
-    def of(cls, config: Config, ids: reconcile.BackendIds, standings: Standings) -> Generation:
-        """The same of a configuration that has been read, as its backends stand now."""
+    def of(cls, config: Config, ids: reconcile.BackendIds, standings: Standings, now: float) -> Generation:
+        """The same of a configuration that has been read, as its backends stand."""
         ids = ids.copy()
-        plans = reconcile.plan_services(config, ids, time.monotonic(), standings)
+        plans = reconcile.plan_services(config, ids, now, standings)
         return cls(config, ids, plans, reconcile.services_table(config, plans))
 
     def classifier_keys(self) -> Keys:
@@ -99,9 +104,9 @@ class Engine:
         self._path = path
         self._standings = Standings()
         self._now = Generation.load(path, reconcile.BackendIds(), self._standings)
-        self._standings.follow(self._now.config, time.monotonic())
         self._checker = Checker(self._checked)
-        self._planned = 0.0  # when the tables were last built for a slow start, or for response times
+        self._planned = time.monotonic()  # when it was last looked at how backends stand
+        self._let_go_at = 0.0  # when removed backends were last looked at
         self._held_vips: set[Address] = set()
         self._path_mtus = pathmtu.PathMtus()
         self._asked: dict[neighbour.NextHop, float] = {}  # clients on our links that packets could not reach
@@ -327,6 +332,7 @@ class Engine:
         self._ask_for_clients()
         self._forget_path_mtus()
         self._plan_in_time()
+        self._let_go_of_removed()
         self._write_flow_log()
         self._workers.follow(self._view, self._links_out())
 
@@ -403,27 +409,48 @@ class Engine:
             self._plan_again()
 
     def _plan_again(self) -> None:
-        """Backends stand otherwise than before; flows stay where they are."""
-        self._now = Generation.of(self._now.config, self._now.ids, self._standings)
+        """Backends stand otherwise than before."""
         self._planned = time.monotonic()
+        self._now = Generation.of(self._now.config, self._now.ids, self._standings, self._planned)
         self._publish()
 
     def _plan_in_time(self) -> None:
-        """Steps of slow starts, and response times of checks, where a scheduler goes by them."""
+        """Steps of slow starts, ends of drains, and response times of checks, where a scheduler goes by them."""
         now = time.monotonic()
         timed = any(service.check and service.scheduler in ("lrt", "p2c") for service in self._now.config.services)
         step = now - self._planned >= self._step_of_slow_start() and self._standings.rising(self._now.config, now)
-        if step or (timed and now - self._planned >= RESPONSES_EVERY):
+        ended = self._standings.drain_ended(self._planned, now)
+        if step or ended or (timed and now - self._planned >= RESPONSES_EVERY):
             self._plan_again()
 
     def _step_of_slow_start(self) -> float:
         windows = (service.slow_start.window for service in self._now.config.services if service.slow_start)
         return min(windows, default=STEPS) / STEPS
 
+    def _let_go_of_removed(self) -> None:
+        """Backends that the configuration gave up are known until the last of their flows is over."""
+        now = time.monotonic()
+        if now - self._let_go_at < LET_GO_EVERY:
+            return
+        self._let_go_at = now
+        over = [name for name in self._standings.may_go(now) if self._flows_of(name) == 0]
+        if over:
+            self._standings.let_go(over)
+            self._install(Generation.of(self._now.config, self._now.ids, self._standings, now))
+            log.info("removed backends have no flows any more", backends=[" ".join(name) for name in over])
+
+    def _flows_of(self, name: Name) -> int:
+        number = self._now.ids.by_backend[name]
+        return sum(pipeline.backend_stats(number)["active_flows"] for pipeline in self._pipelines)
+
     def _drain(self, request: Mapping[str, Any]) -> dict[str, str]:
-        name = self._named(request)
-        self._standings.drain(name)
-        return self._stands("draining", name)
+        name, after = self._named(request), request.get("deadline")
+        if after is None:
+            self._standings.drain(name)
+            return self._stands("draining", name)
+        seconds = drain_time(after)
+        self._standings.drain(name, time.monotonic() + seconds)
+        return self._stands("draining", name, seconds=seconds)
 
     def _enable(self, request: Mapping[str, Any]) -> dict[str, str]:
         name = self._named(request)
@@ -532,7 +559,8 @@ class Engine:
 
     def _load_and_install(self) -> None:
         """Go over to what the file says now, or raise FastlbError and stay with what is."""
-        before, after = self._now, Generation.load(self._path, self._now.ids, self._standings)
+        standings = self._standings.copy()
+        before, after = self._now, Generation.load(self._path, self._now.ids, standings)
         refused = list(reconcile.restart_reasons(before.config, after.config))
         if refused:
             raise FastlbError("a reload cannot change " + "; ".join(refused) + "; restart fastlb instead")
@@ -544,9 +572,8 @@ class Engine:
         except FastlbError:
             self._install(before)
             raise
-        self._standings.follow(after.config, time.monotonic())
+        self._standings = standings
         self._checker.follow(after.config)
-        self._plan_again()
 
     def _install(self, generation: Generation) -> None:
         """The filter keeps an old VIP's packets out before the data path forgets it, and lets in those of a new one
@@ -576,7 +603,7 @@ class Engine:
             "open_blocks": self._open_blocks,
             "workers": self._workers.describe(self._pipelines, self._view, self._links_out()),
             "counters": metrics.split_counters(counters),
-            "services": metrics.describe_services(self._pipelines, self._now.plans, self._standings),
+            "services": metrics.describe_services(self._pipelines, self._now.plans, self._standings, time.monotonic()),
             "flows": metrics.describe_flows(self._pipelines[0]),
         }
 

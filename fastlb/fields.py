@@ -22,12 +22,15 @@ from pydantic import (
     StrictBool,
     StrictInt,
     StrictStr,
+    TypeAdapter,
     ValidationError,
     ValidatorFunctionWrapHandler,
     WithJsonSchema,
     WrapValidator,
 )
 from pydantic_core import PydanticCustomError
+
+from fastlb.errors import FastlbError
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -265,6 +268,14 @@ def few_enough(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+def drain_time(value: object) -> float:
+    """Seconds, from what a command says ("5m", 300); raises FastlbError with what would be right."""
+    try:
+        return TypeAdapter[float](DrainTime).validate_python(value)
+    except ValidationError as error:
+        raise FastlbError(error.errors(include_url=False)[0]["msg"]) from None
+
+
 _ADDRESS_SCHEMA: dict[str, Any] = {"type": "string", "anyOf": [{"format": "ipv4"}, {"format": "ipv6"}]}
 _RANGE_SCHEMA = {"type": "string", "pattern": "^[0-9]{1,5}-[0-9]{1,5}$"}
 
@@ -425,6 +436,14 @@ Aggression = Annotated[
     float, Field(strict=True, ge=0.1, le=10), _expects("a number from 0.1 to 10")
 ]
 Floor = Annotated[float, Field(strict=True, ge=0.01, le=1), _expects("a number from 0.01 to 1")]
+OnLeave = Annotated[Literal["keep", "rehash", "reset"], _one_of("keep", "rehash", "reset")]
+OnDown = Annotated[Literal["auto", "keep", "rehash", "reset"], _one_of("auto", "keep", "rehash", "reset")]
+DrainTime = Annotated[
+    float,
+    _quantity(SECONDS),
+    Field(ge=0, le=LONGEST),
+    _expects('a time from 0s to 168h: "30s", "5m", "1h", or a number of seconds'),
+]
 Protocol = Annotated[Literal["tcp", "udp"], _one_of("tcp", "udp")]
 NoBackend = Annotated[Literal["drop", "reset"], _one_of("drop", "reset")]
 VipAddress = Annotated[Literal["none", "interface"], _one_of("none", "interface")]

@@ -32,9 +32,10 @@ def add_up(counters: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def describe_services(
-    pipelines: Sequence[Pipeline], plans: Iterable[Plan], standings: Standings | None = None
+    pipelines: Sequence[Pipeline], plans: Iterable[Plan], standings: Standings | None = None, now: float = 0.0
 ) -> list[dict[str, Any]]:
-    """Each service with its backends, how they stand, and what all workers sent to them: packets, bytes, flows."""
+    """Each service with its backends, how they stand ``now``, and what all workers sent to them: packets, bytes,
+    flows."""
     standings = standings or Standings()
     return [
         {
@@ -45,7 +46,7 @@ def describe_services(
             "forward": plan.forward,
             "scheduler": plan.scheduler,
             "backends": [
-                _describe_member(pipelines, plan, member, standings)
+                _describe_member(pipelines, plan, member, standings, now)
                 | add_up(pipeline.backend_stats(member.id) for pipeline in pipelines)
                 for member in plan.members
             ],
@@ -55,7 +56,7 @@ def describe_services(
 
 
 def _describe_member(
-    pipelines: Sequence[Pipeline], plan: Plan, member: Member, standings: Standings
+    pipelines: Sequence[Pipeline], plan: Plan, member: Member, standings: Standings, now: float
 ) -> dict[str, Any]:
     """``response``: the seconds that backends take to answer, to flows (the slowest worker's word) and to checks."""
     standing = standings.of(plan.name, member.key)
@@ -63,8 +64,9 @@ def _describe_member(
     return {
         "backend": member.key,
         "weight": member.weight,
-        "state": "draining" if standing.draining else standing.state,
+        "state": standing.shown(now),
         "reason": standing.reason,
+        "drain_remaining": standing.remaining(now),
         "response": max((each for each in seen if each is not None), default=None),
         "check_response": standing.response or None,
     }

@@ -137,7 +137,7 @@ def own_addresses(view: KernelView, plans: Iterable[Plan]) -> list[str]:
         f"service {plan.name}: backend {member.address} is an address of this host; it must be another host's"
         for plan in plans
         for member in plan.members
-        if member.address in view.addresses
+        if member.address in view.addresses and not member.removed
     ]
 
 
@@ -149,7 +149,7 @@ def replies_elsewhere(view: KernelView, plans: Iterable[Plan], interfaces: Itera
         for member in plan.members if plan.forward in TWO_WAY else ():
             next_hop = view.next_hop(member.address)
             link = view.links.get(next_hop[0]) if next_hop else None
-            if link is not None and link.name not in rings:
+            if link is not None and link.name not in rings and not member.removed:
                 lines.append(
                     f"service {plan.name}: backend {member.address} is reached by {link.name}, "
                     "which is not among the interfaces"
@@ -163,6 +163,8 @@ def not_on_link(view: KernelView, plans: Iterable[Plan]) -> list[str]:
     for plan in plans:
         for member in plan.members if plan.forward == "dsr" else ():
             route = view.route(member.address)
+            if member.removed:
+                continue
             if route is None:
                 lines.append(f"service {plan.name}: no route to dsr backend {member.address}; it must be on-link")
             elif route.gateway is not None:

@@ -43,6 +43,8 @@ class Member:
     weight: int  # as it stands: health, the operator's word and slow start count
     even: int  # the same where weights do not count
     response: float = 0.0  # seconds that health checks take; 0: unknown
+    keeping: str = "all"  # what becomes of its flows: all, but_syn, none or to_reset (types.pxd)
+    removed: bool = False  # the configuration has it no more, and its flows are not over
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Plan:
     table: MaglevTable | None  # of every service: also for packets in mid-flow
     ring: KetamaRing | None  # ketama only
     rotation: Rotation | None  # of those that take turns or draw
+    timeouts: dict[str, float] | None  # seconds, where the service has its own
     members: tuple[Member, ...]
 
 
@@ -112,19 +115,19 @@ def plan_services(config: Config, ids: BackendIds, now: float, standings: Standi
 
     ``standings``: how its backends stand; none: as the configuration says. ``now`` in seconds.
     """
-    wanted = ((service.name, service.key(backend)) for service in config.services for backend in service.backends)
-    numbers = ids.assign(wanted, now)
     standings = standings or Standings()
+    configured = ((service.name, service.key(backend)) for service in config.services for backend in service.backends)
+    removed = ((service.name, key) for service in config.services for key, _ in standings.removed(service))
+    numbers = ids.assign((*configured, *removed), now)
     return [_plan_service(config, service, numbers, standings, now) for service in config.services]
 
 
 def _plan_service(
     config: Config, service: Service, numbers: dict[tuple[str, str], int], standings: Standings, now: float
 ) -> Plan:
-    unsorted = (
-        _member(service, backend, numbers, share, standings.of(service.name, service.key(backend)).response)
-        for backend, share in zip(service.backends, standings.shares(service, now), strict=True)
-    )
+    shared = list(zip(service.backends, standings.shares(service, now), strict=True))
+    shared += [(backend, Share(0, 0)) for _, backend in standings.removed(service)]
+    unsorted = (_member(service, backend, numbers, share, standings, now) for backend, share in shared)
     members = tuple(sorted(unsorted, key=lambda member: member.key))
     keys = [member.key for member in members]
     weights = [member.weight for member in members]
@@ -144,8 +147,15 @@ def _plan_service(
         table=build_table(keys, weights, config.maglev_size, config.hash_seed),
         ring=build_ring(keys, weights, config.ring_points, config.hash_seed) if service.scheduler == "ketama" else None,
         rotation=_rotation(service.scheduler, members),
+        timeouts=_own_timeouts(config, service),
         members=members,
     )
+
+
+def _own_timeouts(config: Config, service: Service) -> dict[str, float] | None:
+    """All of them, where one differs from those of all services."""
+    own = service.timeouts.model_dump(exclude_none=True)
+    return config.timeouts.model_dump() | own if own else None
 
 
 def _rotation(scheduler: str, members: tuple[Member, ...]) -> Rotation | None:
@@ -155,9 +165,15 @@ def _rotation(scheduler: str, members: tuple[Member, ...]) -> Rotation | None:
 
 
 def _member(
-    service: Service, backend: Backend, numbers: dict[tuple[str, str], int], share: Share, response: float
+    service: Service,
+    backend: Backend,
+    numbers: dict[tuple[str, str], int],
+    share: Share,
+    standings: Standings,
+    now: float,
 ) -> Member:
     key = service.key(backend)
+    standing = standings.of(service.name, key)
     return Member(
         id=numbers[service.name, key],
         key=key,
@@ -165,7 +181,9 @@ def _member(
         port=backend.port or service.single_port,
         weight=share.weight,
         even=share.even if share.weight else 0,
-        response=response,
+        response=standing.response,
+        keeping=standing.keeping(service, now),
+        removed=standing.left is not None,
     )
 
 

@@ -5,9 +5,13 @@
     unknown     while no other  stay                    not checked yet
                 is up
     up          by weight       stay
-    down        none            stay                    checks fail
+    down        none            on_down                 checks fail
     draining    none            stay                    `fastlb drain`
+    drained     none            on_leave                and its deadline is over
+    removed     none            on_leave                the configuration has it no more
     weight 0    none            stay                    the configuration, or `fastlb weight`
+
+docs/backends.md has this table in full. A backend that was removed is known on only where its flows need it.
 
 Slow start: a backend that is new in a service that runs, or comes up again, or is enabled again, gets
 weight · max(floor, (t / window)^(1 / aggression)), t seconds later. Where no other backend takes flows, it gets all.
@@ -15,16 +19,18 @@ weight · max(floor, (t / window)^(1 / aggression)), t seconds later. Where no o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
-from fastlb.config import Config, Service, SlowStart
+from fastlb.config import MAX_BACKENDS, Backend, Config, Service, SlowStart
 from fastlb.errors import FastlbError
 
 Name = tuple[str, str]  # service, backend key
 SCALE = 100  # of weights, while a backend of the service is in slow start
 STEPS = 20  # of a slow start: so often its tables are built anew
 KEEP = 0.7  # of the mean response time, when a check brings another
+LEAST_STAY = 1.0  # seconds that a removed backend is known on: every worker has seen by then that it takes no flows
+KEPT_BY = ("vip", "port", "protocol", "forward")  # a service that changes one of these has none of its flows any more
 
 
 @dataclass
@@ -35,17 +41,48 @@ class Standing:
     response: float = 0.0  # seconds that checks take, smoothed; 0: unknown
     reason: str = ""  # why the last check failed
     draining: bool = False
+    deadline: float | None = None  # of draining, on the clock of ``now``
     weight: int | None = None  # the operator's; None: the configuration's
     streak: int = 0  # checks in a row that speak against the state
     slow_since: float | None = None  # when its slow start began
+    left: float | None = None  # when the configuration gave it up
+    backend: Backend | None = None  # what the configuration says of it, or said last
 
     def takes_flows(self, configured: int) -> bool:
         """Whether it could, with the weight that the configuration gives it."""
-        return self.state in ("up", "unchecked") and not self.draining and self.chosen_weight(configured) > 0
+        return (
+            self.state in ("up", "unchecked")
+            and not self.draining
+            and self.left is None
+            and self.chosen_weight(configured) > 0
+        )
 
     def chosen_weight(self, configured: int) -> int:
         """Before health and slow start."""
         return configured if self.weight is None else self.weight
+
+    def remaining(self, now: float) -> float | None:
+        """Seconds until its drain ends, 0 when it has; None without a deadline."""
+        return None if self.deadline is None else max(0.0, self.deadline - now)
+
+    def shown(self, now: float) -> str:
+        """The state in a word."""
+        if self.left is not None:
+            return "removed"
+        if self.draining:
+            return "drained" if self.remaining(now) == 0 else "draining"
+        return self.state
+
+    def keeping(self, service: Service, now: float) -> str:
+        """What becomes of the flows that it has: all, but_syn, none or to_reset of types.pxd.
+
+        A backend that is down may be dead: there a client that uses its port again would wait in vain.
+        """
+        down, shown = self.state == "down", self.shown(now)
+        policy = service.policy(leaves=shown in ("removed", "drained"), down=down)
+        if policy == "keep" and shown == "drained":
+            policy = "rehash"
+        return {"keep": "but_syn" if down else "all", "rehash": "none", "reset": "to_reset"}[policy]
 
 
 @dataclass(frozen=True)
@@ -61,26 +98,64 @@ class Standings:
     """Of all backends, by service and key."""
 
     by_backend: dict[Name, Standing] = field(default_factory=dict)
+    services: dict[str, Service] = field(default_factory=dict)  # of the configuration that holds
+
+    def copy(self) -> Standings:
+        """An independent copy, to try a configuration with."""
+        return Standings({name: replace(standing) for name, standing in self.by_backend.items()}, self.services)
 
     def of(self, service: str, key: str) -> Standing:
         """That of a backend that is not known is the first it would have."""
         return self.by_backend.get((service, key)) or Standing()
 
     def follow(self, config: Config, now: float) -> None:
-        """Another configuration holds: forget backends that left, start those that came. ``now`` in seconds."""
+        """Another configuration holds: start backends that came, and forget those that left, unless their service
+        says otherwise of their flows. ``now`` in seconds."""
         running = {service for service, _ in self.by_backend}
         before, self.by_backend = self.by_backend, {}
+        earlier, self.services = self.services, {service.name: service for service in config.services}
         for service in config.services:
             for backend in service.backends:
                 name = service.name, service.key(backend)
                 standing = before.get(name)
-                if standing is None:
+                if standing is None or standing.left is not None:
                     standing = Standing(slow_since=now if service.name in running else None)
+                standing.backend = backend
                 if service.check is None:
                     standing.state = "unchecked"
                 elif standing.state == "unchecked":
                     standing.state = "unknown"
                 self.by_backend[name] = standing
+            if _keeps_flows(earlier.get(service.name), service):
+                self._keep_removed(service, before, now)
+
+    def _keep_removed(self, service: Service, before: Mapping[Name, Standing], now: float) -> None:
+        """Those of ``before`` that the service has no more, as many as there is room for beside those it has."""
+        gone = [name for name in before if name[0] == service.name and name not in self.by_backend]
+        for name in gone[: MAX_BACKENDS - len(service.backends)]:
+            standing = self.by_backend[name] = before[name]
+            standing.left = now if standing.left is None else standing.left
+            standing.draining, standing.deadline = False, None
+
+    def removed(self, service: Service) -> list[tuple[str, Backend]]:
+        """The backends, by key, that the service has no more and whose flows are not over."""
+        return [
+            (key, standing.backend)
+            for (name, key), standing in self.by_backend.items()
+            if name == service.name and standing.left is not None and standing.backend is not None
+        ]
+
+    def may_go(self, now: float) -> list[Name]:
+        """Removed backends that are to be let go once they have no flow."""
+        return [
+            name
+            for name, standing in self.by_backend.items()
+            if standing.left is not None and now - standing.left >= LEAST_STAY
+        ]
+
+    def let_go(self, names: Iterable[Name]) -> None:
+        for name in names:
+            del self.by_backend[name]
 
     def shares(self, service: Service, now: float) -> list[Share]:
         """Of the service's backends, in the configuration's order."""
@@ -134,7 +209,7 @@ class Standings:
         `rise` checks in a row bring a backend up, `fall` take it down; the first one decides by itself.
         """
         standing = self.by_backend.get((service.name, key))
-        if standing is None or service.check is None:
+        if standing is None or standing.left is not None or service.check is None:
             return False
         passed = response is not None
         if response is not None:
@@ -156,16 +231,22 @@ class Standings:
 
     # --- the operator ------------------------------------------------------------------------------------------
 
-    def drain(self, name: Name) -> None:
-        """No new flows, until `enable`."""
+    def drain(self, name: Name, deadline: float | None = None) -> None:
+        """No new flows, until `enable`; from the deadline on (None: never) flows that it still has go, too."""
         self.by_backend[name].draining = True
+        self.by_backend[name].deadline = deadline
+
+    def drain_ended(self, since: float, now: float) -> bool:
+        """Has a deadline passed after ``since``, and up to ``now``?"""
+        deadlines = (standing.deadline for standing in self.by_backend.values() if standing.draining)
+        return any(deadline is not None and since < deadline <= now for deadline in deadlines)
 
     def enable(self, name: Name, now: float) -> None:
         """Take back `drain` and `set_weight`."""
         standing = self.by_backend[name]
         if standing.draining or standing.weight == 0:
             standing.slow_since = now
-        standing.draining = False
+        standing.draining, standing.deadline = False, None
         standing.weight = None
 
     def set_weight(self, name: Name, weight: int, now: float) -> None:
@@ -177,10 +258,11 @@ class Standings:
 
     def find(self, service: str, backend: str) -> Name:
         """By the service's name, and the backend's key or address; raises FastlbError when that is not one."""
-        services = {name for name, _ in self.by_backend}
+        names = [name for name, standing in self.by_backend.items() if standing.left is None]
+        services = {name for name, _ in names}
         if service not in services:
             raise FastlbError(f'there is no service "{service}" with backends; there are: {_listed(services)}')
-        keys = [key for name, key in self.by_backend if name == service]
+        keys = [key for name, key in names if name == service]
         found = [key for key in keys if backend in (key, key.rsplit(":", 1)[0], key.rsplit(":", 1)[0].strip("[]"))]
         if len(found) != 1:
             problem = "more than one backend" if found else "no backend"
@@ -194,6 +276,13 @@ def ramp(slow: SlowStart, age: float) -> float:
         return 1.0
     step = max(0.0, age) // (slow.window / STEPS) / STEPS
     return max(slow.floor, step ** (1 / slow.aggression)) if step > 0 else slow.floor
+
+
+def _keeps_flows(earlier: Service | None, service: Service) -> bool:
+    """Do removed backends of a service matter, whose configuration was ``earlier`` before?"""
+    if earlier is None or service.on_leave == "rehash":
+        return False
+    return all(getattr(earlier, key) == getattr(service, key) for key in KEPT_BY)
 
 
 def _listed(names: Iterable[str]) -> str:

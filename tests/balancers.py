@@ -8,7 +8,8 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 from fastlb import Config, Datapath, reconcile
-from fastlb._core import Pipeline, Routes
+from fastlb._core import FlowMemory, Pipeline, Routes
+from fastlb.standing import Standings
 from tests.frames import ACK, BALANCER_MAC, FIN, PSH, RST, SYN, TCP, frame, mac_bytes, mac_of, take_apart
 
 CLIENT = {4: "10.1.0.2", 6: "fd00:1::2"}
@@ -19,6 +20,7 @@ BACKENDS = {
 }
 HOSTS = (*CLIENT.values(), *BACKENDS[4], *BACKENDS[6])
 KEY = bytes(range(32))
+OWN = {ip_address(host): ip_network("192.0.2.1" if ":" not in host else "2001:db8::1") for host in HOSTS}
 FLAGS = {"S": SYN, "A": ACK, "F": FIN, "R": RST, "P": PSH}
 
 
@@ -60,15 +62,23 @@ class Balancer:
     """A bare pipeline: what an embedded balancer does not show, the flow table and interface numbers."""
 
     def __init__(self, settings: Config, *, hosts: Iterable[str] = HOSTS) -> None:
-        self.pipeline = Pipeline(settings.flows, KEY)
+        self.pipeline = Pipeline(
+            FlowMemory(settings.flows, KEY, sources=settings.snat, ports=settings.snat_ports))
         self.ids = reconcile.BackendIds()
+        self.standings = Standings()
         self.hosts = list(hosts)
         self.reload(settings)
 
     def reload(self, settings: Config, now: float = 0.0) -> None:
-        self.plans = reconcile.plan_services(settings, self.ids, now)
+        self.settings = settings
+        self.standings.follow(settings, now)
+        self.plan(now)
+
+    def plan(self, now: float = 0.0) -> None:
+        """After the standings have changed."""
+        self.plans = reconcile.plan_services(self.settings, self.ids, now, self.standings)
         self.keys = {member.id: member.key for plan in self.plans for member in plan.members}
-        self.pipeline.publish(reconcile.services_table(settings, self.plans), self.routes())
+        self.pipeline.publish(reconcile.services_table(self.settings, self.plans), self.routes())
 
     def routes(self) -> Routes:
         hops = [(mac_bytes(mac_of(host)), mac_bytes(BALANCER_MAC), 0, 1500, None) for host in self.hosts]
@@ -78,6 +88,7 @@ class Balancer:
             [(ip_network("0.0.0.0/0"), 0, None), (ip_network("::/0"), 0, None)],
             {(0, address): at for address, at in positions.items()},
             {member.id: positions.get(member.address, len(hops)) for plan in self.plans for member in plan.members},
+            reconcile.tunnel_sources(self.plans, OWN.get),
         )
 
     def send(self, raw: bytes, now: float = 0.0) -> tuple[str, bytes | None, str | None]:

@@ -25,7 +25,8 @@ from fastlb.dataplane.flowlog cimport FlowLog, log_flow
 from fastlb.dataplane.machine cimport likely, lowest_bit, must, prefetch, unlikely
 from fastlb.dataplane.sourceport cimport SourcePool, give_back
 from fastlb.dataplane.types cimport (
-    FAMILY_6, LEG_CLIENT, LOGGED_BIT, PROTO_TCP, Backend, BackendStats, FlowTuple, Packet, Service, ServiceTable)
+    FAMILY_6, KEEP_NONE, LEG_CLIENT, LOGGED_BIT, PROTO_TCP, Backend, BackendStats, FlowTuple, Packet, Service,
+    ServiceTable)
 from fastlb.dataplane.wire cimport TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, same_addr
 
 
@@ -147,13 +148,18 @@ cdef inline uint32_t backend_of(const FlowEntry *entry) noexcept nogil:
     return entry.owner & BACKEND_MASK
 
 
-cdef inline bint is_stale(const FlowEntry *entry, const ServiceTable *services, uint32_t now) noexcept nogil:
-    """Timed out, or its backend has left the configuration. A clock that steps back makes nothing stale."""
+cdef inline bint has_expired(const FlowEntry *entry, const ServiceTable *services, uint32_t now) noexcept nogil:
+    """Timed out, or of an id beyond all backends. A clock that steps back lets nothing expire."""
     cdef int32_t idle = <int32_t>(now - entry.seen)
     cdef uint32_t backend = backend_of(entry)
-    if unlikely(idle > <int32_t>services.timeouts[state_of(entry)]):
+    if unlikely(backend >= services.backend_limit):
         return True
-    return unlikely(backend >= services.backend_limit) or not services.backends[backend].present
+    return unlikely(idle > <int32_t>services.timeouts[services.backends[backend].timeouts].of_state[state_of(entry)])
+
+
+cdef inline bint is_stale(const FlowEntry *entry, const ServiceTable *services, uint32_t now) noexcept nogil:
+    """It decides no more: it has expired, or the flow is to leave its backend, or the id is no backend's."""
+    return has_expired(entry, services, now) or unlikely(services.backends[backend_of(entry)].keeping == KEEP_NONE)
 
 
 cdef inline FlowTuple *tuple_of(FlowTable *table, FlowEntry *entry) noexcept nogil:

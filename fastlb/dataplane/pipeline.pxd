@@ -10,8 +10,8 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastlb.dataplane.conntrack cimport (
     FLOW_PICKED_UP, FLOW_SYN, FlowEntry, FlowTable, approach_room, backend_of, be_vport_of, conflicts, enter_flow,
-    find_flow, find_reply, find_room, first_state, forget, is_over, is_stale, owns, pool_of, prefetch_flow, serves,
-    state_of, touch, tuple_of)
+    find_flow, find_reply, find_room, first_state, forget, has_expired, is_over, is_stale, owns, pool_of, prefetch_flow,
+    serves, state_of, touch, tuple_of)
 from fastlb.dataplane.encap cimport complete_checksum, encapsulate, is_tunnel, outer_length
 from fastlb.dataplane.flowhash cimport fingerprint as flow_fingerprint
 from fastlb.dataplane.flowhash cimport flow_hash
@@ -26,11 +26,11 @@ from fastlb.dataplane.machine cimport bswap16, likely, load_acquire_u32, must, p
 from fastlb.dataplane.parse cimport parse
 from fastlb.dataplane.pieces cimport MAX_HEADERS
 from fastlb.dataplane.reasons cimport (
-    DROP_FLOW_TABLE_FULL, DROP_FLOW_UNKNOWN, DROP_FRAGMENT_LIMIT, DROP_FRAGMENT_OVERLAP, DROP_FRAGMENT_UNKNOWN,
+    DROP_BACKEND_LEFT, DROP_FLOW_TABLE_FULL, DROP_FLOW_UNKNOWN, DROP_FRAGMENT_LIMIT, DROP_FRAGMENT_OVERLAP, DROP_FRAGMENT_UNKNOWN,
     DROP_ICMP_UNKNOWN, DROP_NAT_CONFLICT, DROP_NO_BACKEND, DROP_NO_NEIGHBOUR, DROP_NO_SOURCE_PORT,
     DROP_NO_TUNNEL_SOURCE, DROP_OVER_MTU, DROP_REJECT_LIMIT, DROP_REPLY_UNKNOWN, DROP_TTL_EXPIRED,
     DROP_TUNNEL_OFFLOAD, DROP_WRONG_WORKER, PASS_NO_SERVICE, REASONS, VIA_CONNTRACK, VIA_ECHO, VIA_FRAGMENT,
-    VIA_HELD, VIA_ICMP, VIA_MAGLEV, VIA_REJECT, VIA_SCHEDULER, VIA_TIME_EXCEEDED, VIA_TOO_BIG)
+    VIA_HELD, VIA_ICMP, VIA_MAGLEV, VIA_REJECT, VIA_RESET, VIA_SCHEDULER, VIA_TIME_EXCEEDED, VIA_TOO_BIG)
 from fastlb.dataplane.rewrite cimport (
     clamp_mss, decrement_ttl, fits, set_link_header, translate_both, translate_destination, translate_source)
 from fastlb.dataplane.route cimport find_route, hop_to_address, hop_to_backend
@@ -40,7 +40,8 @@ from fastlb.dataplane.schedule cimport (
 from fastlb.dataplane.service cimport classify
 from fastlb.dataplane.sourceport cimport SourcePool, SourcePort, address_of, be_port_of, give_back, take_port
 from fastlb.dataplane.types cimport (
-    BATCH, CLAMP_TO_PATH, FAMILY_4, FORWARD_FULLNAT, FORWARD_NAT, FRAGMENT_LATER, FRAGMENT_NONE, LEG_CLIENT,
+    BATCH, CLAMP_TO_PATH, FAMILY_4, FORWARD_FULLNAT, FORWARD_NAT, FRAGMENT_LATER, FRAGMENT_NONE, KEEP_ALL,
+    KEEP_BUT_SYN, KEEP_TO_RESET, LEG_CLIENT,
     LEG_ECHO, LEG_NONE, LEG_REPLY, LOGGED_BIT, NO_BACKEND_RESET, NO_HOP, PROTO_TCP, Addr, Backend, BackendStats,
     FlowTuple, Hop, LinkRoute, Packet, Service, Snapshot)
 from fastlb.dataplane.wire cimport IP4_DF, IP4_FRAG, IP4_LEN, IP6_LEN, TCP_ACK, TCP_LEN, TCP_RST, TCP_SYN, same_addr
@@ -185,12 +186,31 @@ cdef inline int start_flow(PipelineState *pipe, const Snapshot *snap, Packet *p,
 
 cdef inline bint still_holds(
         const Snapshot *snap, const FlowEntry *entry, const Packet *p, uint32_t now) noexcept nogil:
-    """An entry decides unless it is stale, its VIP went to another service, or a SYN starts anew."""
-    if unlikely(is_stale(entry, snap.services, now)):
+    """An entry decides unless it has expired, its VIP went to another service, its backend does not keep the flow, or
+    a SYN starts anew."""
+    cdef const Backend *backend = &snap.services.backends[backend_of(entry)]
+    if unlikely(has_expired(entry, snap.services, now)):
         return False
-    if unlikely(snap.services.backends[backend_of(entry)].service != p.service):
+    if unlikely(backend.service != p.service):
+        return False
+    if unlikely(backend.keeping != KEEP_ALL) and not keeps(backend, p):
         return False
     return not (is_syn(p) and (is_over(state_of(entry)) or state_of(entry) == FLOW_PICKED_UP))
+
+
+cdef inline bint keeps(const Backend *backend, const Packet *p) noexcept nogil:
+    """Does a backend that is down, or goes, get this packet of a flow of its? A RST that ends the flow it does."""
+    if backend.keeping == KEEP_TO_RESET:
+        return p.tcp_flags & TCP_RST != 0
+    return backend.keeping == KEEP_BUT_SYN and not is_syn(p)
+
+
+cdef inline bint is_to_reset(
+        const Snapshot *snap, const FlowEntry *entry, const Packet *p, uint32_t now) noexcept nogil:
+    """Of an entry that does not decide: is the client told so? Not by a SYN's answer, which is a new flow's."""
+    cdef const Backend *backend = &snap.services.backends[backend_of(entry)]
+    return (not has_expired(entry, snap.services, now) and backend.keeping == KEEP_TO_RESET
+            and backend.service == p.service and not is_syn(p))
 
 
 cdef inline FlowEntry *find_again(PipelineState *pipe, const Packet *p) noexcept nogil:
@@ -211,6 +231,8 @@ cdef inline int track_client(PipelineState *pipe, const Snapshot *snap, Packet *
             if snap.services.services[p.service].forward == FORWARD_FULLNAT:
                 p.source = tuple_of(&pipe.flows, entry).source
             return VIA_CONNTRACK
+        if unlikely(is_to_reset(snap, entry, p, now)):
+            return DROP_BACKEND_LEFT
         forget(&pipe.flows, p.shard, entry)
     return start_flow(pipe, snap, p, now)
 
@@ -305,7 +327,7 @@ cdef inline FlowEntry *entry_of_port(
     cdef const SourcePort *port = &pool_of(&pipe.flows, p.family).ports[p.source - 1]
     cdef FlowEntry *entry = find_flow(&pipe.flows, p.shard, port.fingerprint) if port.fingerprint != 0 else NULL
     cdef const Backend *backend
-    if entry == NULL or is_stale(entry, snap.services, now):
+    if entry == NULL or has_expired(entry, snap.services, now):
         return NULL
     backend = &snap.services.backends[backend_of(entry)]
     if not serves(backend, p) or (backend.be_port == 0 and port.be_vport != p.be_sport):
@@ -347,7 +369,7 @@ cdef inline int track_reply(
     if p.source != 0:
         return track_full_reply(pipe, snap, p, flow, now)
     entry = find_reply(&pipe.flows, snap.services, p)
-    if unlikely(entry != NULL and is_stale(entry, snap.services, now)):
+    if unlikely(entry != NULL and has_expired(entry, snap.services, now)):
         forget(&pipe.flows, p.shard, entry)
         entry = NULL
     if likely(entry != NULL):
@@ -385,7 +407,7 @@ cdef inline int flow_of_error(
     if p.source != 0:
         return VIA_ICMP if entry_of_port(pipe, snap, p, flow, now) != NULL else DROP_ICMP_UNKNOWN
     entry = find_reply(&pipe.flows, snap.services, p)
-    if entry != NULL and not is_stale(entry, snap.services, now):
+    if entry != NULL and not has_expired(entry, snap.services, now):
         p.backend = backend_of(entry)
         set_flow_of_reply(flow, pipe, snap, p, p.backend, entry)
         return VIA_ICMP
@@ -605,6 +627,15 @@ cdef inline int answer(PipelineState *pipe, Packet *p, int reason, uint32_t now)
     return VIA_REJECT
 
 
+cdef inline int reset_flow(PipelineState *pipe, Packet *p, uint32_t now) noexcept nogil:
+    """Its backend has left, and the client is told so; where that must wait, the entry waits for its next packet."""
+    cdef FlowEntry *entry = find_again(pipe, p)
+    cdef int reason = answer(pipe, p, DROP_BACKEND_LEFT, now)
+    if likely(reason != DROP_REJECT_LIMIT):
+        forget(&pipe.flows, p.shard, entry)
+    return VIA_RESET if reason == VIA_REJECT else reason
+
+
 cdef inline int echo(Packet *p) noexcept nogil:
     """A VIP answers while one of its services has a backend: what monitoring and load balancers in front ask for."""
     if p.service == 0 or not answerable(p):
@@ -749,6 +780,8 @@ cdef inline int dispatch_packet(
             return refuse(pipe, snap, p, now)
         if unlikely(reason == DROP_FLOW_UNKNOWN):
             return answer(pipe, p, reason, now)
+        if unlikely(reason == DROP_BACKEND_LEFT):
+            return reset_flow(pipe, p, now)
         if unlikely(reason > VIA_REJECT):
             return reason
         return forward_to_backend(pipe, snap, p, reason, now)

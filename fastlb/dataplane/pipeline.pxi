@@ -364,6 +364,8 @@ cdef tuple STATE_NAMES = (
 assert len(STATE_NAMES) == FLOW_STATES
 assert_equal(sizeof(FlowEntry), 16)
 assert_equal(sizeof(FlowTuple), 48)
+assert_equal(sizeof(Backend), 32)
+assert_equal(sizeof(Timeouts), 64)
 assert_equal(sizeof(SourcePort), 32)
 assert_equal(sizeof(FreePorts), 64)
 assert_equal(sizeof(Bucket), 64)                         # a cache line

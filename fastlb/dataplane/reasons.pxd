@@ -21,6 +21,7 @@ cdef enum Reason:
     VIA_ECHO
     VIA_TOO_BIG
     VIA_TIME_EXCEEDED
+    VIA_RESET
     VIA_REJECT
     # to be forwarded, and not yet
     VIA_HELD
@@ -57,6 +58,7 @@ cdef enum Reason:
     DROP_NO_SOURCE_PORT
     DROP_FLOW_TABLE_FULL
     DROP_FLOW_UNKNOWN
+    DROP_BACKEND_LEFT
     DROP_REJECT_LIMIT
     # dropped: by the ring, before or after the pipeline
     DROP_WRONG_WORKER
@@ -89,6 +91,8 @@ cdef inline const char *reason_name(int reason) noexcept nogil:
         return "time_exceeded"
     elif reason == VIA_TOO_BIG:             # longer than the MTU: answered with fragmentation needed, packet too big
         return "too_big"
+    elif reason == VIA_RESET:               # a flow whose backend has left, or is down: answered with RST
+        return "reset"
     elif reason == VIA_REJECT:              # no backend: answered with RST or ICMP port unreachable
         return "rejected"
     elif reason == PASS_NOT_IP:
@@ -151,6 +155,8 @@ cdef inline const char *reason_name(int reason) noexcept nogil:
         return "flow_table_full"
     elif reason == DROP_FLOW_UNKNOWN:       # fullnat: a RST of a flow that is not known; other packets are answered
         return "flow_unknown"
+    elif reason == DROP_BACKEND_LEFT:       # the same, but the client's address is none that can be answered
+        return "backend_left"
     elif reason == DROP_REJECT_LIMIT:       # would be rejected, but answers are rate-limited
         return "reject_limit"
     elif reason == DROP_WRONG_WORKER:       # of a shard that another worker owns

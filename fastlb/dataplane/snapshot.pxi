@@ -1,5 +1,8 @@
 # The Python face of what a snapshot is made of: Services (from the configuration), Routes (from the kernel).
 
+cdef enum:
+    MAX_TIMEOUTS = 1 << 16   # kinds of them: Backend.timeouts has 16 bits
+
 cdef dict SCHEDULERS = {
     "maglev": BY_MAGLEV, "ketama": BY_KETAMA, "source-hash": BY_SOURCE, "rr": BY_TURNS, "wrr": BY_TURNS,
     "random": BY_LOT, "lc": BY_FLOWS, "wlc": BY_FLOWS, "lrt": BY_RESPONSE, "p2c": BY_TWO,
@@ -9,6 +12,11 @@ cdef dict FORWARDS = {
     "gue": FORWARD_GUE}
 cdef dict DONT_FRAGMENT = {"inner": DF_INNER, "always": DF_ALWAYS, "never": DF_NEVER}
 cdef dict PROTOCOLS = {"tcp": PROTO_TCP, "udp": PROTO_UDP}
+cdef dict KEEPING = {"all": KEEP_ALL, "but_syn": KEEP_BUT_SYN, "none": KEEP_NONE, "to_reset": KEEP_TO_RESET}
+cdef dict TIMED_STATES = {
+    "tcp_syn": (FLOW_SYN, FLOW_SYN_ACK, FLOW_PICKED_UP), "tcp_established": (FLOW_ESTABLISHED,),
+    "tcp_half_closed": (FLOW_FIN_CLIENT, FLOW_FIN_BACKEND), "tcp_closing": (FLOW_CLOSING, FLOW_RESET),
+    "udp": (FLOW_UDP_NEW, FLOW_UDP)}
 cdef dict HOP_FAULTS = {
     None: 0, "no_route": DROP_NO_ROUTE, "no_neighbour": DROP_NO_NEIGHBOUR, "not_on_link": DROP_NOT_ON_LINK}
 
@@ -59,11 +67,12 @@ cdef class Services:
     ``specs``: an iterable of objects with ``network`` (the VIP as a prefix), ``port`` (0: several), ``blocks`` (those
     ports, as (port, leading bits) of shapes.py), ``protocol``, ``forward``, ``no_backend``, ``mss`` (bytes; 0: leave
     it, 65535: what fits), ``tunnel`` (as `fastlb.config.Tunnel`), ``scheduler``, ``table`` (MaglevTable or None),
-    ``ring`` (KetamaRing or None), ``rotation`` (Rotation or None) and ``members``: objects with ``id`` (1..2**20-1,
-    stable over reloads), ``address``, ``port`` (0: the packet's), ``weight``, ``even`` (in place of the weight where
-    that does not count) and ``response`` (seconds that health checks take; 0: unknown), in the order of the tables'
-    positions. ``timeouts``: seconds by the keys tcp_syn, tcp_established, tcp_closing, udp. ``echo``: VIPs answer echo
-    requests.
+    ``ring`` (KetamaRing or None), ``rotation`` (Rotation or None), ``timeouts`` (its own, or None) and ``members``:
+    objects with ``id`` (1..2**20-1, stable over reloads), ``address``, ``port`` (0: the packet's), ``weight``, ``even``
+    (in place of the weight where that does not count), ``response`` (seconds that health checks take; 0: unknown) and
+    ``keeping`` (what becomes of its flows: all, but_syn, none, to_reset; see types.pxd), in the order of the tables'
+    positions. ``timeouts``: seconds by the keys tcp_syn, tcp_established, tcp_half_closed, tcp_closing, udp. ``echo``:
+    VIPs answer echo requests.
     """
 
     def __cinit__(self, specs, *, uint64_t hash_seed, timeouts, echo=False):
@@ -71,14 +80,14 @@ cdef class Services:
         self.tables = [(spec.table, spec.ring, spec.rotation) for spec in specs]
         self.allocate(specs)
         self.table.hash_seed = hash_seed
-        self.set_timeouts(timeouts)
+        profiles = self.set_timeouts([timeouts, *(spec.timeouts or timeouts for spec in specs)])
         cdef uint32_t at = 0
         for index, spec in enumerate(specs):
             self.add_service(index, spec, &self.members[at])
             self.add_candidates(&self.table.services[<uint32_t>index], spec, at)
             for member in spec.members:
                 self.members[at] = member.id
-                self.add_backend(index, spec, member)
+                self.add_backend(index, spec, member, profiles[index + 1])
                 at += 1
         if echo:
             self.add_echo(specs)
@@ -144,15 +153,20 @@ cdef class Services:
                 has_backend)
         return 0
 
-    cdef int set_timeouts(self, timeouts) except -1:
-        cdef uint32_t *table = self.table.timeouts
-        table[<int>FLOW_SYN] = table[<int>FLOW_SYN_ACK] = table[<int>FLOW_PICKED_UP] = milliseconds(
-            timeouts["tcp_syn"])
-        table[<int>FLOW_ESTABLISHED] = table[<int>FLOW_FIN_CLIENT] = table[<int>FLOW_FIN_BACKEND] = milliseconds(
-            timeouts["tcp_established"])
-        table[<int>FLOW_CLOSING] = table[<int>FLOW_RESET] = milliseconds(timeouts["tcp_closing"])
-        table[<int>FLOW_UDP_NEW] = table[<int>FLOW_UDP] = milliseconds(timeouts["udp"])
-        return 0
+    cdef list set_timeouts(self, list wanted):
+        """Each kind once; the position of each that is wanted."""
+        cdef uint32_t at, state
+        kinds = {}
+        positions = [
+            kinds.setdefault(tuple(each[key] for key in TIMED_STATES), len(kinds)) for each in wanted]
+        if len(kinds) > MAX_TIMEOUTS:
+            raise ValueError(f"services have {len(kinds)} kinds of timeouts; at most {MAX_TIMEOUTS} can be told apart")
+        self.table.timeouts = <Timeouts *>zeroed(len(kinds), sizeof(Timeouts))
+        for at, seconds in enumerate(kinds):
+            for states, each in zip(TIMED_STATES.values(), seconds):
+                for state in states:
+                    self.table.timeouts[at].of_state[state] = milliseconds(each)
+        return positions
 
     cdef int add_service(self, uint32_t index, spec, const uint32_t *members) except -1:
         cdef Service *service = &self.table.services[index]
@@ -214,7 +228,7 @@ cdef class Services:
         service.zero_checksum6 = tunnel.udp_checksum is False
         return 0
 
-    cdef int add_backend(self, uint32_t index, spec, member) except -1:
+    cdef int add_backend(self, uint32_t index, spec, member, uint16_t timeouts) except -1:
         cdef Service *service = &self.table.services[index]
         cdef Backend *backend = &self.table.backends[<uint32_t>member.id]
         backend.addr = addr_from(member.address)
@@ -223,6 +237,8 @@ cdef class Services:
         backend.family = member.address.version
         backend.protocol = service.protocol
         backend.present = 1
+        backend.keeping = KEEPING[member.keeping]
+        backend.timeouts = timeouts
         whole = member.address.max_prefixlen
         for port, bits in ((member.port, 16),) if member.port else spec.blocks:
             self.add_reply(service, backend, member.id, key_meta(
@@ -247,6 +263,7 @@ cdef class Services:
     def __dealloc__(self):
         free(self.table.services)
         free(self.table.backends)
+        free(self.table.timeouts)
         free(self.members)
         free(self.candidate_of)
         free(self.candidates)

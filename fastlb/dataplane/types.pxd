@@ -117,7 +117,16 @@ cdef enum OnNoBackend:
     NO_BACKEND_RESET = 1
 
 
+cdef enum Keeping:
+    # What becomes of the flows that a backend has.
+    KEEP_NONE = 0            # each is placed anew with its next packet from the client; so are those of an unknown id
+    KEEP_ALL = 1
+    KEEP_BUT_SYN = 2         # the backend may be dead: a SYN on a flow of its is not left to it
+    KEEP_TO_RESET = 3        # each is answered with RST at its next packet from the client
+
+
 cdef struct Backend:
+    # In half a cache line; what every packet of a known flow reads is together.
     Addr addr
     uint32_t service         # index into Services.services
     uint32_t next_reply      # the next backend id with the same address, port and protocol; 0 ends the list
@@ -125,7 +134,13 @@ cdef struct Backend:
     uint8_t family
     uint8_t protocol
     uint8_t present          # 0: this id belongs to no backend of this configuration
-    uint8_t pad[3]
+    uint8_t keeping          # see Keeping
+    uint16_t timeouts        # index into ServiceTable.timeouts
+
+
+cdef struct Timeouts:
+    # Milliseconds by flow state.
+    uint32_t of_state[16]
 
 
 cdef struct Candidate:
@@ -180,7 +195,7 @@ cdef struct ServiceTable:
     uint32_t service_count
     uint32_t backend_limit   # one above the largest id
     uint64_t hash_seed
-    uint32_t timeouts[16]    # milliseconds by flow state
+    Timeouts *timeouts       # [0]: those of services without their own
 
 
 cdef struct Hop:

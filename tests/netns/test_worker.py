@@ -15,7 +15,7 @@ from tests.netns.namespaces import Namespace, veth
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
 
-TIMEOUTS = {"tcp_syn": 1, "tcp_established": 1, "tcp_closing": 1, "udp": 1}
+TIMEOUTS = dict.fromkeys(("tcp_syn", "tcp_established", "tcp_half_closed", "tcp_closing", "udp"), 1)
 
 
 def publish(pipeline: Pipeline) -> None:

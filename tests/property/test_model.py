@@ -25,10 +25,11 @@ PORTS = (40000, 40001)
 VIPS = (VIP[4], "203.0.113.20")
 HOSTS = BACKENDS[4]
 SIZE = 251
-TIMEOUTS = {"tcp_syn": 2, "tcp_established": 10, "tcp_closing": 3, "udp": 4}
+TIMEOUTS = {"tcp_syn": 2, "tcp_established": 10, "tcp_half_closed": 6, "tcp_closing": 3, "udp": 4}
 TIMEOUT_OF = {
     **dict.fromkeys(("syn", "syn-ack", "picked-up"), 2000),
-    **dict.fromkeys(("established", "fin-client", "fin-backend"), 10_000),
+    **dict.fromkeys(("established",), 10_000),
+    **dict.fromkeys(("fin-client", "fin-backend"), 6000),
     **dict.fromkeys(("closing", "reset"), 3000),
     **dict.fromkeys(("udp-new", "udp"), 4000),
 }

@@ -273,7 +273,8 @@ def test_yaml_numbers_and_aliases(tmp_path: Path) -> None:
             "timeouts: 5m",
             1,
             "timeouts",
-            'found "5m"; it must be a mapping with keys among: tcp_syn, tcp_established, tcp_closing, udp',
+            'found "5m"; it must be a mapping with keys among: tcp_syn, tcp_established, '
+            "tcp_half_closed, tcp_closing, udp",
         ),
         (
             "ring: {blocks: 1}",
@@ -959,8 +960,15 @@ DOCUMENTED = {
     ({"slow_start": {"window": "0s"}}, "slow_start.window", "a time from 1s to 24h"),
     ({"slow_start": {"window": 30, "aggression": 0}}, "slow_start.aggression", "a number from 0.1 to 10"),
     ({"slow_start": {"window": 30, "floor": 2}}, "slow_start.floor", "a number from 0.01 to 1"),
+    ({"on_leave": "drop"}, "on_leave", 'found "drop"; use one of: keep, rehash, reset'),
+    ({"on_down": "move"}, "on_down", 'found "move"; use one of: auto, keep, rehash, reset'),
+    ({"timeouts": {"udp": 5}}, "timeouts.udp", "it is only for protocol: udp; leave it out"),
+    ({"timeouts": {"tcp_syn": 5}, "protocol": "udp"}, "timeouts.tcp_syn", "it is only for protocol: tcp; leave it out"),
+    ({"timeouts": {"tcp_syn": "9d"}}, "timeouts.tcp_syn", "a time from 1s to 168h"),
+    ({"timeouts": {"tcp": 5}}, "timeouts.tcp", 'there is no such key; did you mean "tcp_syn"?'),
+    ({"timeouts": 5}, "timeouts", "it must be a mapping with keys among: tcp_syn, tcp_established"),
 ])  # fmt: skip
-def test_checks_and_slow_start(changes: dict[str, Any], path: str, message: str) -> None:
+def test_what_a_service_says_of_its_backends(changes: dict[str, Any], path: str, message: str) -> None:
     [(found, text)] = messages_of({"services": [service(**changes)]})
     assert found == f"services[0].{path}"
     assert message in text

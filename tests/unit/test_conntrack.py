@@ -13,11 +13,12 @@ import pytest
 from fastlb import reconcile
 from fastlb._core import FlowMemory, Pipeline, look_up
 from fastlb.config import Config
+from fastlb.standing import Standings
 from fastlb.workers import open_pipelines, owner_of_shard
 from tests.balancers import BACKENDS, CLIENT, HOSTS, KEY, VIP, Balancer, config, flags, reply_to, service
 from tests.frames import ACK, FIN, RST, SYN, UDP, frame
 
-TIMEOUTS = {"tcp_syn": 15, "tcp_established": 900, "tcp_closing": 30, "udp": 60}
+TIMEOUTS = {"tcp_syn": 15, "tcp_established": 900, "tcp_half_closed": 120, "tcp_closing": 30, "udp": 60}
 ONE = {forward: [{"address": BACKENDS[4][0]}] for forward in ("nat", "dsr")}
 
 
@@ -165,8 +166,9 @@ IDLE = [
     ("nat", ">S <SA", 15),
     ("nat", ">A", 15),
     ("nat", ">S <SA >A", 900),
-    ("nat", ">S <SA >A >FA", 900),
-    ("nat", ">S <SA >A <FA", 900),
+    ("nat", ">S <SA >A >FA", 120),
+    ("nat", ">S <SA >A <FA", 120),
+    ("nat", ">S <SA >A <FA >AP <A", 120),
     ("nat", ">S <SA >A >FA <FA", 30),
     ("nat", ">S <SA >A >R", 30),
     ("dsr", ">S", 15),
@@ -425,6 +427,7 @@ class Part(Balancer):
     def __init__(self, settings: Config, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
         self.ids = reconcile.BackendIds()
+        self.standings = Standings()
         self.hosts = list(HOSTS)
         self.reload(settings)
 

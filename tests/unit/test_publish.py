@@ -168,6 +168,9 @@ def test_before_the_first_publish() -> None:
         look_up(Pipeline(64), None, 0, None, 0, 6, 0)
 
 
+TIMES = ("tcp_syn", "tcp_established", "tcp_half_closed", "tcp_closing", "udp")
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
@@ -177,7 +180,7 @@ def test_before_the_first_publish() -> None:
         (lambda: Pipeline(64).backend_stats(1 << 20), ValueError, "backend ids end at 1048575, got 1048576"),
         (lambda: Pipeline(64).publish(None, None), TypeError, "services"),
         (lambda: Services([], hash_seed=0, timeouts={}), KeyError, "tcp_syn"),
-        (lambda: Services([], hash_seed=0, timeouts={"tcp_syn": 0}), ValueError,
+        (lambda: Services([], hash_seed=0, timeouts=dict.fromkeys(TIMES, 0)), ValueError,
          "a timeout is above 0 and at most 7 days, not 0.0 s"),
         (lambda: Routes([(b"", b"", 0, 0, "elsewhere")], [], {}, {}), KeyError, "elsewhere"),
     ],

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
-from fastlb import Config, reconcile
+from fastlb import Config, reconcile, standing
 from fastlb.config import SlowStart
 from fastlb.errors import FastlbError
 from fastlb.standing import SCALE, STEPS, Standings, ramp
@@ -95,6 +96,117 @@ def test_the_operator_s_word() -> None:
     for key in KEYS:
         standings.enable(("web", key), 0.0)
     assert weights(conf, standings) == [1, 1, 1]
+
+
+# Seconds since `fastlb drain` at second 100; its deadline, in seconds from then; the state, and what is left.
+DRAINS = [
+    (0, None, "draining", None),
+    (10_000, None, "draining", None),
+    (0, 60, "draining", 60),
+    (59.9, 60, "draining", pytest.approx(0.1)),
+    (60, 60, "drained", 0),
+    (600, 60, "drained", 0),
+    (0, 0, "drained", 0),
+]
+
+
+@pytest.mark.parametrize(("age", "deadline", "state", "left"), DRAINS)
+def test_a_drain_and_its_deadline(age: float, deadline: float | None, state: str, left: float | None) -> None:
+    conf = settings()
+    standings = following(conf)
+    standings.drain(("web", KEYS[1]), None if deadline is None else 100.0 + deadline)
+    standing = standings.of("web", KEYS[1])
+    assert (standing.shown(100.0 + age), standing.remaining(100.0 + age)) == (state, left)
+    assert standing.keeping(conf.services[0], 100.0 + age) == ("none" if state == "drained" else "all")
+    assert weights(conf, standings, 100.0 + age) == [1, 0, 1]
+    standings.enable(("web", KEYS[1]), 100.0 + age)
+    assert (standing.shown(100.0 + age), standing.remaining(100.0 + age)) == ("unchecked", None)
+    assert standing.keeping(conf.services[0], 100.0 + age) == "all"
+
+
+def test_the_end_of_a_drain_is_seen_once() -> None:
+    """By whoever looks again and again: since the last look, up to this one."""
+    conf = settings()
+    standings = following(conf)
+    standings.drain(("web", KEYS[0]), 10.0)
+    standings.drain(("web", KEYS[1]), 12.0)
+    standings.drain(("web", KEYS[2]))
+    looks = [8.0, 9.9, 10.0, 10.1, 11.9, 12.3, 99.0]
+    seen = [now for since, now in pairwise(looks) if standings.drain_ended(since, now)]
+    assert seen == [10.0, 12.3]
+    standings.enable(("web", KEYS[0]), 11.0)
+    assert not standings.drain_ended(9.9, 10.0)
+
+
+def test_another_drain_has_another_deadline_or_none() -> None:
+    standings = following(settings())
+    for deadline in (10.0, 70.0, None):
+        standings.drain(("web", KEYS[0]), deadline)
+        assert standings.of("web", KEYS[0]).shown(11.0) == ("drained" if deadline == 10.0 else "draining")
+
+
+# on_leave, on_down, protocol; leaves, down; the policy
+POLICIES = [
+    ("rehash", "auto", "tcp", False, False, "keep"),
+    ("reset", "reset", "tcp", False, False, "keep"),
+    ("rehash", "auto", "tcp", True, False, "rehash"),
+    ("keep", "auto", "tcp", True, False, "keep"),
+    ("reset", "auto", "tcp", True, False, "reset"),
+    ("reset", "auto", "udp", True, False, "rehash"),
+    ("keep", "auto", "udp", True, False, "keep"),
+    ("rehash", "auto", "tcp", False, True, "keep"),
+    ("rehash", "auto", "udp", False, True, "rehash"),
+    ("rehash", "reset", "tcp", False, True, "reset"),
+    ("rehash", "reset", "udp", False, True, "rehash"),
+    ("rehash", "keep", "udp", False, True, "keep"),
+    ("keep", "auto", "tcp", True, True, "keep"),
+    ("keep", "auto", "udp", True, True, "rehash"),
+    ("keep", "reset", "tcp", True, True, "reset"),
+    ("rehash", "reset", "tcp", True, True, "rehash"),
+    ("reset", "rehash", "tcp", True, True, "reset"),
+]
+
+
+@pytest.mark.parametrize(("on_leave", "on_down", "protocol", "leaves", "down", "policy"), POLICIES)
+def test_policies(on_leave: str, on_down: str, protocol: str, leaves: bool, down: bool, policy: str) -> None:
+    [web] = settings(on_leave=on_leave, on_down=on_down, protocol=protocol).services
+    assert web.policy(leaves=leaves, down=down) == policy
+
+
+def test_a_removed_backend_is_nobody_s_business() -> None:
+    """Neither the operator's, nor the checks', nor that of those that share the weight."""
+    conf, fewer = settings(check=CHECK, on_leave="keep"), settings(
+        check=CHECK, on_leave="keep", backends=[{"address": address, "port": 8080} for address in BACKENDS[4][1:]])
+    standings = following(conf)
+    standings.drain(("web", KEYS[0]), 50.0)
+    standings.follow(fewer, 10.0)
+    with pytest.raises(FastlbError, match=r'no backend "10\.3\.0\.11"; it has: 10\.3\.0\.12:8080, 10\.3\.0\.13:8080'):
+        standings.find("web", "10.3.0.11")
+    assert standings.checked(fewer.services[0], KEYS[0], 0.01, "", 11.0) is False
+    assert weights(fewer, standings, 60.0) == [1, 1]
+    assert not standings.drain_ended(10.0, 60.0)
+    standings.follow(conf, 70.0)
+    assert standings.of("web", KEYS[0]).shown(70.0) == "unknown"
+
+
+def test_a_copy_of_standings_goes_its_own_way() -> None:
+    conf = settings(on_leave="keep")
+    standings = following(conf)
+    copy = standings.copy()
+    copy.drain(("web", KEYS[0]))
+    copy.follow(settings(on_leave="keep", backends=[]), 1.0)
+    assert weights(conf, standings) == [1, 1, 1]
+    assert {standing.shown(1.0) for standing in standings.by_backend.values()} == {"unchecked"}
+    assert {standing.shown(1.0) for standing in copy.by_backend.values()} == {"removed"}
+
+
+def test_no_more_removed_ones_than_a_table_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(standing, "MAX_BACKENDS", 4)
+    backends = [{"address": f"10.3.1.{number}", "port": 8080} for number in range(1, 9)]
+    standings = following(settings(on_leave="keep", backends=backends[:4]))
+    standings.follow(settings(on_leave="keep", backends=backends[4:7]), 1.0)
+    assert [key for _, key in standings.by_backend] == [
+        "10.3.1.5:8080", "10.3.1.6:8080", "10.3.1.7:8080", "10.3.1.1:8080"]
 
 
 def test_health_and_drain_are_apart() -> None:
