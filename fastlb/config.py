@@ -153,8 +153,8 @@ class Service(_Model):
     on_leave: fields.OnLeave = Field(
         default="rehash",
         description="what becomes of the flows of a backend that was taken out of the configuration, or whose drain "
-        "has ended: keep, they stay until they are over (after a drain: rehash); rehash, each goes to another backend with "
-        "its next packet; reset, each TCP connection is answered with RST at the client's next packet (udp: rehash)",
+        "has ended: keep, they stay until they are over (after a drain: rehash); rehash, each goes to another backend "
+        "with its next packet; reset, the client's next packet of each TCP connection gets a RST (udp: rehash)",
     )
     on_down: fields.OnDown = Field(
         default="auto",

@@ -12,7 +12,7 @@ from typing import Any
 from fastlb import metrics, reconcile, trace
 from fastlb._core import FlowMemory, Pipeline, Routes, flow_hash_of
 from fastlb.config import Address, Config
-from fastlb.standing import Standings
+from fastlb.standing import Name, Standings
 
 Frame = bytes | bytearray | memoryview
 EVERYWHERE = (ip_network("0.0.0.0/0"), ip_network("::/0"))
@@ -87,15 +87,12 @@ class Datapath:
     def reload(self, config: Config, now: float = 0.0) -> None:
         """Go on with another configuration; flows whose backend is still in it stay where they are.
 
-        Of the others their service's ``on_leave`` decides; a backend that they stay with is known until the first
-        reload that finds it without flows. ``now`` in seconds, as for `process`. ``flows``, the size of the table,
+        Of the others their service's ``on_leave`` decides; a backend that they stay with is known until a reload finds
+        that their last one is long over. ``now`` in seconds, as for `process`. ``flows``, the size of the table,
         stays what it was, and so do ``snat`` and ``snat_ports``.
         """
         ids, standings = self._ids.copy(), self._standings.copy()
-        standings.let_go(
-            name for name in standings.may_go(now)
-            if self._pipeline.backend_stats(ids.by_backend[name])["active_flows"] == 0
-        )  # fmt: skip
+        standings.let_go(self._flows_of, now)
         standings.follow(config, now)
         plans = reconcile.plan_services(config, ids, now, standings)
         self._services = reconcile.services_table(config, plans)
@@ -103,6 +100,9 @@ class Datapath:
         self._pipeline.renew(ids.reused)
         self._keys = {member.id: member.key for plan in self._plans for member in plan.members}
         self._stale = True
+
+    def _flows_of(self, backend: Name) -> int:
+        return self._pipeline.backend_stats(self._ids.by_backend[backend])["active_flows"]
 
     def set_neighbour(self, next_hop: str | Address, mac: str) -> None:
         """The MAC address ("02:00:00:00:00:0b") of a backend or client."""

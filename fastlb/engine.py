@@ -433,9 +433,8 @@ class Engine:
         if now - self._let_go_at < LET_GO_EVERY:
             return
         self._let_go_at = now
-        over = [name for name in self._standings.may_go(now) if self._flows_of(name) == 0]
+        over = self._standings.let_go(self._flows_of, now)
         if over:
-            self._standings.let_go(over)
             self._install(Generation.of(self._now.config, self._now.ids, self._standings, now))
             log.info("removed backends have no flows any more", backends=[" ".join(name) for name in over])
 

@@ -19,7 +19,7 @@ weight · max(floor, (t / window)^(1 / aggression)), t seconds later. Where no o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from fastlb.config import MAX_BACKENDS, Backend, Config, Service, SlowStart
@@ -29,7 +29,6 @@ Name = tuple[str, str]  # service, backend key
 SCALE = 100  # of weights, while a backend of the service is in slow start
 STEPS = 20  # of a slow start: so often its tables are built anew
 KEEP = 0.7  # of the mean response time, when a check brings another
-LEAST_STAY = 1.0  # seconds that a removed backend is known on: every worker has seen by then that it takes no flows
 KEPT_BY = ("vip", "port", "protocol", "forward")  # a service that changes one of these has none of its flows any more
 
 
@@ -45,7 +44,7 @@ class Standing:
     weight: int | None = None  # the operator's; None: the configuration's
     streak: int = 0  # checks in a row that speak against the state
     slow_since: float | None = None  # when its slow start began
-    left: float | None = None  # when the configuration gave it up
+    left: float | None = None  # when the configuration gave it up, or when it was last seen to have flows since
     backend: Backend | None = None  # what the configuration says of it, or said last
 
     def takes_flows(self, configured: int) -> bool:
@@ -98,11 +97,11 @@ class Standings:
     """Of all backends, by service and key."""
 
     by_backend: dict[Name, Standing] = field(default_factory=dict)
-    services: dict[str, Service] = field(default_factory=dict)  # of the configuration that holds
+    config: Config = field(default_factory=Config)  # the one that holds
 
     def copy(self) -> Standings:
         """An independent copy, to try a configuration with."""
-        return Standings({name: replace(standing) for name, standing in self.by_backend.items()}, self.services)
+        return Standings({name: replace(standing) for name, standing in self.by_backend.items()}, self.config)
 
     def of(self, service: str, key: str) -> Standing:
         """That of a backend that is not known is the first it would have."""
@@ -113,7 +112,8 @@ class Standings:
         says otherwise of their flows. ``now`` in seconds."""
         running = {service for service, _ in self.by_backend}
         before, self.by_backend = self.by_backend, {}
-        earlier, self.services = self.services, {service.name: service for service in config.services}
+        earlier = {service.name: service for service in self.config.services}
+        self.config = config
         for service in config.services:
             for backend in service.backends:
                 name = service.name, service.key(backend)
@@ -145,17 +145,25 @@ class Standings:
             if name == service.name and standing.left is not None and standing.backend is not None
         ]
 
-    def may_go(self, now: float) -> list[Name]:
-        """Removed backends that are to be let go once they have no flow."""
-        return [
-            name
-            for name, standing in self.by_backend.items()
-            if standing.left is not None and now - standing.left >= LEAST_STAY
-        ]
+    def let_go(self, flows: Callable[[Name], int], now: float) -> list[Name]:
+        """Forget removed backends that have had no flow for as long as closed ones are remembered; which those are.
 
-    def let_go(self, names: Iterable[Name]) -> None:
-        for name in names:
-            del self.by_backend[name]
+        ``flows`` counts those of a backend that are not over. The time, a second at least, is also what workers need to
+        see that it takes none.
+        """
+        removed = [(name, standing) for name, standing in self.by_backend.items() if standing.left is not None]
+        over = []
+        for name, standing in removed:
+            if flows(name):
+                standing.left = now
+            elif standing.left is not None and now - standing.left >= self._closing_time(name[0]):
+                del self.by_backend[name]
+                over.append(name)
+        return over
+
+    def _closing_time(self, service: str) -> float:
+        own = (each.timeouts.tcp_closing for each in self.config.services if each.name == service)
+        return next(own, None) or self.config.timeouts.tcp_closing
 
     def shares(self, service: Service, now: float) -> list[Share]:
         """Of the service's backends, in the configuration's order."""

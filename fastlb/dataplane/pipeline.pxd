@@ -26,11 +26,12 @@ from fastlb.dataplane.machine cimport bswap16, likely, load_acquire_u32, must, p
 from fastlb.dataplane.parse cimport parse
 from fastlb.dataplane.pieces cimport MAX_HEADERS
 from fastlb.dataplane.reasons cimport (
-    DROP_BACKEND_LEFT, DROP_FLOW_TABLE_FULL, DROP_FLOW_UNKNOWN, DROP_FRAGMENT_LIMIT, DROP_FRAGMENT_OVERLAP, DROP_FRAGMENT_UNKNOWN,
-    DROP_ICMP_UNKNOWN, DROP_NAT_CONFLICT, DROP_NO_BACKEND, DROP_NO_NEIGHBOUR, DROP_NO_SOURCE_PORT,
-    DROP_NO_TUNNEL_SOURCE, DROP_OVER_MTU, DROP_REJECT_LIMIT, DROP_REPLY_UNKNOWN, DROP_TTL_EXPIRED,
-    DROP_TUNNEL_OFFLOAD, DROP_WRONG_WORKER, PASS_NO_SERVICE, REASONS, VIA_CONNTRACK, VIA_ECHO, VIA_FRAGMENT,
-    VIA_HELD, VIA_ICMP, VIA_MAGLEV, VIA_REJECT, VIA_RESET, VIA_SCHEDULER, VIA_TIME_EXCEEDED, VIA_TOO_BIG)
+    DROP_BACKEND_LEFT, DROP_FLOW_TABLE_FULL, DROP_FLOW_UNKNOWN, DROP_FRAGMENT_LIMIT, DROP_FRAGMENT_OVERLAP,
+    DROP_FRAGMENT_UNKNOWN, DROP_ICMP_UNKNOWN, DROP_NAT_CONFLICT, DROP_NO_BACKEND, DROP_NO_NEIGHBOUR,
+    DROP_NO_SOURCE_PORT, DROP_NO_TUNNEL_SOURCE, DROP_OVER_MTU, DROP_REJECT_LIMIT, DROP_REPLY_UNKNOWN,
+    DROP_TTL_EXPIRED, DROP_TUNNEL_OFFLOAD, DROP_WRONG_WORKER, PASS_NO_SERVICE, REASONS, VIA_CONNTRACK, VIA_ECHO,
+    VIA_FRAGMENT, VIA_HELD, VIA_ICMP, VIA_MAGLEV, VIA_REJECT, VIA_RESET, VIA_SCHEDULER, VIA_TIME_EXCEEDED,
+    VIA_TOO_BIG)
 from fastlb.dataplane.rewrite cimport (
     clamp_mss, decrement_ttl, fits, set_link_header, translate_both, translate_destination, translate_source)
 from fastlb.dataplane.route cimport find_route, hop_to_address, hop_to_backend
@@ -41,9 +42,8 @@ from fastlb.dataplane.service cimport classify
 from fastlb.dataplane.sourceport cimport SourcePool, SourcePort, address_of, be_port_of, give_back, take_port
 from fastlb.dataplane.types cimport (
     BATCH, CLAMP_TO_PATH, FAMILY_4, FORWARD_FULLNAT, FORWARD_NAT, FRAGMENT_LATER, FRAGMENT_NONE, KEEP_ALL,
-    KEEP_BUT_SYN, KEEP_TO_RESET, LEG_CLIENT,
-    LEG_ECHO, LEG_NONE, LEG_REPLY, LOGGED_BIT, NO_BACKEND_RESET, NO_HOP, PROTO_TCP, Addr, Backend, BackendStats,
-    FlowTuple, Hop, LinkRoute, Packet, Service, Snapshot)
+    KEEP_BUT_SYN, KEEP_TO_RESET, LEG_CLIENT, LEG_ECHO, LEG_NONE, LEG_REPLY, LOGGED_BIT, NO_BACKEND_RESET, NO_HOP,
+    PROTO_TCP, Addr, Backend, BackendStats, FlowTuple, Hop, LinkRoute, Packet, Service, Snapshot)
 from fastlb.dataplane.wire cimport IP4_DF, IP4_FRAG, IP4_LEN, IP6_LEN, TCP_ACK, TCP_LEN, TCP_RST, TCP_SYN, same_addr
 
 

@@ -263,14 +263,22 @@ def test_a_removed_backend_is_known_until_its_last_flow_is_over(policy: str) -> 
     assert [(each.key, each.weight, each.removed) for each in pair.balancer.plans[0].members] == [
         (pair.keys[0], 0, True), (pair.keys[1], 1, False),
     ]  # fmt: skip
-    assert standings.may_go(0.9) == []  # a worker may still place a flow by the tables of before
-    assert standings.may_go(1.0) == [name]
     number = pair.balancer.ids.by_backend[name]
-    standings.let_go([name])
-    pair.balancer.plan(now=5.0)
+    looks = [(0.0, 1), (500.0, 1), (501.0, 0), (520.0, 2), (521.0, 0), (549.9, 0), (550.0, 0), (551.0, 0)]
+    gone = [(now, standings.let_go({name: flows}.__getitem__, now)) for now, flows in looks]
+    assert [now for now, names in gone if names] == [550.0]  # 30 seconds, tcp_closing, after its last flow was seen
+    pair.balancer.plan(now=551.0)
     assert [each.key for each in pair.balancer.plans[0].members] == [pair.keys[1]]
-    assert pair.balancer.ids.resting == [(5.0, number)]
-    assert pair.client("A", now=5.0)[0] == "maglev"
+    assert pair.balancer.ids.resting == [(551.0, number)]
+    assert pair.client("A", now=551.0)[0] == "maglev"
+
+
+def test_one_with_a_closing_time_of_its_own() -> None:
+    pair = Pair("nat", "tcp", "`on_leave: keep`")
+    pair.changes["timeouts"] = {"tcp_closing": 3}
+    pair.enter("`removed`")
+    assert pair.balancer.standings.let_go(lambda name: 0, 2.9) == []
+    assert pair.balancer.standings.let_go(lambda name: 0, 3.0) == [("web", pair.keys[0])]
 
 
 def test_kept_flows_go_on_until_they_end() -> None:

@@ -44,8 +44,10 @@ MORE = service("nat", name="more", port=84)
 CHANGES: dict[str, tuple[Callable[[Services], object], set[tuple[str, str | None]]]] = {
     "nothing": (lambda listed: None, set()),
     "a service more": (lambda listed: listed.update(more=MORE), set()),
-    "a service more, in front": (lambda listed: listed.update({"more": MORE} | {n: listed.pop(n) for n in list(listed)}),
-                                 set()),
+    "services in another order": (
+        lambda listed: listed.update({name: listed.pop(name) for name in ("dns", "web")}), set()),
+    "a service more, in front": (
+        lambda listed: listed.update({"more": MORE} | {name: listed.pop(name) for name in PORTS}), set()),
     "a service less": (lambda listed: listed.pop("web"), {("web", None)}),
     "a service of another name": (on("web", lambda one: one.update(name="shop")), {("web", None)}),
     "a service at another address": (on("web", lambda one: one.update(vip="203.0.113.99")), {("web", None)}),
@@ -151,7 +153,7 @@ def test_a_backend_less_by_policy(policy: str) -> None:
         return
     assert shown[f"{GONE}:8080"]["state"] == "removed"
     assert (shown[f"{GONE}:8080"]["active_flows"] > 0) == (policy == "keep")
-    running.balancer.reload(config(*listed.values(), **SETTINGS), now=3.0)
+    running.balancer.reload(config(*listed.values(), **SETTINGS), now=31.0)
     assert [row["state"] for row in running.balancer.stats()["services"][0]["backends"]] == (
         ["removed", "unchecked", "unchecked"] if policy == "keep" else ["unchecked", "unchecked"]
     )
