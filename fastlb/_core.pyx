@@ -30,8 +30,8 @@ from fastlb.dataplane.coalesce cimport init_coalescer, write_waiting
 from fastlb.dataplane.conntrack cimport (
     ENTRIES, FLOW_CLOSING, FLOW_ESTABLISHED, FLOW_FIN_BACKEND, FLOW_FIN_CLIENT, FLOW_PICKED_UP, FLOW_RESET,
     FLOW_STATES, FLOW_SYN, FLOW_SYN_ACK, FLOW_UDP, FLOW_UDP_NEW, MAX_BACKENDS, Bucket, FlowEntry, FlowTable,
-    backend_of, conflict_with, find_flow, find_reply, forget, gives_way, is_over, is_stale, owned_after, owns, pool_of,
-    state_of, sweep, tuple_of)
+    backend_of, conflict_with, find_flow, find_reply, forget, gives_way, has_expired, is_over, owned_after, owns,
+    pool_of, state_of, sweep, tuple_of)
 from fastlb.dataplane.decap cimport (
     DECAP_REASONS, DECAP_TUN_REFUSED, DECAPSULATED, MODE_GRE, MODE_GUE, MODE_IPIP, decap_reason_name, run_decap,
     take_packet)
@@ -47,7 +47,7 @@ from fastlb.dataplane.machine cimport (
 from fastlb.dataplane.maglev cimport MAX_MEMBERS, Turn, populate
 from fastlb.dataplane.pieces cimport MAX_HEADERS, Pieces, cut, next_piece
 from fastlb.dataplane.pipeline cimport (
-    MAX_ALTERNATIVES, entry_of_port, explains, must_look, next_settled, run_batch, set_flow_of_reply, still_holds)
+    MAX_ALTERNATIVES, entry_of_port, explains, must_look, next_settled, run_batch, set_flow_of_reply)
 from fastlb.dataplane.publish cimport passed, pick_up, publish
 from fastlb.dataplane.reasons cimport (
     DROP_NO_NEIGHBOUR, DROP_NO_ROUTE, DROP_NO_TUNNEL_SOURCE, DROP_NOT_ON_LINK, REASONS, VIA_REJECT, reason_name,

@@ -130,7 +130,7 @@ class Datapath:
         packet = trace.Tuple(
             ip_address(src), sport, ip_address(dst), dport, reconcile.PROTOCOL_NAMES[protocol_number(proto)]
         )
-        scene = trace.Scene(self._plans, self._config.services, Standings())
+        scene = trace.Scene(self._plans, self._config.services, self._standings)
         return _trace_of(trace.explain(self._pipeline, packet, scene, self._pipeline.now_ms))
 
     def stats(self) -> dict[str, Any]:

@@ -614,8 +614,9 @@ class Engine:
         packet = trace.requested(request)
         owner = owner_of_shard(shard_of_client(packet.src, packet.sport), self._count)
         scene = trace.Scene(
-            self._now.plans, self._now.config.services, self._standings, self._worker_of, self._next_hop
-        )
+            self._now.plans, self._now.config.services, self._standings, self._worker_of, self._next_hop,
+            now=time.monotonic(),
+        )  # fmt: skip
         return trace.explain(self._pipelines[owner], packet, scene, flow_clock()).as_json()
 
     def _worker_of(self, shard: int) -> str:

@@ -65,6 +65,7 @@ class Scene:
     worker_of: Callable[[int], str] = lambda shard: ""  # a shard's
     next_hop: Callable[[Address], tuple[str, Address] | None] = lambda address: None  # (interface, address)
     hops_known: bool = True  # not without a running balancer
+    now: float = 0.0  # seconds, on the clock of the standings
 
 
 @dataclass(frozen=True)
@@ -301,7 +302,7 @@ class _Client:
     def _standing(self, member: Member) -> Step:
         standing = self.scene.standings.of(self.plan.name, member.key)
         configured = self._configured(member)
-        state = "draining" if standing.draining else standing.state
+        state = standing.shown(self.scene.now)
         share = self._part(member) / max(1, sum(map(self._part, self.plan.members)))
         says = f"{member.key} is {state}" + (f" ({standing.reason})" if standing.reason else "")
         chosen = standing.chosen_weight(configured)
@@ -314,8 +315,9 @@ class _Client:
         return member.even if self.plan.scheduler in EVENLY else member.weight
 
     def _configured(self, member: Member) -> int:
+        """0 of one that is removed."""
         service = next(service for service in self.scene.services if service.name == self.plan.name)
-        return next(each.weight for each in service.backends if service.key(each) == member.key)
+        return next((each.weight for each in service.backends if service.key(each) == member.key), 0)
 
     def _forward(self, member: Member) -> Step:
         hop = self.found["hop"]
@@ -363,6 +365,9 @@ class _Client:
 _VOID = {
     None: "",
     "expired": ": expired, so a new flow",
+    "left": ": its backend has left, or is down, and keeps no flows, so a new flow",
+    "to reset": ": its backend has left, or is down: answered with RST; a SYN begins a new flow",
+    "down": ": its backend is down, so a SYN begins a new flow; what else comes still goes there",
     "of another service": ": of a service that had this VIP before, so a new flow",
     "over": ": over, so a SYN begins a new flow; what else comes still goes there",
 }

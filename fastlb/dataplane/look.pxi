@@ -195,16 +195,27 @@ cdef dict look_up_entry(Pipeline pipeline, const Snapshot *snap, const Packet *p
     copy.flow = tuple_of(table, entry)[0]
     if copy.entry.fingerprint != p.fingerprint or state_of(&copy.entry) >= FLOW_STATES:
         return None
-    void = None
-    if not still_holds(snap, &copy.entry, p, now_ms):
-        void = "expired" if is_stale(&copy.entry, snap.services, now_ms) else "of another service"
-    elif is_over(state_of(&copy.entry)):
-        void = "over"
     source, port = source_of_flow(table, &copy.flow)
     return {
         "backend": backend_of(&copy.entry), "state": STATE_NAMES[state_of(&copy.entry)],
         "age": since(copy.flow.since, now_ms), "idle": since(copy.entry.seen, now_ms), "source": source,
-        "source_port": port, "void": void}
+        "source_port": port, "void": why_void(snap, &copy.entry, p, now_ms)}
+
+
+cdef str why_void(const Snapshot *snap, const FlowEntry *entry, const Packet *p, uint32_t now_ms):
+    """Why an entry does not decide where a SYN goes, in the order of `still_holds`; None when it does."""
+    cdef const Backend *backend = &snap.services.backends[backend_of(entry)]
+    if has_expired(entry, snap.services, now_ms):
+        return "expired"
+    if backend.keeping == KEEP_NONE:
+        return "left"
+    if backend.service != p.service:
+        return "of another service"
+    if backend.keeping == KEEP_TO_RESET:
+        return "to reset"
+    if backend.keeping == KEEP_BUT_SYN:
+        return "down"
+    return "over" if is_over(state_of(entry)) else None
 
 
 cdef uint32_t peek(Pipeline pipeline, const Service *service, uint32_t index, uint64_t hashed) noexcept:
@@ -301,7 +312,7 @@ cdef dict look_up_reply(Pipeline pipeline, const Snapshot *snap, Packet *p, uint
         entry = find_reply(&pipeline.state.flows, snap.services, p)
     if entry != NULL:
         copy_entry(entry, &copy.entry)
-        if copy.entry.fingerprint != 0 and not is_stale(&copy.entry, snap.services, now_ms):
+        if copy.entry.fingerprint != 0 and not has_expired(&copy.entry, snap.services, now_ms):
             if p.source == 0:
                 set_flow_of_reply(&flow, &pipeline.state, snap, p, backend_of(&copy.entry), entry)
             return answered(&flow, p.family, backend_of(&copy.entry), STATE_NAMES[state_of(&copy.entry)])

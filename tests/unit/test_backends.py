@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from fastlb import trace
 from fastlb.reconcile import ID_QUARANTINE
 from tests.balancers import BACKENDS, CLIENT, VIP, Balancer, config, flags, reply_to, service
 from tests.frames import ACK, RST, SYN, frame, take_apart
@@ -343,6 +344,34 @@ def test_tables_do_not_know_a_removed_backend() -> None:
         for sport in range(1000, 1300):
             raw = frame(f"10.1.{sport % 250}.{sport // 250}", sport, VIP[4], 80)
             assert old.send(raw)[2] == fresh.send(raw)[2]
+
+
+# state, policy, what `fastlb trace` says of the flow, where a SYN would go
+TRACES = [
+    ("`draining`", "", "idle for 0.0 s", "conntrack"),
+    ("`drained`", "`on_leave: rehash`", "has left, or is down, and keeps no flows, so a new flow", "scheduled"),
+    ("`down`", "`on_down: keep`", "is down, so a SYN begins a new flow; what else comes still goes there", "scheduled"),
+    ("`down`", "`on_down: reset`", "has left, or is down: answered with RST; a SYN begins a new flow", "scheduled"),
+    ("`removed`", "`on_leave: keep`", "idle for 0.0 s", "conntrack"),
+    ("`removed`", "`on_leave: reset`", "has left, or is down: answered with RST; a SYN begins a new flow", "scheduled"),
+]
+
+
+@pytest.mark.parametrize(("state", "policy", "flow", "reason"), TRACES)
+def test_the_tool_tells_of_it(state: str, policy: str, flow: str, reason: str) -> None:
+    pair = pair_in(state, policy, "nat", "tcp")
+    balancer, now = pair.balancer, 0.0 if state == "`draining`" else DRAINED_AT
+    scene = trace.Scene(balancer.plans, balancer.settings.services, balancer.standings, hops_known=False, now=now)
+    told = trace.explain(balancer.pipeline, trace.parse_tuple(f"{CLIENT[4]}:40000", f"{VIP[4]}:80/tcp"), scene, 0)
+    steps = {step.stage: step.says for step in told.steps}
+    assert steps["flow"].endswith(flow)
+    assert told.reason == reason
+    if reason == "conntrack":
+        assert steps["backend"].startswith(f"{pair.keys[0]} is {state.strip('`')}, weight")
+        assert steps["backend"].endswith("no new flows")
+    else:
+        assert told.backend == pair.keys[1]
+    assert pair.client("S")[2] == told.backend
 
 
 # --- a client that uses its port again ------------------------------------------------
