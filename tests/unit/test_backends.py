@@ -57,6 +57,8 @@ class Pair:
         if policy:
             key, value = policy.strip("`").split(": ")
             self.changes[key] = value
+        if forward == "ipip":
+            self.changes["tunnel"] = {"source": ["192.0.2.0/24"]}
         self.balancer = Balancer(self.settings(FIRST))
         self.keys = [self.balancer.plans[0].members[0].key]
         self.keys.append(self.keys[0].replace(FIRST, SECOND))
