@@ -340,7 +340,8 @@ def _icmp(a: Assembler, maps: Maps) -> None:
 
 
 def _icmpv6(a: Assembler) -> None:
-    """RFC 4443, right behind the IPv6 header; what is quoted has no extension headers either."""
+    """RFC 4443, right behind the IPv6 header; what is quoted is a whole packet without extension headers, or the first
+    fragment of one: that of a big datagram for which a link was too narrow."""
     header = -48
     a.label("icmpv6")
     a.load(R1, FP, _PORTS, Size.U8)
@@ -352,6 +353,15 @@ def _icmpv6(a: Assembler) -> None:
     a.alu(R7, "+", 40 + _ICMP_HEADER)
     _load_bytes(a, header, 44)
     a.load(R8, FP, header + 6, Size.U8)
+    a.jump_if(R8, "!=", _FRAGMENT, "quoted6_whole")
+    a.alu(R7, "+", 40)
+    _load_bytes(a, _PORTS, 8)
+    a.load(R8, FP, _PORTS, Size.U8)
+    a.load(R1, FP, _PORTS + 2, Size.U16)
+    a.jump_if(R1, "&", _IPV6_OFFSET, "not_ours")
+    a.alu(R7, "+", 8)
+    _load_bytes(a, _PORTS, 4)
+    a.label("quoted6_whole")
     for at in (0, 8):
         a.load(R1, FP, _SOURCE + at, Size.U64)
         a.load(R2, FP, _DESTINATION + at, Size.U64)

@@ -17,8 +17,9 @@ from fastlb.dataplane.machine cimport load16, must, store16, store32
 from fastlb.dataplane.reasons cimport DROP_ICMP_HEADER, PASS_NOT_TCP_UDP, PASS_TRUNCATED
 from fastlb.dataplane.types cimport FAMILY_4, PROTO_TCP, PROTO_UDP, Addr, Packet
 from fastlb.dataplane.wire cimport (
-    IP4_CSUM, IP4_DST, IP4_FRAG, IP4_LEN, IP4_OFFSET_MASK, IP4_PROTO, IP4_SRC, IP4_TTL, IP6_DST, IP6_HOPS, IP6_LEN,
-    IP6_NEXT, IP6_SRC, TCP_CSUM, UDP_CSUM, be_addr4, read_addr4, read_addr6, read_be16, same_addr, write_addr6)
+    EXT_FRAGMENT, IP4_CSUM, IP4_DST, IP4_FRAG, IP4_LEN, IP4_OFFSET_MASK, IP4_PROTO, IP4_SRC, IP4_TTL, IP6_DST,
+    IP6_FRAG_LEN, IP6_HOPS, IP6_LEN, IP6_NEXT, IP6_OFFSET_MASK, IP6_SRC, TCP_CSUM, UDP_CSUM, be_addr4, read_addr4,
+    read_addr6, read_be16, same_addr, write_addr6)
 
 
 cdef enum:
@@ -68,9 +69,21 @@ cdef inline int parse_quoted4(const uint8_t *ip, const uint8_t *end, Packet *p) 
 
 
 cdef inline int parse_quoted6(const uint8_t *ip, const uint8_t *end, Packet *p) noexcept nogil:
+    """Of extension headers only that of a first fragment is stepped over: big datagrams are what links are too narrow
+    for."""
+    cdef int32_t header = IP6_LEN
+    cdef uint8_t protocol
     if end - ip < IP6_LEN:
         return -PASS_TRUNCATED
-    return parse_quoted_ports(ip, IP6_LEN, ip[IP6_NEXT], end, read_addr6(ip + IP6_SRC), read_addr6(ip + IP6_DST), p)
+    protocol = ip[IP6_NEXT]
+    if protocol == EXT_FRAGMENT:
+        if end - ip < IP6_LEN + IP6_FRAG_LEN:
+            return -PASS_TRUNCATED
+        if read_be16(ip + IP6_LEN + 2) & IP6_OFFSET_MASK:
+            return -PASS_NOT_TCP_UDP
+        protocol = ip[IP6_LEN]
+        header += IP6_FRAG_LEN
+    return parse_quoted_ports(ip, header, protocol, end, read_addr6(ip + IP6_SRC), read_addr6(ip + IP6_DST), p)
 
 
 cdef inline int parse_quoted_ports(

@@ -18,6 +18,7 @@ from tests.balancers import BACKENDS, CLIENT, VIP, datapath, reply_to, service
 from tests.frames import (
     ACK,
     BALANCER_MAC,
+    FRAGMENT,
     Seen,
     checksum,
     ethernet,
@@ -29,6 +30,7 @@ from tests.frames import (
     take_apart,
 )  # fmt: skip
 from tests.unit.test_encap import tunnel, unwrap
+from tests.unit.test_fragments import cut
 
 ROUTER = {4: "10.7.0.1", 6: "fd00:7::1"}
 PROTO = {4: 1, 6: 58}
@@ -58,14 +60,17 @@ def icmp_frame(version: int, source: str, target: str, body: bytes, ttl: int = 6
 
 
 def quoted_of(seen: Seen) -> tuple[str, int, str, int, bytes]:
-    """(source, its port, target, its port, transport header) of what an error quotes; its IP checksum is verified."""
+    """(source, its port, target, its port, transport header) of what an error quotes; its IP checksum is verified.
+
+    A Fragment header is stepped over.
+    """
     packet = seen.segment[8:]
     if seen.version == 4:
         ip = dpkt.ip.IP(packet)
         assert checksum(packet[:20]) == 0
         source, target, rest = ip.src, ip.dst, packet[20:]
     else:
-        source, target, rest = packet[8:24], packet[24:40], packet[40:]
+        source, target, rest = packet[8:24], packet[24:40], packet[48 if packet[6] == FRAGMENT else 40 :]
     sport, dport = struct.unpack("!2H", rest[:4])
     return str(ip_address(source)), sport, str(ip_address(target)), dport, rest
 
@@ -157,6 +162,51 @@ def test_a_closed_port_after_a_restart() -> None:
     _, sent, backend = opened("nat", 4, "udp")
     out = datapath(service("nat", 4, "udp")).process(error(sent[14:], "port", backend))
     assert (out.reason, quoted_of(take_apart(out.frames[0]))[:4]) == ("icmp", (CLIENT[4], 40000, VIP[4], 80))
+
+
+# ---- about fragments: of a big datagram, the first has the ports
+
+
+@pytest.mark.parametrize("forward", ["nat", "dsr", "gue"])
+@pytest.mark.parametrize("version", [4, 6])
+def test_about_a_reply_in_fragments(version: int, forward: str) -> None:
+    """A link to the client is too narrow for them: the backend must hear of it."""
+    services = tunnel("gue", version, 4, "udp") if forward == "gue" else service(forward, version, "udp")
+    balancer = datapath(services)
+    sent = balancer.process(frame(CLIENT[version], 40000, VIP[version], 80, "udp")).frames[0]
+    first, second = cut(frame(VIP[version], 80, CLIENT[version], 40000, "udp", payload=bytes(2000)), [1448])
+    raw = error(first[14:], "too big", ROUTER[version], quoted=1000)
+    out = balancer.process(raw)
+    assert (out.verdict, out.reason) == (Verdict.FORWARD, "icmp")
+    if forward == "gue":
+        assert (unwrap(out.frames[0]).packet, unwrap(out.frames[0]).dst) == (raw[14:], unwrap(sent).dst)
+    elif forward == "dsr":
+        assert (out.frames[0][12:], out.frames[0][:6]) == (raw[12:], sent[:6])
+    else:
+        backend = take_apart(sent).dst
+        assert take_apart(out.frames[0]).dst == backend
+        assert quoted_of(take_apart(out.frames[0]))[:4] == (backend, 8080, CLIENT[version], 40000)
+    assert balancer.process(error(second[14:], "too big", ROUTER[version], quoted=1000)).reason == "not_tcp_udp"
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_about_a_client_s_first_fragment_through_nat(version: int) -> None:
+    balancer = datapath(service("nat", version, "udp"))
+    first, _ = cut(frame(CLIENT[version], 40000, VIP[version], 80, "udp", payload=bytes(2000)), [1448])
+    sent = balancer.process(first).frames[0]
+    out = balancer.process(error(sent[14:], "too big", ROUTER[version], quoted=1000))
+    seen = take_apart(out.frames[0])
+    assert (out.reason, seen.src, seen.dst) == ("icmp", ROUTER[version], CLIENT[version])
+    assert quoted_of(seen)[:4] == (CLIENT[version], 40000, VIP[version], 80)
+    header = 20 if version == 4 else 48
+    assert quoted_of(seen)[4] == first[14 + header :][: len(quoted_of(seen)[4])]
+
+
+def test_a_quoted_fragment_header_that_is_cut() -> None:
+    first, _ = cut(frame(VIP[6], 80, CLIENT[6], 40000, "udp", payload=bytes(2000)), [1448])
+    balancer = datapath(service("nat", 6, "udp"))
+    reasons = [balancer.process(error(first[14:], "too big", ROUTER[6], quoted=size)).reason for size in range(17)]
+    assert reasons == ["truncated"] * 12 + ["icmp_header"] * 4 + ["icmp"]
 
 
 # ---- what is not passed on
