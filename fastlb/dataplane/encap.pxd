@@ -22,8 +22,8 @@ from fastlb.dataplane.types cimport (
     Addr, Backend, Hop, Packet, Service, Source)
 from fastlb.dataplane.wire cimport (
     ETH_DST, ETH_LEN, ETH_SRC, ETHERTYPE_IP4, ETHERTYPE_IP6, IP4_CSUM, IP4_DF, IP4_DST, IP4_FRAG, IP4_ID, IP4_LEN,
-    IP4_PROTO, IP4_SRC, IP4_TOTAL, IP4_TTL, IP6_DST, IP6_HOPS, IP6_LEN, IP6_NEXT, IP6_PAYLOAD, IP6_SRC, UDP_CSUM,
-    UDP_LEN, UDP_LENGTH, VLAN_LEN, be_addr4, read_be16, write_addr6, write_be16, write_be32)
+    IP4_PROTO, IP4_SRC, IP4_TOTAL, IP4_TTL, IP6_DST, IP6_FRAG_LEN, IP6_HOPS, IP6_LEN, IP6_NEXT, IP6_PAYLOAD,
+    IP6_SRC, UDP_CSUM, UDP_LEN, UDP_LENGTH, VLAN_LEN, be_addr4, read_be16, write_addr6, write_be16, write_be32)
 
 
 cdef enum:
@@ -36,6 +36,7 @@ cdef enum:
     GUE_LEN = 4
     OUTER_TTL = 64
     MAX_TAGS = 12            # the one that the kernel took out, and two in the frame
+    MIN_FRAGMENT = 64        # bytes of a tunnel's packet in each of its fragments, at least
 
 
 cdef inline bint is_tunnel(const Service *service) noexcept nogil:
@@ -243,3 +244,24 @@ cdef inline void encapsulate(
     p.summed = wants_sum(service, backend.family)
     if p.summed and p.pieces == 0:
         close_outer(ip, outer, p.l3_length, sum_bytes(inner, p.l3_length), True)
+
+
+cdef inline bint split_outer(Packet *p, uint8_t family, uint32_t mtu, uint32_t number) noexcept nogil:
+    """Let the tunnel's own packet leave in fragments; False where the link is too narrow even for that.
+
+    From here on it is a packet like any other. Who unwraps it must put it together first, as kernels do.
+    """
+    cdef uint32_t header = IP4_LEN if family == FAMILY_4 else IP6_LEN + IP6_FRAG_LEN
+    must(p.outer > 0 and p.pieces == 0 and p.vnet.flags & VNET_NEEDS_CSUM == 0)
+    if mtu < header + MIN_FRAGMENT:
+        return False
+    p.l3 -= p.outer
+    p.l3_length += p.outer
+    p.outer = 0
+    p.summed = False                                     # it is, over the whole
+    p.family = family
+    p.datagram = number
+    p.pieces = (mtu - header) & ~<uint32_t>7
+    if family == FAMILY_4:
+        p.frame[p.l3 + IP4_FRAG] &= ~<uint8_t>IP4_DF
+    return True

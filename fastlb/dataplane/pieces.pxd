@@ -5,6 +5,7 @@ is a copy of them, mended, and a stretch of the payload where it lies.
 
     | link, outer headers, IP, TCP or UDP | payload ………………………………………… |       a super-frame
     | link, outer headers, IP             | TCP or UDP, payload …………………… |       a packet that is fragmented
+    | link, outer IP                      | the rest of a tunnel's packet … |       the same (encap.pxd, `split_outer`)
       MAX_HEADERS: copied to every piece   `size` bytes for each piece
 """
 
@@ -16,9 +17,9 @@ from fastlb.dataplane.encap cimport close_outer
 from fastlb.dataplane.machine cimport bswap16, must, store16
 from fastlb.dataplane.types cimport FAMILY_4, PROTO_TCP, Packet
 from fastlb.dataplane.wire cimport (
-    IP4_CSUM, IP4_FRAG, IP4_ID, IP4_LEN, IP4_MF, IP4_SRC, IP4_TOTAL, IP6_LEN, IP6_PAYLOAD, IP6_SRC, OPTION_END,
-    OPTION_NOP, TCP_CSUM, TCP_CWR, TCP_FIN, TCP_FLAGS, TCP_PSH, TCP_SEQ, UDP_CSUM, UDP_LENGTH, read_be16, read_be32,
-    write_be16, write_be32)
+    EXT_FRAGMENT, IP4_CSUM, IP4_FRAG, IP4_ID, IP4_LEN, IP4_MF, IP4_SRC, IP4_TOTAL, IP6_FRAG_LEN, IP6_LEN, IP6_NEXT,
+    IP6_PAYLOAD, IP6_SRC, OPTION_END, OPTION_NOP, TCP_CSUM, TCP_CWR, TCP_FIN, TCP_FLAGS, TCP_PSH, TCP_SEQ, UDP_CSUM,
+    UDP_LENGTH, read_be16, read_be32, write_be16, write_be32)
 
 
 cdef enum:
@@ -29,7 +30,7 @@ cdef enum:
 cdef struct Pieces:
     const uint8_t *frame
     const Packet *packet
-    uint32_t headers
+    uint32_t headers         # of each piece; an IPv6 fragment's are longer than what is copied
     uint32_t start           # of the payload, from `frame`
     uint32_t at              # of what is still to go
     uint32_t end
@@ -43,8 +44,14 @@ cdef inline void cut(Pieces *pieces, const Packet *p) noexcept nogil:
     pieces.frame = p.frame
     pieces.packet = p
     pieces.fragments = p.vnet.gso_type == 0
-    pieces.headers = p.l3 + (p.frame[p.l3] & 0x0F) * 4 if pieces.fragments else <uint32_t>p.l4 + p.l4_header
-    pieces.start = pieces.at = pieces.headers
+    if not pieces.fragments:
+        pieces.start = pieces.headers = <uint32_t>p.l4 + p.l4_header
+    elif p.frame[p.l3] >> 4 == 4:
+        pieces.start = pieces.headers = p.l3 + (p.frame[p.l3] & 0x0F) * 4
+    else:
+        pieces.start = p.l3 + IP6_LEN
+        pieces.headers = pieces.start + IP6_FRAG_LEN
+    pieces.at = pieces.start
     pieces.end = p.l3 + p.l3_length
     pieces.size = p.pieces
     pieces.number = 0
@@ -59,10 +66,13 @@ cdef inline uint32_t next_piece(Pieces *pieces, uint8_t *headers, const uint8_t 
     if length == 0:
         return 0
     payload[0] = pieces.frame + pieces.at
-    memcpy(headers, pieces.frame, pieces.headers)
+    memcpy(headers, pieces.frame, pieces.start)
     ip = headers + pieces.packet.l3
     if pieces.fragments:
-        mend_fragment(pieces, ip, length)
+        if ip[0] >> 4 == 4:
+            mend_fragment(pieces, ip, length)
+        else:
+            write_fragment_header(pieces, ip, length)
         payload_sum = sum_bytes(payload[0], length) if pieces.packet.summed else 0
     else:
         payload_sum = sum_bytes(payload[0], length)
@@ -91,6 +101,18 @@ cdef inline void mend_fragment(Pieces *pieces, uint8_t *ip, uint32_t length) noe
     if pieces.number:
         blank_options(ip + IP4_LEN, header - IP4_LEN)
     close_ip4(ip, header)
+
+
+cdef inline void write_fragment_header(Pieces *pieces, uint8_t *ip, uint32_t length) noexcept nogil:
+    """RFC 8200 section 4.5. The packet has no extension headers: it is a tunnel's."""
+    cdef uint8_t *fragment = ip + IP6_LEN
+    cdef bint more = pieces.at + length < pieces.end
+    fragment[0] = ip[IP6_NEXT]
+    fragment[1] = 0
+    write_be16(fragment + 2, <uint16_t>(pieces.at - pieces.start + more))
+    write_be32(fragment + 4, pieces.packet.datagram)
+    ip[IP6_NEXT] = EXT_FRAGMENT
+    write_be16(ip + IP6_PAYLOAD, <uint16_t>(IP6_FRAG_LEN + length))
 
 
 cdef inline void blank_options(uint8_t *option, uint32_t left) noexcept nogil:

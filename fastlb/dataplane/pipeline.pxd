@@ -12,7 +12,7 @@ from fastlb.dataplane.conntrack cimport (
     FLOW_PICKED_UP, FLOW_SYN, FlowEntry, FlowTable, approach_room, backend_of, be_vport_of, conflicts, enter_flow,
     find_flow, find_reply, find_room, first_state, forget, has_expired, is_over, is_stale, owns, pool_of, prefetch_flow,
     serves, state_of, touch, tuple_of)
-from fastlb.dataplane.encap cimport complete_checksum, encapsulate, is_tunnel, outer_length
+from fastlb.dataplane.encap cimport complete_checksum, encapsulate, is_tunnel, outer_length, split_outer
 from fastlb.dataplane.flowhash cimport fingerprint as flow_fingerprint
 from fastlb.dataplane.flowhash cimport flow_hash
 from fastlb.dataplane.fragment cimport (
@@ -51,7 +51,6 @@ cdef enum:
     # Other Maglev slots that a NAT conflict may look at, and backends that may share a reply's address and port.
     MAX_ALTERNATIVES = 16
     MAX_UNRESOLVED = 64      # clients on a link, without a MAC, that wait to be asked for
-    MIN_MTU4 = 576           # what every host takes (RFC 791); narrower links carry nothing that is cut
     MIN_MTU6 = 1280          # RFC 8200 section 5: no sender goes below
     MIN_SEGMENT = 32         # bytes, below TCP's least; so a packet leaves in 2,048 pieces at most
     MAX_GROWTH = 64          # of a frame by a tunnel and a tag
@@ -429,15 +428,28 @@ cdef inline bint may_be_fragmented(const Packet *p) noexcept nogil:
     return p.family == FAMILY_4 and not p.frame[p.l3 + IP4_FRAG] & IP4_DF
 
 
-cdef inline void cut_to(Packet *p, uint32_t mtu) noexcept nogil:
-    """Let the packet leave in pieces of at most `mtu` bytes: fragments, or shorter TCP segments than it asks for."""
-    cdef uint32_t header
-    if p.vnet.gso_type != 0:
-        p.pieces = mtu - (p.l4 - p.l3) - p.l4_header
-        return
-    complete_checksum(p)
-    header = (p.frame[p.l3] & 0x0F) * 4
-    p.pieces = (mtu - header) & ~<uint32_t>7             # RFC 791: offsets count eight bytes
+cdef inline bint is_promised(const Packet *p) noexcept nogil:
+    """A packet, or segments of a super-frame, of a size that passes everywhere, so that no sender goes below it."""
+    if p.family == FAMILY_4:
+        return False
+    if p.vnet.gso_type & ~GSO_ECN == GSO_TCP6:
+        return <uint32_t>(p.l4 - p.l3) + p.l4_header + p.vnet.gso_size <= MIN_MTU6
+    return p.vnet.gso_type == 0 and p.l3_length <= MIN_MTU6
+
+
+cdef inline bint cut_to(Packet *p, uint32_t mtu) noexcept nogil:
+    """Let the packet leave in pieces of at most `mtu` bytes: fragments, or shorter TCP segments than it asks for.
+
+    False when so narrow a link would make them too many.
+    """
+    cdef uint8_t kind = p.vnet.gso_type & ~<uint8_t>GSO_ECN
+    cdef uint32_t header = (p.frame[p.l3] & 0x0F) * 4 if kind == 0 else <uint32_t>(p.l4 - p.l3) + p.l4_header
+    if mtu < header + MIN_SEGMENT or kind not in (0, GSO_TCP4, GSO_TCP6):
+        return False
+    if kind == 0:
+        complete_checksum(p)
+    p.pieces = mtu - header if kind else (mtu - header) & ~<uint32_t>7   # RFC 791: offsets count eight bytes
+    return True
 
 
 cdef inline int make_fit(PipelineState *pipe, Packet *p, uint32_t mtu, uint32_t now) noexcept nogil:
@@ -445,11 +457,8 @@ cdef inline int make_fit(PipelineState *pipe, Packet *p, uint32_t mtu, uint32_t 
 
     Its sender learns the MTU by which its packets would pass (RFC 1191, RFC 8201): silence here is a black hole.
     """
-    if may_be_fragmented(p):
-        if mtu < MIN_MTU4 or (p.vnet.gso_type & ~GSO_ECN) not in (0, GSO_TCP4):
-            return DROP_OVER_MTU
-        cut_to(p, mtu)
-        return 0
+    if may_be_fragmented(p) or (is_promised(p) and p.vnet.gso_type):
+        return 0 if cut_to(p, mtu) else DROP_OVER_MTU
     if p.quoted or not answerable(p):                    # RFC 1122 section 3.2.2: no errors about errors
         return DROP_OVER_MTU
     if not may_reject(&pipe.rejects, now):
@@ -478,9 +487,16 @@ cdef inline void clamp(Packet *p, const Service *service, uint32_t mtu) noexcept
     clamp_mss(p, service.mss if service.mss != CLAMP_TO_PATH else min(mtu - headers, <uint32_t>CLAMP_TO_PATH))
 
 
-cdef inline int wrap(PipelineState *pipe, const Snapshot *snap, Packet *p, const Hop *hop) noexcept nogil:
-    """Into the tunnel; 0 or the drop reason. A super-frame leaves in pieces: no device can segment it in there."""
+cdef inline int wrap(
+        PipelineState *pipe, const Snapshot *snap, Packet *p, const Hop *hop, bint split) noexcept nogil:
+    """Into the tunnel; 0 or the drop reason. A super-frame leaves in pieces: no device can segment it in there.
+
+    `split`: the tunnel's packet will be too long, and leaves in fragments.
+    """
     cdef uint8_t kind = p.vnet.gso_type & ~<uint8_t>GSO_ECN
+    cdef const Backend *backend = &snap.services.backends[p.backend]
+    if unlikely(split):
+        complete_checksum(p)
     if unlikely(not snap.routes.backend_source[p.backend].known):
         return DROP_NO_TUNNEL_SOURCE
     if unlikely(kind != 0):
@@ -491,9 +507,11 @@ cdef inline int wrap(PipelineState *pipe, const Snapshot *snap, Packet *p, const
         if p.pieces < MIN_SEGMENT or p.l4 + p.l4_header > MAX_HEADERS - MAX_GROWTH:
             return DROP_TUNNEL_OFFLOAD
     encapsulate(
-        p, &snap.services.services[p.service], &snap.services.backends[p.backend],
-        &snap.routes.backend_source[p.backend], hop, pipe.outer_number)
+        p, &snap.services.services[p.service], backend, &snap.routes.backend_source[p.backend], hop, pipe.outer_number)
     pipe.outer_number += <uint16_t>(1 + (p.l3_length // p.pieces if p.pieces else 0))
+    if unlikely(split) and not split_outer(
+            p, backend.family, hop.mtu, <uint32_t>p.fingerprint << 16 | pipe.outer_number):
+        return DROP_OVER_MTU
     return 0
 
 
@@ -524,18 +542,21 @@ cdef inline int forward_to_backend(
     cdef const Hop *hop = NULL
     cdef int fault = hop_to_backend(snap.routes, p.backend, &hop)
     cdef uint32_t mtu
+    cdef bint split = False
     must(0 < p.backend < snap.services.backend_limit and backend.present)
     if unlikely(fault):
         return fault
     mtu = max(hop.mtu, outer_length(service, backend.family)) - outer_length(service, backend.family)
     if unlikely(not fits(p, mtu)):
-        fault = make_fit(pipe, p, mtu, now)
+        # RFC 2473 section 7.1, RFC 4213 section 3.2.2: a tunnel passes what IPv6 promises, in fragments of its own
+        split = is_tunnel(service) and is_promised(p) and p.vnet.gso_type == 0
+        fault = 0 if split else make_fit(pipe, p, mtu, now)
         if fault:
             return fault
     if unlikely(service.mss != 0):
         clamp(p, service, mtu)
     if is_tunnel(service):
-        fault = wrap(pipe, snap, p, hop)
+        fault = wrap(pipe, snap, p, hop, split)
         if unlikely(fault):
             return fault
     else:

@@ -14,7 +14,7 @@ from fastlb import Datapath, Verdict, reconcile
 from fastlb.workers import open_pipelines
 from tests.balancers import BACKENDS, CLIENT, VIP, Balancer, config, datapath, service
 from tests.frames import checksum, ethernet, frame, ip4_packet, take_apart
-from tests.unit.test_encap import MODES, tunnel, unwrap
+from tests.unit.test_encap import HEADER, MODES, left_to_device, tunnel, unwrap
 
 SNAT = ["10.3.0.5", "fd00:3::5"]
 FORWARDS = ["nat", "fullnat", "dsr", *MODES]
@@ -200,6 +200,61 @@ def test_another_worker_s_hash(version: int) -> None:
             assert take_apart(ethernet(put_together([each[14:] for each in sent]))).segment[8:] == PAYLOAD
 
 
+# --- tunnels that are narrower than what IPv6 promises --------------------------
+
+
+def through_narrow(mode: str, outer: int, mtu: int, raw: bytes, offload: bytes = bytes(10)) -> tuple[str, list[bytes]]:
+    """The reason, and the packets of the tunnel."""
+    balancer = datapath(tunnel(mode, 6, outer, "udp", tunnel={"udp_checksum": True} if mode == "gue" else {}), mtu=mtu)
+    balancer.process(b"")  # publishes
+    _, reason, sent, *_ = balancer._pipeline.process([raw], 0, offloads=[offload])[0]
+    assert all(len(each) - 14 <= mtu for each in sent) or reason == "too_big"
+    return reason, [each[14:] for each in sent]
+
+
+@pytest.mark.parametrize(("outer", "mtu"), [(4, 1299), (4, 700), (4, 576), (4, 84), (6, 1280), (6, 1319), (6, 112)])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_tunnel_passes_what_ipv6_promises(mode: str, outer: int, mtu: int) -> None:
+    """1,280 bytes, in fragments of the tunnel's own packet; no sender goes below (RFC 2473 7.1, RFC 4213 3.2.2)."""
+    raw = datagram(6, bytes(range(256)) * 4 + bytes(208))
+    opened, offload = left_to_device(raw, "udp", 6, 0)
+    assert len(raw) == 14 + 1280
+    for each, left in ((raw, bytes(10)), (opened, offload)):
+        reason, sent = through_narrow(mode, outer, mtu, each, left)
+        assert (reason, len(sent) > 1) == ("scheduled", True)
+        whole = unwrap(ethernet(put_together(sent)))
+        assert (whole.packet, whole.df) == (raw[14:], False)
+    assert through_narrow(mode, outer, mtu, datagram(6, bytes(1233)))[0] == "too_big"
+
+
+@pytest.mark.parametrize(("outer", "mtu"), [(4, 83), (6, 111)])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_tunnel_that_is_too_narrow_for_anything(mode: str, outer: int, mtu: int) -> None:
+    assert through_narrow(mode, outer, mtu, datagram(6, bytes(1000)))[0] == "over_mtu"
+
+
+@settings(deadline=None)
+@given(st.integers(0, 1232), st.integers(500, 1400), st.sampled_from(MODES), st.sampled_from([4, 6]))
+def test_any_size_through_a_narrow_tunnel(size: int, mtu: int, mode: str, outer: int) -> None:
+    raw = datagram(6, random.Random(size).randbytes(size))
+    reason, sent = through_narrow(mode, outer, mtu, raw)
+    assert reason == "scheduled"
+    assert unwrap(ethernet(put_together(sent) if len(sent) > 1 else sent[0])).packet == raw[14:]
+
+
+def test_a_super_frame_whose_segments_are_promised_is_cut_shorter() -> None:
+    """No answer could make a client of IPv6 send less than 1,280 bytes."""
+    raw = frame(CLIENT[6], 40000, VIP[6], 80, payload=bytes(range(250)) * 40)
+    opened, offload = left_to_device(raw, "tcp", 6, 1220)
+    balancer = datapath(tunnel("ipip", 6, 6), mtu=1280)
+    balancer.process(b"")
+    _, reason, sent, *_ = balancer._pipeline.process([opened], 0, offloads=[offload])[0]
+    assert reason == "scheduled"
+    segments = [take_apart(unwrap(each).inner) for each in sent]
+    assert {len(each) - 14 for each in sent[:-1]} == {1280}
+    assert b"".join(segment.segment[20:] for segment in segments) == raw[14 + HEADER[6] + 20 :]
+
+
 # --- what does not pass -------------------------------------------------------
 
 
@@ -310,6 +365,15 @@ def test_narrow_ways_cut_fragments_again() -> None:
     sent = [each for part in cut(datagram(4), [1400, 1400]) for each in balancer.process(part).frames]
     assert all(len(each) <= 714 for each in sent)
     assert take_apart(ethernet(put_together([each[14:] for each in sent]))).segment[8:] == PAYLOAD
+
+
+@pytest.mark.parametrize(("mtu", "reason"), [(68, "scheduled"), (52, "scheduled"), (51, "over_mtu")])
+def test_the_narrowest_way(mtu: int, reason: str) -> None:
+    """RFC 791 promises 68 bytes; fragments of less than 32 are not made."""
+    out = balancer_of("dsr", 4, mtu=mtu).process(datagram(4, PAYLOAD[:400]))
+    assert out.reason == reason
+    if out.frames:
+        assert take_apart(ethernet(put_together([each[14:] for each in out.frames]))).segment[8:] == PAYLOAD[:400]
 
 
 def test_a_fragment_that_is_too_long_is_answered() -> None:

@@ -160,7 +160,7 @@ def test_the_mtu_that_a_client_is_told() -> None:
         advertised = ICMP["link_mtu"] - taken
         assert advertised == ICMP["advertised"][f"ipip{version}"]
         balancer = datapath(tunnel("ipip", version, version), mtu=ICMP["link_mtu"])
-        raw = frame(CLIENT[version], 40000, VIP[version], 80, payload=bytes(200), df=version == 4)
+        raw = frame(CLIENT[version], 40000, VIP[version], 80, payload=bytes(1221), df=version == 4)
         out = balancer.process(raw)
         assert out.reason == "too_big"
         seen = take_apart(out.frames[0])

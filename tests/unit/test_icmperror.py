@@ -30,7 +30,7 @@ from tests.frames import (
     take_apart,
 )  # fmt: skip
 from tests.unit.test_encap import tunnel, unwrap
-from tests.unit.test_fragments import cut
+from tests.unit.test_fragments import cut, put_together
 
 ROUTER = {4: "10.7.0.1", 6: "fd00:7::1"}
 PROTO = {4: 1, 6: 58}
@@ -207,6 +207,15 @@ def test_a_quoted_fragment_header_that_is_cut() -> None:
     balancer = datapath(service("nat", 6, "udp"))
     reasons = [balancer.process(error(first[14:], "too big", ROUTER[6], quoted=size)).reason for size in range(17)]
     assert reasons == ["truncated"] * 12 + ["icmp_header"] * 4 + ["icmp"]
+
+
+def test_an_error_of_full_length_passes_a_narrow_tunnel() -> None:
+    """ICMPv6 errors have up to 1,280 bytes: the backend must hear what its packets met beyond the client's router."""
+    balancer = datapath(tunnel("gue", 6, 6, "udp"), mtu=1300)
+    about = frame(VIP[6], 80, CLIENT[6], 40000, "udp", payload=bytes(1400))[14:]
+    out = balancer.process(error(about, "too big", ROUTER[6], quoted=1280 - 40 - 8 - 40))
+    assert (out.reason, len(out.frames)) == ("icmp", 2)
+    assert len(unwrap(ethernet(put_together([each[14:] for each in out.frames]))).packet) == 1280
 
 
 # ---- what is not passed on
