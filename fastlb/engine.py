@@ -37,7 +37,7 @@ from fastlb import (
 )
 from fastlb._core import Services, shard_of_client
 from fastlb.classifier import Classifier, Keys, Sources
-from fastlb.config import TUNNELS, Address, Config, load_config
+from fastlb.config import Address, Config, load_config
 from fastlb.control import ControlServer
 from fastlb.errors import ConfigError, FastlbError, KernelError
 from fastlb.fields import drain_time
@@ -109,6 +109,8 @@ class Engine:
         self._let_go_at = 0.0  # when removed backends were last looked at
         self._held_vips: set[Address] = set()
         self._path_mtus = pathmtu.PathMtus()
+        self._narrower: set[Address] = set()  # backends the way to which has become so since the last tick
+        self._tunnels: pathmtu.Tunnels | None = None  # as now published; None: not asked for yet
         self._asked: dict[neighbour.NextHop, float] = {}  # clients on our links that packets could not reach
         self._reported: list[str] = []
         self._links: dict[str, int] = {}  # the interfaces whose rings are open
@@ -330,7 +332,7 @@ class Engine:
             self._reopen_packet_path()
         self._look_after_workers()
         self._ask_for_clients()
-        self._forget_path_mtus()
+        self._follow_path_mtus()
         self._plan_in_time()
         self._let_go_of_removed()
         self._write_flow_log()
@@ -378,23 +380,21 @@ class Engine:
             self._want_next_hops()
 
     def _hear_errors(self, version: int) -> None:
-        """A router says that a tunnel's packet did not fit: clients are told from now on."""
-        backends = {
-            member.address for plan in self._now.plans if plan.forward in TUNNELS for member in plan.members
-        }
-        now = time.monotonic()
-        narrower = False
+        """A router says that a tunnel's packet did not fit: clients are told from the next tick on."""
+        if self._tunnels is None:
+            self._tunnels = nexthops.tunnels(self._view, self._now.plans)
         for error in pathmtu.read(self._listeners[version]):
-            backend = self._path_mtus.hear(error, version, backends, now)
+            backend = self._path_mtus.hear(error, version, self._tunnels, time.monotonic())
             if backend is not None:
-                narrower = True
-                mtu = self._path_mtus.known()[backend]
-                log.info("the way to a backend is narrower", backend=str(backend), mtu=mtu)
-        if narrower:
-            self._publish()
+                self._narrower.add(backend)
 
-    def _forget_path_mtus(self) -> None:
-        if self._path_mtus.forget(time.monotonic()):
+    def _follow_path_mtus(self) -> None:
+        """Once a tick, whatever routers say, or somebody in their name."""
+        known = self._path_mtus.known()
+        for backend in sorted(self._narrower, key=str):
+            log.info("the way to a backend is narrower", backend=str(backend), mtu=known[backend])
+        if self._path_mtus.forget(time.monotonic()) or self._narrower:
+            self._narrower.clear()
             self._publish()
 
     # --- how backends stand ----------------------------------------------------------------------------------
@@ -516,6 +516,7 @@ class Engine:
         return self._workers.transmit_paths(self._view, self._links_out())
 
     def _publish(self) -> None:
+        self._tunnels = None
         routes = nexthops.routes_table(self._view, self._now.plans, self._path_mtus.known())
         for pipeline in self._pipelines:
             pipeline.publish(self._now.services, routes)

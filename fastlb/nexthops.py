@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_network
+from socket import IPPROTO_GRE, IPPROTO_IPIP, IPPROTO_IPV6, IPPROTO_UDP
 
 from fastlb._core import Routes
 from fastlb.config import TUNNELS, TWO_WAY, Address, Network
 from fastlb.neighbour import KernelView, NextHop
+from fastlb.pathmtu import Tunnelled, Tunnels
 from fastlb.reconcile import Plan, tunnel_sources
 
 NOTHING_HEARD: Mapping[Address, int] = {}
@@ -78,6 +80,22 @@ def routes_table(view: KernelView, plans: Iterable[Plan], path_mtus: Mapping[Add
             backends[member.id] = _backend_hop(hops, plan.forward, member.address, heard)
     sources = tunnel_sources(plans, lambda address: _own_address_towards(view, address))
     return Routes(hops.hops, prefixes, neighbours, backends, sources)
+
+
+def tunnels(view: KernelView, plans: Iterable[Plan]) -> Tunnels:
+    """What tunnels' packets look like, by backend."""
+    plans = list(plans)
+    sources = tunnel_sources(plans, lambda address: _own_address_towards(view, address))
+    found: dict[Address, set[Tunnelled]] = {}
+    for plan in plans:
+        protocol = {"gre": IPPROTO_GRE, "gue": IPPROTO_UDP}.get(
+            plan.forward, IPPROTO_IPIP if plan.network.version == 4 else IPPROTO_IPV6
+        )
+        port = plan.tunnel.port if plan.forward == "gue" else 0
+        for member in plan.members:
+            if member.id in sources:
+                found.setdefault(member.address, set()).add(Tunnelled(sources[member.id], protocol, port))
+    return found
 
 
 def _own_address_towards(view: KernelView, address: Address) -> Network | None:

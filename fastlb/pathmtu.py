@@ -3,6 +3,9 @@
 Such an error comes to the tunnel's source and often quotes too little of the client's packet to be passed on. So it is
 kept as what it says of the way to that backend (the soft state of RFC 2003, section 5.1), and the client is told when
 its next packet is too long. The kernel hands over every error that comes to an address of this host.
+
+Anyone can send such an error. Believed is one that quotes a packet as fastlb sends them to this very backend
+(addresses, protocol, port), longer than what is said to fit; and nothing below MIN_MTU, with which flows still work.
 """
 
 from __future__ import annotations
@@ -10,21 +13,47 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import NamedTuple
 
 from fastlb.errors import KernelError
 
 Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
 
 FORGET_AFTER = 600.0  # seconds until a longer packet is tried again (RFC 1191 section 6.3, RFC 8201 section 5.3)
 MIN_MTU = {4: 552, 6: 1280}  # the kernel's own net.ipv4.route.min_pmtu, and RFC 8200 section 5
 ERRORS_PER_TURN = 64  # read at once: a flood of them must not hold up the event loop
-_TUNNEL_PROTOCOLS = (socket.IPPROTO_IPIP, socket.IPPROTO_IPV6, socket.IPPROTO_GRE, socket.IPPROTO_UDP)
 _UNREACHABLE, _FRAGMENTATION_NEEDED, _PACKET_TOO_BIG = 3, 4, 2
 _SOL_RAW, _ICMP_FILTER, _ICMP6_FILTER = 255, 1, 1
 _RECEIVE_BUFFER = 64 << 10  # bytes: a flood is lost here
+
+
+class Tunnelled(NamedTuple):
+    """What is the same in the outer headers of all packets of one tunnel to one backend."""
+
+    source: Network  # the whole of it for some flow, or one address
+    protocol: int
+    port: int  # where gue is received; 0 in the other modes
+
+
+Tunnels = Mapping[Address, Collection[Tunnelled]]  # by backend
+
+
+class _Said(NamedTuple):
+    """What an error says, and the packet that it quotes."""
+
+    mtu: int
+    source: Address
+    target: Address
+    protocol: int
+    port: int  # UDP's
+    length: int
+
+    def is_about(self, tunnel: Tunnelled) -> bool:
+        return self.source in tunnel.source and (self.protocol, self.port) == (tunnel.protocol, tunnel.port)
 
 
 class PathMtus:
@@ -33,18 +62,18 @@ class PathMtus:
     def __init__(self) -> None:
         self._heard: dict[Address, tuple[int, float]] = {}  # MTU, when
 
-    def hear(self, packet: bytes, version: int, backends: Container[Address], now: float) -> Address | None:
-        """Take in an ICMP error (IPv4: with its IP header), if it is about a tunnel to one of ``backends``.
+    def hear(self, packet: bytes, version: int, tunnels: Tunnels, now: float) -> Address | None:
+        """Take in an ICMP error (IPv4: with its IP header), if it is about one of ``tunnels``.
 
         The backend whose way has become narrower by it, or None. ``now`` in seconds.
         """
         said = _parse4(packet) if version == 4 else _parse6(packet)
-        if said is None:
+        if said is None or said.length <= said.mtu:
             return None
-        backend, mtu = said
-        if backend not in backends:
+        backend = said.target
+        if not any(said.is_about(tunnel) for tunnel in tunnels.get(backend, ())):
             return None
-        mtu = max(mtu, MIN_MTU[version])
+        mtu = max(said.mtu, MIN_MTU[version])
         before, _ = self._heard.get(backend, (mtu + 1, now))
         self._heard[backend] = min(mtu, before), now
         return backend if mtu < before else None
@@ -61,26 +90,35 @@ class PathMtus:
         return {backend: mtu for backend, (mtu, _) in self._heard.items()}
 
 
-def _parse4(packet: bytes) -> tuple[Address, int] | None:
-    """Whom a quoted tunnel packet was for, and the MTU; None for another error (RFC 792, RFC 1191 section 4)."""
+def _parse4(packet: bytes) -> _Said | None:
+    """None for another error (RFC 792, RFC 1191 section 4)."""
     header = (packet[0] & 0x0F) * 4 if packet else 0
     icmp = packet[header:]
     if len(icmp) < 28 or icmp[:2] != bytes((_UNREACHABLE, _FRAGMENTATION_NEEDED)):
         return None
     quoted = icmp[8:]
-    if quoted[0] >> 4 != 4 or quoted[9] not in _TUNNEL_PROTOCOLS or quoted[12:16] != packet[16:20]:
+    if quoted[0] >> 4 != 4 or quoted[12:16] != packet[16:20]:
         return None
-    return IPv4Address(quoted[16:20]), int.from_bytes(icmp[6:8], "big")
+    source, target = IPv4Address(quoted[12:16]), IPv4Address(quoted[16:20])
+    length, mtu = int.from_bytes(quoted[2:4], "big"), int.from_bytes(icmp[6:8], "big")
+    return _Said(mtu, source, target, quoted[9], _port(quoted[9], quoted[(quoted[0] & 0x0F) * 4 :]), length)
 
 
-def _parse6(icmp: bytes) -> tuple[Address, int] | None:
+def _parse6(icmp: bytes) -> _Said | None:
     """The same for ICMPv6 (RFC 4443 section 3.2)."""
     if len(icmp) < 48 or icmp[0] != _PACKET_TOO_BIG:
         return None
     quoted = icmp[8:]
-    if quoted[0] >> 4 != 6 or quoted[6] not in _TUNNEL_PROTOCOLS:
+    if quoted[0] >> 4 != 6:
         return None
-    return IPv6Address(quoted[24:40]), min(int.from_bytes(icmp[4:8], "big"), 65535)
+    source, target = IPv6Address(quoted[8:24]), IPv6Address(quoted[24:40])
+    length, mtu = 40 + int.from_bytes(quoted[4:6], "big"), int.from_bytes(icmp[4:8], "big")
+    return _Said(mtu, source, target, quoted[6], _port(quoted[6], quoted[40:]), length)
+
+
+def _port(protocol: int, transport: bytes) -> int:
+    """UDP's destination; 0 for other protocols, and where it is cut off."""
+    return int.from_bytes(transport[2:4], "big") if protocol == socket.IPPROTO_UDP and len(transport) >= 4 else 0
 
 
 def listen(version: int) -> socket.socket | None:

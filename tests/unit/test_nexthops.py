@@ -188,6 +188,24 @@ def test_dsr_backends_that_are_not_on_link() -> None:
     assert nexthops.not_on_link(view(), planned("10.6.0.1", forward="nat")) == []
 
 
+def test_what_tunnels_look_like() -> None:
+    """For who speaks about their packets: from where, by which protocol, to which port."""
+    host = view(placed=frozenset({(3, 24, ip_address("10.3.0.2")), (3, 64, ip_address("fd00:3::2"))}))
+    source = {"source": ["192.0.2.0/24"]}
+    settings = config(
+        service("ipip", 4, name="a", backends=[{"address": "10.3.0.11"}, {"address": "fd00:3::11"}]),
+        service("ipip", 6, name="b", backends=[{"address": "10.3.0.11"}], tunnel=source),
+        service("gre", 4, name="c", port=81, backends=[{"address": "10.3.0.11"}], tunnel={"key": 1}),
+        service("gue", 6, name="d", port=81, backends=[{"address": "fd00:3::11"}], tunnel={"port": 5555}),
+        service("dsr", 4, name="e", port=82, backends=[{"address": "10.3.0.12"}]),
+    )
+    four, six = ip_network("10.3.0.2"), ip_network("fd00:3::2")
+    assert nexthops.tunnels(host, reconcile.plan_services(settings, reconcile.BackendIds(), 0.0)) == {
+        ip_address("10.3.0.11"): {(four, 4, 0), (ip_network("192.0.2.0/24"), 41, 0), (four, 47, 0)},
+        ip_address("fd00:3::11"): {(six, 4, 0), (six, 17, 5555)},
+    }
+
+
 def test_an_empty_host() -> None:
     nothing = KernelView(links={}, routes=(), neighbours={}, addresses=frozenset())
     raw = frame(CLIENT[4], 40000, VIP[4], 80, "udp")
