@@ -167,7 +167,7 @@ class Service(_Model):
     mss_clamp: fields.MssClamp = Field(
         default=False,
         description="lower the maximum segment size that SYN and, in nat and fullnat, SYN-ACK announce: true, to what "
-        "fits the way to the backend; or to a number of bytes",
+        "fits the way to the backend; or to a number of bytes. TCP segments that are too long all the same are cut",
     )
     nat_any_port: fields.Flag = Field(
         default=False,

@@ -3,7 +3,7 @@
 No virtio_net_hdr can describe segmentation inside a tunnel, so the core cuts. Nothing is copied but headers: each piece
 is a copy of them, mended, and a stretch of the payload where it lies.
 
-    | link, outer headers, IP, TCP or UDP | payload ………………………………………… |       a super-frame
+    | link, outer headers, IP, TCP or UDP | payload ………………………………………… |       a super-frame, or a long TCP segment
     | link, outer headers, IP             | TCP or UDP, payload …………………… |       a packet that is fragmented
     | link, outer IP                      | the rest of a tunnel's packet … |       the same (encap.pxd, `split_outer`)
       MAX_HEADERS: copied to every piece   `size` bytes for each piece
@@ -13,18 +13,25 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from fastlb.dataplane.checksum cimport fold, sum_bytes
-from fastlb.dataplane.encap cimport close_outer
+from fastlb.dataplane.encap cimport close_outer, complete_checksum
 from fastlb.dataplane.machine cimport bswap16, must, store16
-from fastlb.dataplane.types cimport FAMILY_4, PROTO_TCP, Packet
+from fastlb.dataplane.types cimport FAMILY_4, FRAGMENT_NONE, PROTO_TCP, VNET_NEEDS_CSUM, Packet
 from fastlb.dataplane.wire cimport (
-    EXT_FRAGMENT, IP4_CSUM, IP4_FRAG, IP4_ID, IP4_LEN, IP4_MF, IP4_SRC, IP4_TOTAL, IP6_FRAG_LEN, IP6_LEN, IP6_NEXT,
-    IP6_PAYLOAD, IP6_SRC, OPTION_END, OPTION_NOP, TCP_CSUM, TCP_CWR, TCP_FIN, TCP_FLAGS, TCP_PSH, TCP_SEQ, UDP_CSUM,
-    UDP_LENGTH, read_be16, read_be32, write_be16, write_be32)
+    EXT_FRAGMENT, IP4_CSUM, IP4_DF, IP4_FRAG, IP4_ID, IP4_LEN, IP4_MF, IP4_SRC, IP4_TOTAL, IP6_FRAG_LEN, IP6_LEN,
+    IP6_NEXT, IP6_PAYLOAD, IP6_SRC, OPTION_END, OPTION_NOP, TCP_CSUM, TCP_CWR, TCP_FIN, TCP_FLAGS, TCP_PSH, TCP_RST,
+    TCP_SEQ, TCP_SYN, TCP_URG, UDP_CSUM, UDP_LENGTH, read_be16, read_be32, write_be16, write_be32)
 
 
 cdef enum:
     MAX_HEADERS = 256        # link 26, outer 52, IPv6 with extension headers, TCP 60
+    MAX_GROWTH = 64          # of a frame by a tunnel and a tag
+    MIN_MTU6 = 1280          # RFC 8200 section 5: no sender goes below
+    MIN_SEGMENT = 32         # bytes, below TCP's least; so a packet leaves in 2,048 pieces at most
     OPTION_COPIED = 0x80     # RFC 791 section 3.1: such options are in every fragment
+    GSO_TCP4 = 1             # VIRTIO_NET_HDR_GSO_*
+    GSO_TCP6 = 4
+    GSO_UDP = 5
+    GSO_ECN = 0x80
 
 
 cdef struct Pieces:
@@ -38,6 +45,70 @@ cdef struct Pieces:
     uint32_t number
     bint fragments
 
+
+# --- what may be cut, and how ----------------------------------------------------------------------------------------
+
+cdef inline bint may_be_fragmented(const Packet *p) noexcept nogil:
+    return p.family == FAMILY_4 and not p.frame[p.l3 + IP4_FRAG] & IP4_DF
+
+
+cdef inline bint is_promised(const Packet *p) noexcept nogil:
+    """A packet, or segments of a super-frame, of a size that passes everywhere, so that no sender goes below it."""
+    if p.family == FAMILY_4:
+        return False
+    if p.vnet.gso_type & ~GSO_ECN == GSO_TCP6:
+        return <uint32_t>(p.l4 - p.l3) + p.l4_header + p.vnet.gso_size <= MIN_MTU6
+    return p.vnet.gso_type == 0 and p.l3_length <= MIN_MTU6
+
+
+cdef inline bint cut_to(Packet *p, uint32_t mtu) noexcept nogil:
+    """Let the packet leave in pieces of at most `mtu` bytes: fragments, or shorter TCP segments than it asks for.
+
+    False when so narrow a link would make them too many, or their headers are too long.
+    """
+    cdef uint8_t kind = p.vnet.gso_type & ~<uint8_t>GSO_ECN
+    cdef uint32_t header = (p.frame[p.l3] & 0x0F) * 4 if kind == 0 else <uint32_t>(p.l4 - p.l3) + p.l4_header
+    if mtu < header + MIN_SEGMENT or kind not in (0, GSO_TCP4, GSO_TCP6):
+        return False
+    if kind == 0:
+        complete_checksum(p)
+        p.pieces = (mtu - header) & ~<uint32_t>7         # RFC 791: offsets count eight bytes
+        return True
+    if p.l4 + p.l4_header > MAX_HEADERS - MAX_GROWTH:
+        return False
+    p.pieces = mtu - header
+    return True
+
+
+cdef inline bint cut_segment(Packet *p, uint32_t mtu) noexcept nogil:
+    """The same of TCP data that came in too long segments: the stream is the same in shorter ones.
+
+    False for what is not that, or damaged: each segment gets a checksum of its own, which must not heal anything.
+    """
+    cdef uint8_t before = p.vnet.gso_type
+    if p.protocol != PROTO_TCP or p.quoted or p.fragment != FRAGMENT_NONE:
+        return False
+    if p.tcp_flags & (TCP_SYN | TCP_RST | TCP_URG) or (before == 0 and not has_sound_checksum(p)):
+        return False
+    if before == 0:
+        p.vnet.gso_type = GSO_TCP4 if p.family == FAMILY_4 else GSO_TCP6
+    if cut_to(p, mtu):
+        return True
+    p.vnet.gso_type = before
+    return False
+
+
+cdef inline bint has_sound_checksum(const Packet *p) noexcept nogil:
+    """Of a TCP segment, or it is left to the device."""
+    cdef const uint8_t *ip = p.frame + p.l3
+    cdef uint32_t length = p.l3_length - (p.l4 - p.l3)
+    cdef uint64_t total = sum_bytes(p.frame + p.l4, length)
+    total += sum_bytes(ip + IP4_SRC, 8) if p.family == FAMILY_4 else sum_bytes(ip + IP6_SRC, 32)
+    total += <uint64_t>bswap16(PROTO_TCP) + bswap16(<uint16_t>length)
+    return p.vnet.flags & VNET_NEEDS_CSUM or fold(total) == 0xFFFF
+
+
+# --- cutting ---------------------------------------------------------------------------------------------------------
 
 cdef inline void cut(Pieces *pieces, const Packet *p) noexcept nogil:
     """Begin with the first piece of a packet whose `pieces` says how long each is."""

@@ -24,7 +24,9 @@ from fastlb.dataplane.icmperror cimport (
     answer_echo, translate_client_in_error, translate_source_in_error, translate_to_backend, translate_to_client)
 from fastlb.dataplane.machine cimport bswap16, likely, load_acquire_u32, must, prefetch, store_release_u32, unlikely
 from fastlb.dataplane.parse cimport parse
-from fastlb.dataplane.pieces cimport MAX_HEADERS
+from fastlb.dataplane.pieces cimport (
+    GSO_ECN, GSO_TCP4, GSO_TCP6, GSO_UDP, MAX_GROWTH, MAX_HEADERS, MIN_MTU6, MIN_SEGMENT, cut_segment, cut_to,
+    is_promised, may_be_fragmented)
 from fastlb.dataplane.reasons cimport (
     DROP_BACKEND_LEFT, DROP_FLOW_TABLE_FULL, DROP_FLOW_UNKNOWN, DROP_FRAGMENT_LIMIT, DROP_FRAGMENT_OVERLAP,
     DROP_FRAGMENT_UNKNOWN, DROP_ICMP_UNKNOWN, DROP_NAT_CONFLICT, DROP_NO_BACKEND, DROP_NO_NEIGHBOUR,
@@ -44,20 +46,13 @@ from fastlb.dataplane.types cimport (
     BATCH, CLAMP_TO_PATH, FAMILY_4, FORWARD_FULLNAT, FORWARD_NAT, FRAGMENT_LATER, FRAGMENT_NONE, KEEP_ALL,
     KEEP_BUT_SYN, KEEP_TO_RESET, LEG_CLIENT, LEG_ECHO, LEG_NONE, LEG_REPLY, LOGGED_BIT, NO_BACKEND_RESET, NO_HOP,
     PROTO_TCP, Addr, Backend, BackendStats, FlowTuple, Hop, LinkRoute, Packet, Service, Snapshot)
-from fastlb.dataplane.wire cimport IP4_DF, IP4_FRAG, IP4_LEN, IP6_LEN, TCP_ACK, TCP_LEN, TCP_RST, TCP_SYN, same_addr
+from fastlb.dataplane.wire cimport IP4_LEN, IP6_LEN, TCP_ACK, TCP_LEN, TCP_RST, TCP_SYN, same_addr
 
 
 cdef enum:
     # Other Maglev slots that a NAT conflict may look at, and backends that may share a reply's address and port.
     MAX_ALTERNATIVES = 16
     MAX_UNRESOLVED = 64      # clients on a link, without a MAC, that wait to be asked for
-    MIN_MTU6 = 1280          # RFC 8200 section 5: no sender goes below
-    MIN_SEGMENT = 32         # bytes, below TCP's least; so a packet leaves in 2,048 pieces at most
-    MAX_GROWTH = 64          # of a frame by a tunnel and a tag
-    GSO_TCP4 = 1             # VIRTIO_NET_HDR_GSO_*
-    GSO_TCP6 = 4
-    GSO_UDP = 5
-    GSO_ECN = 0x80
 
 
 cdef struct Unresolved:
@@ -424,41 +419,17 @@ cdef inline int flow_of_error(
 
 # --- forward ---------------------------------------------------------------------------------------------------------
 
-cdef inline bint may_be_fragmented(const Packet *p) noexcept nogil:
-    return p.family == FAMILY_4 and not p.frame[p.l3 + IP4_FRAG] & IP4_DF
-
-
-cdef inline bint is_promised(const Packet *p) noexcept nogil:
-    """A packet, or segments of a super-frame, of a size that passes everywhere, so that no sender goes below it."""
-    if p.family == FAMILY_4:
-        return False
-    if p.vnet.gso_type & ~GSO_ECN == GSO_TCP6:
-        return <uint32_t>(p.l4 - p.l3) + p.l4_header + p.vnet.gso_size <= MIN_MTU6
-    return p.vnet.gso_type == 0 and p.l3_length <= MIN_MTU6
-
-
-cdef inline bint cut_to(Packet *p, uint32_t mtu) noexcept nogil:
-    """Let the packet leave in pieces of at most `mtu` bytes: fragments, or shorter TCP segments than it asks for.
-
-    False when so narrow a link would make them too many.
-    """
-    cdef uint8_t kind = p.vnet.gso_type & ~<uint8_t>GSO_ECN
-    cdef uint32_t header = (p.frame[p.l3] & 0x0F) * 4 if kind == 0 else <uint32_t>(p.l4 - p.l3) + p.l4_header
-    if mtu < header + MIN_SEGMENT or kind not in (0, GSO_TCP4, GSO_TCP6):
-        return False
-    if kind == 0:
-        complete_checksum(p)
-    p.pieces = mtu - header if kind else (mtu - header) & ~<uint32_t>7   # RFC 791: offsets count eight bytes
-    return True
-
-
-cdef inline int make_fit(PipelineState *pipe, Packet *p, uint32_t mtu, uint32_t now) noexcept nogil:
+cdef inline int make_fit(
+        PipelineState *pipe, Packet *p, const Service *service, uint32_t mtu, uint32_t now) noexcept nogil:
     """What to do with a packet that is longer than `mtu`: 0, it leaves in pieces; else how it ends.
 
-    Its sender learns the MTU by which its packets would pass (RFC 1191, RFC 8201): silence here is a black hole.
+    Its sender learns the MTU by which its packets would pass (RFC 1191, RFC 8201): silence here is a black hole. Where
+    the service clamps the MSS such an answer is known to get lost, and not every sender could be told by SYN-ACK.
     """
     if may_be_fragmented(p) or (is_promised(p) and p.vnet.gso_type):
         return 0 if cut_to(p, mtu) else DROP_OVER_MTU
+    if service.mss != 0 and cut_segment(p, mtu):
+        return 0
     if p.quoted or not answerable(p):                    # RFC 1122 section 3.2.2: no errors about errors
         return DROP_OVER_MTU
     if not may_reject(&pipe.rejects, now):
@@ -550,7 +521,7 @@ cdef inline int forward_to_backend(
     if unlikely(not fits(p, mtu)):
         # RFC 2473 section 7.1, RFC 4213 section 3.2.2: a tunnel passes what IPv6 promises, in fragments of its own
         split = is_tunnel(service) and is_promised(p) and p.vnet.gso_type == 0
-        fault = 0 if split else make_fit(pipe, p, mtu, now)
+        fault = 0 if split else make_fit(pipe, p, service, mtu, now)
         if fault:
             return fault
     if unlikely(service.mss != 0):
@@ -616,7 +587,7 @@ cdef inline int forward_to_client(
             note_unresolved(pipe, snap, flow.client, p.family)
         return fault
     if unlikely(not fits(p, hop.mtu)):
-        fault = make_fit(pipe, p, hop.mtu, now)
+        fault = make_fit(pipe, p, service, hop.mtu, now)
         if fault:
             return fault
     if unlikely(service.mss != 0 and hop_to_backend(snap.routes, p.backend, &back) == 0):

@@ -65,6 +65,7 @@ cdef enum:
     TCP_RST = 0x04
     TCP_PSH = 0x08
     TCP_ACK = 0x10
+    TCP_URG = 0x20
     TCP_CWR = 0x80
 
     # UDP, RFC 768
