@@ -84,8 +84,9 @@ def test_replies_too(version: int) -> None:
         sent = balancer.process(segment(version, payload=b"x")).frames[0]
         seen = take_apart(sent)
         long = frame(
-            seen.dst, seen.dport, seen.src, seen.sport, flags=ACK, payload=PAYLOAD, tcp_options=TIMESTAMPS, ack=5, df=True
-        )
+            seen.dst, seen.dport, seen.src, seen.sport, flags=ACK, payload=PAYLOAD, tcp_options=TIMESTAMPS, ack=5,
+            df=True,
+        )  # fmt: skip
         out = balancer.process(long)
         assert out.reason == "conntrack"
         parts = stream(out.frames, forward, NARROW)
