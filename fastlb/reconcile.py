@@ -117,7 +117,7 @@ def plan_services(config: Config, ids: BackendIds, now: float, standings: Standi
     """
     standings = standings or Standings()
     configured = ((service.name, service.key(backend)) for service in config.services for backend in service.backends)
-    removed = ((service.name, key) for service in config.services for key, _ in standings.removed(service))
+    removed = ((service.name, key) for service in config.services for key in standings.removed.get(service.name, ()))
     numbers = ids.assign((*configured, *removed), now)
     return [_plan_service(config, service, numbers, standings, now) for service in config.services]
 
@@ -126,7 +126,7 @@ def _plan_service(
     config: Config, service: Service, numbers: dict[tuple[str, str], int], standings: Standings, now: float
 ) -> Plan:
     shared = list(zip(service.backends, standings.shares(service, now), strict=True))
-    shared += [(backend, Share(0, 0)) for _, backend in standings.removed(service)]
+    shared += [(gone.backend, Share(0, 0)) for gone in standings.removed.get(service.name, {}).values()]
     unsorted = (_member(service, backend, numbers, share, standings, now) for backend, share in shared)
     members = tuple(sorted(unsorted, key=lambda member: member.key))
     keys = [member.key for member in members]

@@ -45,16 +45,10 @@ class Standing:
     streak: int = 0  # checks in a row that speak against the state
     slow_since: float | None = None  # when its slow start began
     left: float | None = None  # when the configuration gave it up, or when it was last seen to have flows since
-    backend: Backend | None = None  # what the configuration says of it, or said last
 
     def takes_flows(self, configured: int) -> bool:
         """Whether it could, with the weight that the configuration gives it."""
-        return (
-            self.state in ("up", "unchecked")
-            and not self.draining
-            and self.left is None
-            and self.chosen_weight(configured) > 0
-        )
+        return self.state in ("up", "unchecked") and not self.draining and self.chosen_weight(configured) > 0
 
     def chosen_weight(self, configured: int) -> int:
         """Before health and slow start."""
@@ -62,7 +56,7 @@ class Standing:
 
     def remaining(self, now: float) -> float | None:
         """Seconds until its drain ends, 0 when it has; None without a deadline."""
-        return None if self.deadline is None else max(0.0, self.deadline - now)
+        return max(0.0, self.deadline - now) if self.draining and self.deadline is not None else None
 
     def shown(self, now: float) -> str:
         """The state in a word."""
@@ -85,6 +79,14 @@ class Standing:
 
 
 @dataclass(frozen=True)
+class Removed:
+    """A backend that the configuration gave up, though its flows are not over: what it said of it, how it stands."""
+
+    backend: Backend
+    standing: Standing
+
+
+@dataclass(frozen=True)
 class Share:
     """What a backend gets of new flows: ``weight`` by weight, ``even`` where weights do not count."""
 
@@ -97,53 +99,61 @@ class Standings:
     """Of all backends, by service and key."""
 
     by_backend: dict[Name, Standing] = field(default_factory=dict)
+    removed: dict[str, dict[str, Removed]] = field(default_factory=dict)  # the oldest first, of services that have any
+    timed: set[Name] = field(default_factory=set)  # those with a deadline
     config: Config = field(default_factory=Config)  # the one that holds
 
     def copy(self) -> Standings:
         """An independent copy, to try a configuration with."""
-        return Standings({name: replace(standing) for name, standing in self.by_backend.items()}, self.config)
+        by_backend = {name: replace(standing) for name, standing in self.by_backend.items()}
+        removed = {
+            service: {key: Removed(each.backend, replace(each.standing)) for key, each in gone.items()}
+            for service, gone in self.removed.items()
+        }
+        return Standings(by_backend, removed, set(self.timed), self.config)
 
     def of(self, service: str, key: str) -> Standing:
         """That of a backend that is not known is the first it would have."""
-        return self.by_backend.get((service, key)) or Standing()
+        if (standing := self.by_backend.get((service, key))) is not None:
+            return standing
+        gone = self.removed.get(service, {}).get(key)
+        return gone.standing if gone is not None else Standing()
 
     def follow(self, config: Config, now: float) -> None:
         """Another configuration holds: start backends that came, and forget those that left, unless their service
         says otherwise of their flows. ``now`` in seconds."""
         running = {service for service, _ in self.by_backend}
         before, self.by_backend = self.by_backend, {}
-        earlier = {service.name: service for service in self.config.services}
-        self.config = config
         for service in config.services:
             for backend in service.backends:
                 name = service.name, service.key(backend)
                 standing = before.get(name)
-                if standing is None or standing.left is not None:
+                if standing is None:
                     standing = Standing(slow_since=now if service.name in running else None)
-                standing.backend = backend
                 if service.check is None:
                     standing.state = "unchecked"
                 elif standing.state == "unchecked":
                     standing.state = "unknown"
                 self.by_backend[name] = standing
-            if _keeps_flows(earlier.get(service.name), service):
-                self._keep_removed(service, before, now)
+        self.timed &= self.by_backend.keys()
+        self._keep_removed(config, before, now)
+        self.config = config
 
-    def _keep_removed(self, service: Service, before: Mapping[Name, Standing], now: float) -> None:
-        """Those of ``before`` that the service has no more, as many as there is room for beside those it has."""
-        gone = [name for name in before if name[0] == service.name and name not in self.by_backend]
-        for name in gone[: MAX_BACKENDS - len(service.backends)]:
-            standing = self.by_backend[name] = before[name]
-            standing.left = now if standing.left is None else standing.left
-            standing.draining, standing.deadline = False, None
-
-    def removed(self, service: Service) -> list[tuple[str, Backend]]:
-        """The backends, by key, that the service has no more and whose flows are not over."""
-        return [
-            (key, standing.backend)
-            for (name, key), standing in self.by_backend.items()
-            if name == service.name and standing.left is not None and standing.backend is not None
-        ]
+    def _keep_removed(self, config: Config, before: Mapping[Name, Standing], now: float) -> None:
+        """Of each service those that it has no more, as many as there is room for beside those it has."""
+        earlier = {service.name: service for service in self.config.services}
+        removed, self.removed = self.removed, {}
+        for service in config.services:
+            was = earlier.get(service.name)
+            if was is None or not _keeps_flows(was, service):
+                continue
+            gone = [(service.key(each.backend), each) for each in removed.get(service.name, {}).values()]
+            for backend in was.backends if was.backends != service.backends else ():
+                standing = before[service.name, service.key(backend)]
+                gone.append((service.key(backend), Removed(backend, replace(standing, left=now, draining=False))))
+            kept = [(key, each) for key, each in gone if (service.name, key) not in self.by_backend]
+            if room := dict(kept[: MAX_BACKENDS - len(service.backends)]):
+                self.removed[service.name] = room
 
     def let_go(self, flows: Callable[[Name], int], now: float) -> list[Name]:
         """Forget removed backends that have had no flow for as long as closed ones are remembered; which those are.
@@ -151,19 +161,18 @@ class Standings:
         ``flows`` counts those of a backend that are not over. The time, a second at least, is also what workers need to
         see that it takes none.
         """
-        removed = [(name, standing) for name, standing in self.by_backend.items() if standing.left is not None]
         over = []
-        for name, standing in removed:
-            if flows(name):
-                standing.left = now
-            elif standing.left is not None and now - standing.left >= self._closing_time(name[0]):
-                del self.by_backend[name]
-                over.append(name)
+        for service in self.config.services if self.removed else ():
+            closing = service.timeouts.tcp_closing or self.config.timeouts.tcp_closing
+            for key, gone in self.removed.get(service.name, {}).items():
+                if flows((service.name, key)):
+                    gone.standing.left = now
+                elif now - (gone.standing.left or 0.0) >= closing:
+                    over.append((service.name, key))
+        for name, key in over:
+            del self.removed[name][key]
+        self.removed = {service: gone for service, gone in self.removed.items() if gone}
         return over
-
-    def _closing_time(self, service: str) -> float:
-        own = (each.timeouts.tcp_closing for each in self.config.services if each.name == service)
-        return next(own, None) or self.config.timeouts.tcp_closing
 
     def shares(self, service: Service, now: float) -> list[Share]:
         """Of the service's backends, in the configuration's order."""
@@ -217,7 +226,7 @@ class Standings:
         `rise` checks in a row bring a backend up, `fall` take it down; the first one decides by itself.
         """
         standing = self.by_backend.get((service.name, key))
-        if standing is None or standing.left is not None or service.check is None:
+        if standing is None or service.check is None:
             return False
         passed = response is not None
         if response is not None:
@@ -243,10 +252,11 @@ class Standings:
         """No new flows, until `enable`; from the deadline on (None: never) flows that it still has go, too."""
         self.by_backend[name].draining = True
         self.by_backend[name].deadline = deadline
+        self.timed.add(name)
 
     def drain_ended(self, since: float, now: float) -> bool:
         """Has a deadline passed after ``since``, and up to ``now``?"""
-        deadlines = (standing.deadline for standing in self.by_backend.values() if standing.draining)
+        deadlines = (self.by_backend[name].deadline for name in self.timed)
         return any(deadline is not None and since < deadline <= now for deadline in deadlines)
 
     def enable(self, name: Name, now: float) -> None:
@@ -256,6 +266,7 @@ class Standings:
             standing.slow_since = now
         standing.draining, standing.deadline = False, None
         standing.weight = None
+        self.timed.discard(name)
 
     def set_weight(self, name: Name, weight: int, now: float) -> None:
         """Another weight than the configuration's, until `enable`."""
@@ -266,11 +277,10 @@ class Standings:
 
     def find(self, service: str, backend: str) -> Name:
         """By the service's name, and the backend's key or address; raises FastlbError when that is not one."""
-        names = [name for name, standing in self.by_backend.items() if standing.left is None]
-        services = {name for name, _ in names}
+        services = {name for name, _ in self.by_backend}
         if service not in services:
             raise FastlbError(f'there is no service "{service}" with backends; there are: {_listed(services)}')
-        keys = [key for name, key in names if name == service]
+        keys = [key for name, key in self.by_backend if name == service]
         found = [key for key in keys if backend in (key, key.rsplit(":", 1)[0], key.rsplit(":", 1)[0].strip("[]"))]
         if len(found) != 1:
             problem = "more than one backend" if found else "no backend"
@@ -286,11 +296,9 @@ def ramp(slow: SlowStart, age: float) -> float:
     return max(slow.floor, step ** (1 / slow.aggression)) if step > 0 else slow.floor
 
 
-def _keeps_flows(earlier: Service | None, service: Service) -> bool:
+def _keeps_flows(earlier: Service, service: Service) -> bool:
     """Do removed backends of a service matter, whose configuration was ``earlier`` before?"""
-    if earlier is None or service.on_leave == "rehash":
-        return False
-    return all(getattr(earlier, key) == getattr(service, key) for key in KEPT_BY)
+    return service.on_leave != "rehash" and all(getattr(earlier, key) == getattr(service, key) for key in KEPT_BY)
 
 
 def _listed(names: Iterable[str]) -> str:

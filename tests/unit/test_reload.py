@@ -15,7 +15,7 @@ from tests.frames import ACK, frame
 Services = dict[str, dict[str, Any]]
 PORTS = {"web": 80, "api": 81, "dns": 82, "tun": 83}
 CLIENT_PORTS = range(40000, 40030)
-SETTINGS = {"snat": ["10.3.0.5"], "ring_size": 1000}
+SETTINGS = {"snat": ["10.3.0.5"]}
 GONE = BACKENDS[4][0]
 
 
@@ -82,7 +82,7 @@ CHANGES: dict[str, tuple[Callable[[Services], object], set[tuple[str, str | None
 COMMON: dict[str, dict[str, Any]] = {
     "timeouts": {"timeouts": {"udp": 50, "tcp_established": "1h"}},
     "seed": {"hash_seed": 7},
-    "table sizes": {"maglev_size": 509, "ring_size": 3000},
+    "table size": {"maglev_size": 509},
     "echo": {"icmp_echo": False},
 }
 

@@ -196,8 +196,11 @@ def test_a_copy_of_standings_goes_its_own_way() -> None:
     copy.drain(("web", KEYS[0]))
     copy.follow(settings(on_leave="keep", backends=[]), 1.0)
     assert weights(conf, standings) == [1, 1, 1]
-    assert {standing.shown(1.0) for standing in standings.by_backend.values()} == {"unchecked"}
-    assert {standing.shown(1.0) for standing in copy.by_backend.values()} == {"removed"}
+    assert [standings.of("web", key).shown(1.0) for key in KEYS] == ["unchecked"] * 3
+    assert [copy.of("web", key).shown(1.0) for key in KEYS] == ["removed"] * 3
+    again = copy.copy()
+    again.let_go(lambda name: 0, 99.0)
+    assert (list(again.removed), list(copy.removed)) == ([], ["web"])
 
 
 def test_no_more_removed_ones_than_a_table_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,8 +208,9 @@ def test_no_more_removed_ones_than_a_table_has_room_for(monkeypatch: pytest.Monk
     backends = [{"address": f"10.3.1.{number}", "port": 8080} for number in range(1, 9)]
     standings = following(settings(on_leave="keep", backends=backends[:4]))
     standings.follow(settings(on_leave="keep", backends=backends[4:7]), 1.0)
-    assert [key for _, key in standings.by_backend] == [
-        "10.3.1.5:8080", "10.3.1.6:8080", "10.3.1.7:8080", "10.3.1.1:8080"]
+    assert list(standings.removed["web"]) == ["10.3.1.1:8080"]
+    standings.follow(settings(on_leave="keep", backends=backends[6:]), 2.0)
+    assert list(standings.removed["web"]) == ["10.3.1.1:8080", "10.3.1.5:8080"]  # the oldest stay
 
 
 def test_health_and_drain_are_apart() -> None:
