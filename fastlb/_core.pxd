@@ -2,6 +2,7 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
+from fastlb.dataplane.affinity cimport AffinityTable
 from fastlb.dataplane.conntrack cimport FlowTable
 from fastlb.dataplane.decap cimport Decap
 from fastlb.dataplane.fragment cimport FragmentNote
@@ -11,7 +12,8 @@ from fastlb.dataplane.publish cimport Publication
 from fastlb.dataplane.ring cimport RxRing
 from fastlb.dataplane.sourceport cimport SourcePool
 from fastlb.dataplane.types cimport (
-    BATCH, Backend, BackendStats, Candidate, Hop, Packet, RouteTable, Service, ServiceTable, ShapeList, Snapshot)
+    BATCH, Affinity, Backend, BackendStats, Candidate, Hop, Packet, RouteTable, Service, ServiceTable, ShapeList,
+    Snapshot)
 from fastlb.dataplane.worker cimport WorkerState
 from fastlb.dataplane.xsk cimport Xsk
 
@@ -45,6 +47,7 @@ cdef class Services:
     cdef uint32_t *members
     cdef uint32_t *candidate_of       # by place in members, the place among the candidates of the service
     cdef Candidate *candidates
+    cdef Affinity *affinities         # by service
     cdef list tables                  # keeps the tables' memory alive
 
     cdef int allocate(self, list specs) except -1
@@ -56,6 +59,7 @@ cdef class Services:
     cdef int add_reply(self, const Service *service, Backend *backend, uint32_t number, uint64_t meta) except -1
     cdef int set_tunnel(self, Service *service, tunnel) except -1
     cdef int add_candidates(self, Service *service, spec, uint32_t at) except -1
+    cdef int add_affinity(self, uint32_t index, spec) except -1
     cdef int add_backend(self, uint32_t index, spec, member, uint16_t timeouts) except -1
 
 
@@ -84,9 +88,14 @@ cdef class FlowMemory:
     cdef BackendStats *add_row(self) except NULL
 
 
+cdef class AffinityMemory:
+    cdef AffinityTable table          # without a worker's part
+
+
 cdef class Pipeline:
     cdef PipelineState state
     cdef FlowMemory memory_of_flows
+    cdef AffinityMemory memory_of_affinity
     cdef Publication publication
     cdef list snapshots               # published and not yet passed, oldest first
     cdef uint64_t generation          # of the snapshot published last
@@ -99,6 +108,7 @@ cdef class Pipeline:
     cdef int own(self, shards) except -1
     cdef int load(self, int at, frame, uint32_t ifindex) except -1
     cdef int run(self, const Snapshot *snap, int count, uint32_t now_ms, list results) except -1
+    cdef uint32_t clock(self) noexcept
     cdef int settle(self, const Snapshot *snap, uint32_t now_ms, list results) except -1
 
 

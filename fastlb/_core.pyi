@@ -27,6 +27,20 @@ class _Member(Protocol):
     def response(self) -> float: ...
     @property
     def keeping(self) -> str: ...
+    @property
+    def max_flows(self) -> int: ...
+    @property
+    def host(self) -> int: ...
+    @property
+    def sticky(self) -> bool: ...
+
+class _Stickiness(Protocol):
+    @property
+    def group(self) -> int: ...
+    @property
+    def prefix(self) -> int: ...
+    @property
+    def timeout(self) -> float: ...
 
 class _Service(Protocol):
     @property
@@ -52,6 +66,10 @@ class _Service(Protocol):
     @property
     def timeouts(self) -> Mapping[str, float] | None: ...
     @property
+    def bounded_load(self) -> float: ...
+    @property
+    def affinity(self) -> _Stickiness | None: ...
+    @property
     def members(self) -> Sequence[_Member]: ...
 
 class _BackendStats(TypedDict):
@@ -69,6 +87,12 @@ class _DecapCounters(TypedDict):
     writes: int
     blocks: int
     drops: dict[str, int]
+
+class _FoundAffine(TypedDict):
+    backend: int
+    host: int
+    left: float
+    full: bool
 
 class _FoundEntry(TypedDict):
     backend: int
@@ -118,7 +142,9 @@ class _Found(TypedDict):
     hash: NotRequired[int]
     entry: NotRequired[_FoundEntry | None]
     placement: NotRequired[_Placement]
+    affine: NotRequired[_FoundAffine | None]
     scheduled: NotRequired[int]
+    full: NotRequired[bool]
     hashed: NotRequired[int]
     backend: NotRequired[int]
     hop: NotRequired[_FoundHop | None]
@@ -173,9 +199,20 @@ class FlowMemory:
     ) -> Self: ...
 
 @final
+class AffinityMemory:
+    def __new__(cls, entries: int) -> Self: ...
+    @property
+    def size(self) -> int: ...
+    def in_use(self, now_ms: int) -> int: ...
+
+@final
 class Pipeline:
     def __new__(
-        cls, flows: int | FlowMemory = ..., key: bytes | None = ..., shards: Iterable[int] = ...
+        cls,
+        flows: int | FlowMemory = ...,
+        key: bytes | None = ...,
+        shards: Iterable[int] = ...,
+        affinity: int | AffinityMemory = ...,
     ) -> Self: ...
     @property
     def running(self) -> bool: ...
@@ -199,6 +236,7 @@ class Pipeline:
     def flow_count(self) -> int: ...
     def memory(self) -> tuple[int, int]: ...
     def flow_list(self, limit: int = ...) -> list[_Flow]: ...
+    def affinity_slots(self) -> tuple[int, int]: ...
 
 @final
 class FlowWalk:

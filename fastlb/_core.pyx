@@ -26,12 +26,15 @@ from fastlb.dataplane.abi cimport (
     XDP_USE_NEED_WAKEUP, bind_socket, errno, eventfd, eventfd_write, getsockopt, madvise, mmap, munmap, open_socket,
     setsockopt, sockaddr_ll, sockaddr_xdp, tpacket3_hdr, tpacket_block_desc, umem_reg, xdp_desc, xdp_mmap_offsets,
     xdp_ring_offset)
+from fastlb.dataplane.affinity cimport (
+    HOST_BITS, TICK_BITS, WAYS_OF_AFFINITY, backend_of_host, backend_with_room, held_slot, host_of, is_free, tick_of,
+    ticks_left)
 from fastlb.dataplane.coalesce cimport init_coalescer, write_waiting
 from fastlb.dataplane.conntrack cimport (
     ENTRIES, FLOW_CLOSING, FLOW_ESTABLISHED, FLOW_FIN_BACKEND, FLOW_FIN_CLIENT, FLOW_PICKED_UP, FLOW_RESET,
     FLOW_STATES, FLOW_SYN, FLOW_SYN_ACK, FLOW_UDP, FLOW_UDP_NEW, MAX_BACKENDS, Bucket, FlowEntry, FlowTable,
     backend_of, conflict_with, find_flow, find_reply, forget, gives_way, has_expired, is_over, owned_after, owns,
-    pool_of, state_of, sweep, tuple_of)
+    pool_of, state_of, tuple_of)
 from fastlb.dataplane.decap cimport (
     DECAP_REASONS, DECAP_TUN_REFUSED, DECAPSULATED, MODE_GRE, MODE_GUE, MODE_IPIP, decap_reason_name, run_decap,
     take_packet)
@@ -47,7 +50,8 @@ from fastlb.dataplane.machine cimport (
 from fastlb.dataplane.maglev cimport MAX_MEMBERS, Turn, populate
 from fastlb.dataplane.pieces cimport MAX_HEADERS, Pieces, cut, next_piece
 from fastlb.dataplane.pipeline cimport (
-    MAX_ALTERNATIVES, entry_of_port, explains, must_look, next_settled, run_batch, set_flow_of_reply)
+    MAX_ALTERNATIVES, backend_in_midflow, entry_of_port, explains, must_look, next_settled, run_batch,
+    set_flow_of_reply, sweep_tables)
 from fastlb.dataplane.publish cimport passed, pick_up, publish
 from fastlb.dataplane.reasons cimport (
     DROP_NO_NEIGHBOUR, DROP_NO_ROUTE, DROP_NO_TUNNEL_SOURCE, DROP_NOT_ON_LINK, REASONS, VIA_REJECT, reason_name,
@@ -57,8 +61,9 @@ from fastlb.dataplane.ring cimport (
     kernel_may_refill, next_slot, take_frame)
 from fastlb.dataplane.route cimport hop_to_backend, neighbour_meta, prefix_meta
 from fastlb.dataplane.schedule cimport (
-    BY_FLOWS, BY_KETAMA, BY_LOT, BY_MAGLEV, BY_RESPONSE, BY_SOURCE, BY_TURNS, BY_TWO, CURSORS, Response, SchedulerState,
-    active_flows, hash_of_flow, hashed_backend, load_of, response_of, ring_point, scheduled_backend)
+    BOUND_UNIT, BY_FLOWS, BY_KETAMA, BY_LOT, BY_MAGLEV, BY_RESPONSE, BY_SOURCE, BY_TURNS, BY_TWO, NO_CAP, PLACES, Place,
+    Response, SchedulerState, active_flows, has_room, hash_of_flow, hashed_candidate, load_of, place_of, response_of,
+    ring_point, scheduled_backend)
 from fastlb.dataplane.service cimport classify
 from fastlb.dataplane.sendmmsg cimport init_messages
 from fastlb.dataplane.sourceport cimport (
@@ -68,15 +73,17 @@ from fastlb.dataplane.transmit cimport MAX_XSKS
 from fastlb.dataplane.types cimport (
     BATCH, DF_ALWAYS, DF_INNER, DF_NEVER, FAMILY_4, FORWARD_DSR, FORWARD_FULLNAT, FORWARD_GRE, FORWARD_GUE,
     FORWARD_IPIP, FORWARD_NAT, KEEP_ALL, KEEP_BUT_SYN, KEEP_NONE, KEEP_TO_RESET, LATER_BIT, LEG_CLIENT, LEG_REPLY,
-    NO_BACKEND_DROP, NO_BACKEND_RESET, NO_HOP, PROTO_TCP, PROTO_UDP, VNET_HDR_LEN, Addr, Backend, BackendStats,
-    Candidate, FlowTuple, Hop, LinkRoute, Packet, Service, Shape, ShapeList, Snapshot, Source, Timeouts, VnetHdr)
+    NO_BACKEND_DROP, NO_BACKEND_RESET, NO_HOP, PROTO_TCP, PROTO_UDP, VNET_HDR_LEN, Addr, Affinity, Backend,
+    BackendStats, Candidate, FlowTuple, Hop, Host, LinkRoute, Packet, Service, Shape, ShapeList, Snapshot, Source,
+    Timeouts, VnetHdr)
 from fastlb.dataplane.wire cimport read_addr4, read_addr6, write_addr6
-from fastlb.dataplane.worker cimport MAX_RINGS, clock_ns, run_worker
+from fastlb.dataplane.worker cimport MAX_RINGS, clock_ms, clock_ns, run_worker
 from fastlb.dataplane.xsk cimport XSK_CHUNK, XSK_METADATA, XSK_READY, XSK_RING, Xsk, XskRing
 
 include "dataplane/maglev.pxi"
 include "dataplane/schedule.pxi"
 include "dataplane/snapshot.pxi"
+include "dataplane/affinity.pxi"
 include "dataplane/pipeline.pxi"
 include "dataplane/look.pxi"
 include "dataplane/worker.pxi"

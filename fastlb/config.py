@@ -31,13 +31,13 @@ from fastlb.shapes import ANY_PORT, MAX_SHAPES, PORT_BITS, Block, Shape, blocks_
 
 Found = Iterator[tuple[Loc, str]]
 
-LATER_KEYS = frozenset({"affinity"})
 MAX_BACKENDS = 65534  # of one service: a Maglev table holds 16-bit positions
 
 
 TUNNELS = ("ipip", "gre", "gue")
 ONE_WAY = ("dsr", *TUNNELS)
 TWO_WAY = ("nat", "fullnat")
+HASHES = ("maglev", "ketama", "source-hash")
 
 
 class _Model(BaseModel):
@@ -55,6 +55,9 @@ class Backend(_Model):
     )
     weight: fields.Weight = Field(
         default=1, description="share of new flows, relative to the other backends; 0 gives it no new flows"
+    )
+    max_flows: fields.MaxFlows | None = Field(
+        default=None, description="flows that it may have; while it has them, new ones go to others"
     )
 
 
@@ -95,6 +98,21 @@ class Check(_Model):
     timeout: fields.CheckTime = Field(default=1.0, description="after which a check has failed")
     rise: fields.Times = Field(default=2, description="checks in a row that bring a backend up again")
     fall: fields.Times = Field(default=3, description="checks in a row that must fail to take it down")
+
+
+class Affinity(_Model):
+    """How the flows of a client stay together."""
+
+    by: fields.AffinityBy = Field(default="client-ip", description="client-ip: by the client's address")
+    timeout: fields.AffinityTimeout = Field(
+        default=300.0, description="how long a client is remembered after its last new flow"
+    )
+    prefix: fields.ClientPrefix | None = Field(
+        default=None, description="clients whose addresses share so many bits count as one; all bits when not given"
+    )
+    group: fields.Name | None = Field(
+        default=None, description="services of one group share their clients: what one remembers holds for all"
+    )
 
 
 class SlowStart(_Model):
@@ -138,6 +156,14 @@ class Service(_Model):
         description="how a new flow's backend is chosen: by hash of the flow (maglev, ketama) or of the client's "
         "address (source-hash); in turn, equally (rr) or by weight (wrr); by lot (random); the fewest flows (lc), by "
         "weight (wlc), times response time (lrt), or that of two drawn by weight (p2c)",
+    )
+    affinity: Affinity | None = Field(
+        default=None, description="new flows of a client go to the backend that its last one went to"
+    )
+    bounded_load: fields.BoundedLoad | None = Field(
+        default=None,
+        description="maglev, ketama and source-hash: no backend gets a new flow by which it would have more than so "
+        "many times its share of the flows of all; they go on to the next by the hash",
     )
     no_backend: fields.NoBackend = Field(
         default="drop",
@@ -196,6 +222,12 @@ class Service(_Model):
     def single_port(self) -> int:
         """The service's port; 0 where it has several, and each packet keeps its own."""
         return self.port if isinstance(self.port, int) else 0
+
+    @property
+    def client_prefix(self) -> int:
+        """The bits of a client's address by which it sticks to a backend."""
+        given = self.affinity.prefix if self.affinity else None
+        return self.network.max_prefixlen if given is None else given
 
     @property
     def network(self) -> Network:
@@ -287,6 +319,9 @@ class Config(_Model):
         "object a line; none: no log",
     )
     flows: fields.FlowCapacity = Field(default=1_000_000, description="flows that the flow table can hold")
+    affinity_entries: fields.AffinityEntries = Field(
+        default=65536, description="clients that services with affinity can remember, all together"
+    )
     maglev_size: fields.MaglevSize = Field(
         default=65537, description="slots in a Maglev table; the same on every balancer of a fleet"
     )
@@ -349,12 +384,13 @@ def _rules(services: tuple[Service, ...], snat: tuple[Address, ...] | None, vip_
     yield from _listening_twice(services)
     yield from _overlapping(services)
     yield from _shapes(services)
+    yield from _groups(services)
     vips = _Vips(services)
     for number, service in enumerate(services):
         loc: Loc = ("services", number)
         own = (
-            *_any_port(service), *_check(service), *_too_many(service), *_tunnel(service),
-            *_source_ports(service, snat), *_held(service, vip_address), *_timeouts(service),
+            *_any_port(service), *_check(service), *_too_many(service), *_tunnel(service), *_prefix(service),
+            *_bounded_load(service), *_source_ports(service, snat), *_held(service, vip_address), *_timeouts(service),
         )  # fmt: skip
         for path, message in (*own, *_backends(service, vips)):
             yield (*loc, *path), message
@@ -471,6 +507,49 @@ def _check(service: Service) -> Found:
             ("scheduler",),
             f"forward: {service.forward} does not see backends answer, so lrt needs response times of a check; "
             "give the service a check, or use wlc",
+        )
+
+
+def _prefix(service: Service) -> Found:
+    if service.affinity is None or service.vip is None or service.affinity.prefix is None:
+        return
+    longest = service.network.max_prefixlen
+    if service.affinity.prefix > longest:
+        yield (
+            ("affinity", "prefix"),
+            f"found {service.affinity.prefix}; clients of VIP {service.vip} are IPv{service.vip.version}, so it must "
+            f"be a whole number from 1 to {longest}",
+        )
+
+
+def _groups(services: tuple[Service, ...]) -> Found:
+    """One client must be the same to all services of a group, and be forgotten by all at once."""
+    first: dict[str, int] = {}
+    for number, service in enumerate(services):
+        if service.affinity is None or service.affinity.group is None or service.vip is None:
+            continue
+        group = service.affinity.group
+        other = services[first.setdefault(group, number)]
+        differs = {
+            "IP version": (service.vip.version, other.vip.version),
+            "prefix": (service.client_prefix, other.client_prefix),
+            "timeout": (service.affinity.timeout, other.affinity.timeout if other.affinity else None),
+        }
+        for what, (own, others) in differs.items():
+            if own != others:
+                yield (
+                    ("services", number, "affinity", "group"),
+                    f"{what} {own} differs from {others} of services[{first[group]}], which is of group "
+                    f'"{group}" too; services of a group must have the same, or choose another group',
+                )
+                break
+
+
+def _bounded_load(service: Service) -> Found:
+    if service.bounded_load is not None and service.scheduler is not None and service.scheduler not in HASHES:
+        yield (
+            ("bounded_load",),
+            f"scheduler: {service.scheduler} goes by no hash; leave it out, or use one of: {', '.join(HASHES)}",
         )
 
 
@@ -601,6 +680,7 @@ def _model_at(loc: Loc) -> type[_Model]:
         "timeouts": Timeouts,
         "ring": Ring,
         "tunnel": Tunnel,
+        "affinity": Affinity,
         "check": Check,
         "slow_start": SlowStart,
         "services": Service,
@@ -629,8 +709,6 @@ def _sentence(detail: ErrorDetails) -> str:
 
 
 def _unknown_key(key: str, valid: list[str]) -> str:
-    if key in LATER_KEYS:
-        return f"it is not available in this version; use one of: {', '.join(valid)}"
     if near := difflib.get_close_matches(key.lower().replace("-", "_"), valid, n=1):
         return f'there is no such key; did you mean "{near[0]}"?'
     return f"there is no such key; use one of: {', '.join(valid)}"
@@ -671,8 +749,8 @@ def _salvage(model: type[_M], raw: Mapping[str, object], loc: Loc, bad: set[Loc]
             values[name] = None
         elif name not in raw:
             values[name] = None if field.is_required() else field.default
-        elif name in ("tunnel", "timeouts"):
-            values[name] = None  # its own rule waits until the rest is right
+        elif name in ("tunnel", "timeouts", "affinity"):
+            values[name] = None  # its own rules wait until the rest is right
         elif name == "check":
             inner = raw[name]
             values[name] = _salvage(Check, inner if isinstance(inner, Mapping) else {}, (*loc, name), bad)

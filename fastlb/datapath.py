@@ -42,7 +42,8 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Where the next packet of a client would go, and why: its entry, or the scheduler. Asking changes nothing.
+    """Where the next packet of a client would go, and why: its entry, affinity, or the scheduler. Asking changes
+    nothing.
 
     ``verdict`` and ``reason`` are what would become of it; ``steps`` how it came to that (fastlb/trace.py).
     """
@@ -75,7 +76,9 @@ class Datapath:
         mtu: int = 1500,
         addresses: Iterable[str] = ("192.0.2.1", "2001:db8::1"),
     ) -> None:
-        self._pipeline = Pipeline(FlowMemory(config.flows, sources=config.snat, ports=config.snat_ports))
+        self._pipeline = Pipeline(
+            FlowMemory(config.flows, sources=config.snat, ports=config.snat_ports), affinity=config.affinity_entries
+        )
         self._ids = reconcile.BackendIds()
         self._standings = Standings()
         self._mac = parse_mac(mac)
@@ -88,8 +91,8 @@ class Datapath:
         """Go on with another configuration; flows whose backend is still in it stay where they are.
 
         Of the others their service's ``on_leave`` decides; a backend that they stay with is known until a reload finds
-        that their last one is long over. ``now`` in seconds, as for `process`. ``flows``, the size of the table,
-        stays what it was, and so do ``snat`` and ``snat_ports``.
+        that their last one is long over. ``now`` in seconds, as for `process`. The sizes of the tables, ``flows`` and
+        ``affinity_entries``, stay what they were, and so do ``snat`` and ``snat_ports``.
         """
         ids, standings = self._ids.copy(), self._standings.copy()
         standings.let_go(self._flows_of, now)
@@ -139,6 +142,7 @@ class Datapath:
             "counters": metrics.split_counters(self._pipeline.counters()),
             "services": metrics.describe_services([self._pipeline], self._plans, self._standings),
             "flows": metrics.describe_flows(self._pipeline),
+            "affinity": metrics.describe_affinity(self._pipeline),
         }
 
     def _publish(self) -> None:
@@ -169,7 +173,7 @@ def _trace_of(explained: trace.Explanation) -> Trace:
     if why == "no_service":
         why = "no service has this address, port and protocol"
     elif explained.backend is not None and "scheduler" in facts:
-        why = facts["scheduler"]["scheduler"]
+        why = "affinity" if facts["scheduler"]["affinity"] else facts["scheduler"]["scheduler"]
     return Trace(
         explained.service,
         explained.backend,

@@ -605,6 +605,7 @@ class Engine:
             "counters": metrics.split_counters(counters),
             "services": metrics.describe_services(self._pipelines, self._now.plans, self._standings, time.monotonic()),
             "flows": metrics.describe_flows(self._pipelines[0]),
+            "affinity": metrics.describe_affinity(self._pipelines[0]),
         }
 
 

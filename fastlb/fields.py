@@ -45,6 +45,7 @@ SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
 FINE_SECONDS = {"us": 0.000001, "ms": 0.001}
 BYTES = {"KiB": 1 << 10, "MiB": 1 << 20}
 LONGEST = 7 * 24 * 3600  # seconds
+LONGEST_AFFINITY = 24 * 3600  # seconds; slots' ends are told apart over six days, affinity.pxd
 MAX_SOURCES = 255  # source addresses of one IP version, as in sourceport.pxd
 
 
@@ -132,6 +133,12 @@ def _power_of_two(value: int) -> int:
 def _maglev_size(value: int) -> int:
     if value not in MAGLEV_SIZES:
         raise ValueError("not one of the sizes")
+    return value
+
+
+def _hundredths(value: float) -> float:
+    if abs(value * 100 - round(value * 100)) > 1e-6:
+        raise ValueError("not in hundredths")
     return value
 
 
@@ -410,6 +417,27 @@ Scheduler = Annotated[
     Literal["maglev", "ketama", "source-hash", "rr", "wrr", "random", "lc", "wlc", "lrt", "p2c"],
     _one_of("maglev", "ketama", "source-hash", "rr", "wrr", "random", "lc", "wlc", "lrt", "p2c"),
 ]
+AffinityBy = Annotated[Literal["client-ip"], _one_of("client-ip")]
+AffinityTimeout = Annotated[
+    float,
+    _quantity(SECONDS),
+    Field(ge=1, le=LONGEST_AFFINITY),
+    _expects('a time from 1s to 24h: "300s", "5m", or a number of seconds'),
+    _quantity_schema(SECONDS, {"type": "number", "minimum": 1, "maximum": LONGEST_AFFINITY}),
+]
+ClientPrefix = Annotated[
+    StrictInt, Field(ge=1, le=128), _expects("a whole number from 1 to 32 with an IPv4 VIP, from 1 to 128 with IPv6")
+]
+AffinityEntries = Annotated[
+    StrictInt, Field(ge=64, le=2**24), _expects("a whole number from 64 to 16777216 (2^24)")
+]
+BoundedLoad = Annotated[
+    float,
+    Field(strict=True, ge=1.01, le=10),
+    AfterValidator(_hundredths),
+    _expects("a number from 1.01 to 10, in hundredths"),
+]
+MaxFlows = Annotated[StrictInt, Field(ge=1, le=2**30), _expects("a whole number from 1 to 1073741824 (2^30)")]
 CheckType = Annotated[Literal["tcp", "http"], _one_of("tcp", "http")]
 CheckTime = Annotated[
     float,

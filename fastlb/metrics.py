@@ -85,3 +85,9 @@ def describe_flows(pipeline: Pipeline) -> dict[str, Any]:
             for version, protocol, taken, every in pipeline.source_ports()
         ],
     }
+
+
+def describe_affinity(pipeline: Pipeline) -> dict[str, int]:
+    """How many clients are remembered, of how many; any worker's pipeline knows."""
+    used, entries = pipeline.affinity_slots()
+    return {"clients": used, "entries": entries}

@@ -5,11 +5,13 @@ Nothing here opens a socket or knows a clock that was not handed in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from socket import IPPROTO_TCP, IPPROTO_UDP
+from typing import NamedTuple
 
 from fastlb._core import KetamaRing, MaglevTable, Rotation, Services
+from fastlb.affinity import HostNumbers, Stickiness, group_of, stickiness_of
 from fastlb.classifier import LATER, Key, Keys
 from fastlb.config import TUNNELS, Address, Backend, Config, Network, Service, Tunnel
 from fastlb.errors import FastlbError
@@ -28,7 +30,7 @@ ID_QUARANTINE = 60.0  # seconds; the sweep forgets the flows of a backend that l
 
 NEEDS_RESTART = (
     *("interfaces", "workers", "flows", "ring", "transmit", "control", "vip_address"),
-    *("snat", "snat_ports", "flow_log"),
+    *("snat", "snat_ports", "flow_log", "affinity_entries"),
 )
 
 
@@ -45,6 +47,9 @@ class Member:
     response: float = 0.0  # seconds that health checks take; 0: unknown
     keeping: str = "all"  # what becomes of its flows: all, but_syn, none or to_reset (types.pxd)
     removed: bool = False  # the configuration has it no more, and its flows are not over
+    max_flows: int = 0  # that it may have; 0: any number
+    host: int = 0  # of its address in the service's affinity group
+    sticky: bool = False  # its clients of before still come to it
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,8 @@ class Plan:
     ring: KetamaRing | None  # ketama only
     rotation: Rotation | None  # of those that take turns or draw
     timeouts: dict[str, float] | None  # seconds, where the service has its own
+    bounded_load: float  # 0: not bounded
+    affinity: Stickiness | None
     members: tuple[Member, ...]
 
 
@@ -82,10 +89,11 @@ class BackendIds:
     resting: list[tuple[float, int]] = field(default_factory=list)  # (when it was freed, id), oldest first
     highest: int = 0
     reused: set[int] = field(default_factory=set)
+    hosts: HostNumbers = field(default_factory=HostNumbers)  # of affinity, which has other numbers
 
     def copy(self) -> BackendIds:
         """An independent copy, to try a configuration with."""
-        return BackendIds(dict(self.by_backend), list(self.resting), self.highest)
+        return BackendIds(dict(self.by_backend), list(self.resting), self.highest, hosts=self.hosts.copy())
 
     def assign(self, wanted: Iterable[tuple[str, str]], now: float) -> dict[tuple[str, str], int]:
         """The numbers of exactly these backends; ``now`` in seconds. Raises FastlbError when none is left."""
@@ -118,12 +126,19 @@ def plan_services(config: Config, ids: BackendIds, now: float, standings: Standi
     standings = standings or Standings()
     configured = ((service.name, service.key(backend)) for service in config.services for backend in service.backends)
     removed = ((service.name, key) for service in config.services for key in standings.removed.get(service.name, ()))
-    numbers = ids.assign((*configured, *removed), now)
+    numbers = Numbers(ids.assign((*configured, *removed), now), ids.hosts.assign(config, now))
     return [_plan_service(config, service, numbers, standings, now) for service in config.services]
 
 
+class Numbers(NamedTuple):
+    """What flow entries and the affinity table call a backend."""
+
+    ids: Mapping[tuple[str, str], int]  # by service and key
+    hosts: Mapping[tuple[str, Address], int]  # by affinity group and address
+
+
 def _plan_service(
-    config: Config, service: Service, numbers: dict[tuple[str, str], int], standings: Standings, now: float
+    config: Config, service: Service, numbers: Numbers, standings: Standings, now: float
 ) -> Plan:
     shared = list(zip(service.backends, standings.shares(service, now), strict=True))
     shared += [(gone.backend, Share(0, 0)) for gone in standings.removed.get(service.name, {}).values()]
@@ -148,6 +163,8 @@ def _plan_service(
         ring=build_ring(keys, weights, config.ring_points, config.hash_seed) if service.scheduler == "ketama" else None,
         rotation=_rotation(service.scheduler, members),
         timeouts=_own_timeouts(config, service),
+        bounded_load=service.bounded_load or 0.0,
+        affinity=stickiness_of(service),
         members=members,
     )
 
@@ -165,23 +182,21 @@ def _rotation(scheduler: str, members: tuple[Member, ...]) -> Rotation | None:
 
 
 def _member(
-    service: Service,
-    backend: Backend,
-    numbers: dict[tuple[str, str], int],
-    share: Share,
-    standings: Standings,
-    now: float,
+    service: Service, backend: Backend, numbers: Numbers, share: Share, standings: Standings, now: float
 ) -> Member:
     key = service.key(backend)
     standing = standings.of(service.name, key)
     return Member(
-        id=numbers[service.name, key],
+        id=numbers.ids[service.name, key],
         key=key,
         address=backend.address,
         port=backend.port or service.single_port,
         weight=share.weight,
         even=share.even if share.weight else 0,
         response=standing.response,
+        max_flows=backend.max_flows or 0,
+        host=numbers.hosts.get((group_of(service), backend.address), 0),
+        sticky=share.sticky,
         keeping=standing.keeping(service, now),
         removed=standing.left is not None,
     )

@@ -46,9 +46,13 @@ class Standing:
     slow_since: float | None = None  # when its slow start began
     left: float | None = None  # when the configuration gave it up, or when it was last seen to have flows since
 
+    def works(self, unknown: bool = False) -> bool:
+        """As far as checks can tell; ``unknown``: those that have not ended count as passed."""
+        return self.state in ("up", "unchecked") or (unknown and self.state == "unknown")
+
     def takes_flows(self, configured: int) -> bool:
         """Whether it could, with the weight that the configuration gives it."""
-        return self.state in ("up", "unchecked") and not self.draining and self.chosen_weight(configured) > 0
+        return self.works() and not self.draining and self.chosen_weight(configured) > 0
 
     def chosen_weight(self, configured: int) -> int:
         """Before health and slow start."""
@@ -88,10 +92,14 @@ class Removed:
 
 @dataclass(frozen=True)
 class Share:
-    """What a backend gets of new flows: ``weight`` by weight, ``even`` where weights do not count."""
+    """What a backend gets of new flows: ``weight`` by weight, ``even`` where weights do not count.
+
+    ``sticky``: its clients of before still come to it (affinity), whatever its weight.
+    """
 
     weight: int
     even: int
+    sticky: bool = False
 
 
 @dataclass
@@ -187,15 +195,13 @@ class Standings:
         shares = []
         for ramp, (backend, standing) in zip(ramps, listed, strict=True):
             weight = standing.chosen_weight(backend.weight)
-            takes = standing.takes_flows(backend.weight) or (
-                standing.state == "unknown" and not some_take and not standing.draining and weight > 0
-            )
-            if not takes:
-                shares.append(Share(0, 0))
+            sticky = standing.works(unknown=not some_take) and not standing.draining
+            if not sticky or weight == 0:
+                shares.append(Share(0, 0, sticky))
             elif rising:
-                shares.append(Share(max(1, round(weight * SCALE * ramp)), max(1, round(SCALE * ramp))))
+                shares.append(Share(max(1, round(weight * SCALE * ramp)), max(1, round(SCALE * ramp)), sticky))
             else:
-                shares.append(Share(weight, 1))
+                shares.append(Share(weight, 1, sticky))
         return shares
 
     def _ramp(self, service: Service, standing: Standing, configured: int, now: float) -> float:

@@ -235,21 +235,53 @@ class _Client:
 
     def _scheduler(self) -> Step:
         scheduled = self.members.get(self.found["scheduled"])
+        affine = self._affine()
         facts = {
             "scheduler": self.plan.scheduler,
+            "affinity": affine is not None and affine == scheduled,
             "scheduled": scheduled.key if scheduled else None,
             "without_a_syn": self._key(self.found["hashed"]),
             **{name: value for name, value in self.found["placement"].items() if name != "candidates" and value},
             "candidates": [self._candidate(each) for each in self.found["placement"]["candidates"]],
         }
         if scheduled is None:
-            return Step("scheduler", f"{self.plan.scheduler}: no backend takes new flows", facts)
-        says = f"{self.plan.scheduler}: {self._grounds()} -> {scheduled.key}"
+            none = "each backend has the flows that it may have" if self.found["full"] else "no backend takes new flows"
+            return Step("scheduler", f"{self.plan.scheduler}: {none}", facts)
+        says = f"{self._affinity()}{self.plan.scheduler}: {self._grounds()}{self._limits()} -> {scheduled.key}"
+        if affine is not None:
+            left = self.found["affine"]["left"]
+            says = f"affinity: the client's last flow went to {affine.key}; remembered for {left:.0f} s more"
         if self.backend is not scheduled:
             says += f"; it already talks to this client port through another VIP, so {self._next_by_hash()}"
         if self.packet.protocol == "tcp" and self.found["hashed"] != self.found["scheduled"]:
-            says += f"; a packet that is no SYN goes by hash, to {self._key(self.found['hashed'])}"
+            sticks = self.found["affine"] is not None and self.found["affine"]["backend"] == self.found["hashed"]
+            how = "after its client" if sticks else "by hash"
+            says += f"; a packet that is no SYN goes {how}, to {self._key(self.found['hashed'])}"
         return Step("scheduler", says, facts)
+
+    def _affine(self) -> Member | None:
+        """Whom the client sticks to, as long as that one takes its flow."""
+        affine = self.found["affine"]
+        return self.members.get(affine["backend"]) if affine and not affine["full"] else None
+
+    def _affinity(self) -> str:
+        """Why what is remembered of the client does not decide."""
+        affine = self.found["affine"]
+        if affine is None:
+            return ""
+        former = self._key(affine["backend"])
+        why = f"{former} has the flows that it may have" if former else "the client's former backend takes none"
+        return f"affinity: {why}, so "
+
+    def _limits(self) -> str:
+        """Why another one may be meant than the scheduler's first."""
+        bound = f"at most {self.plan.bounded_load} of its share" if self.plan.bounded_load else ""
+        caps = ", ".join(
+            f"{member.key} at most {member.max_flows}"
+            for member in self._first([member for member in self.plan.members if member.max_flows])
+        )
+        limits = "; ".join(each for each in (bound, caps) if each)
+        return f", of those with room ({limits})" if limits else ""
 
     def _key(self, number: int) -> str | None:
         return self.members[number].key if number in self.members else None
@@ -357,9 +389,12 @@ class _Client:
     def _nowhere(self) -> tuple[str, str, str]:
         if self.found["scheduled"]:
             return "DROP", "nat_conflict", ": the client's port already talks to every backend through another VIP"
+        reason, why = "no_backend", ": no backend takes new flows"
+        if self.found["full"]:
+            reason, why = "backends_full", ": each backend has the flows that it may have"
         if self.plan.no_backend == "reset":
             return "FORWARD", "rejected", f": answered with {_REFUSALS[self.packet.protocol]}"
-        return "DROP", "no_backend", ": no backend takes new flows"
+        return "DROP", reason, why
 
 
 _VOID = {

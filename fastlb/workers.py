@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 import structlog
 
 from fastlb import cores, metrics
-from fastlb._core import FlowMemory, Pipeline, Ring, RingMemory, Worker
+from fastlb._core import AffinityMemory, FlowMemory, Pipeline, Ring, RingMemory, Worker
 from fastlb.classifier import SHARDS, Classifier
 from fastlb.config import Config
 from fastlb.errors import KernelError
@@ -52,12 +52,13 @@ def owner_of_shard(shard: int, workers: int) -> int:
 
 
 def open_pipelines(config: Config, workers: int) -> list[Pipeline]:
-    """One for each worker, over one flow table."""
+    """One for each worker, over one flow table and one affinity table."""
     memory = FlowMemory(config.flows, sources=config.snat, ports=config.snat_ports)
+    affinity = AffinityMemory(config.affinity_entries)
     owned: list[list[int]] = [[] for _ in range(workers)]
     for shard in range(SHARDS):
         owned[owner_of_shard(shard, workers)].append(shard)
-    pipelines = [Pipeline(memory, shards=shards) for shards in owned]
+    pipelines = [Pipeline(memory, shards=shards, affinity=affinity) for shards in owned]
     for pipeline in pipelines if config.flow_log else ():
         pipeline.log_flows()
     return pipelines

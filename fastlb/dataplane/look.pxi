@@ -166,8 +166,13 @@ cdef dict look_up_flow(Pipeline pipeline, const Snapshot *snap, Packet *p, uint3
     """On the client's leg."""
     cdef const Service *service = &snap.services.services[p.service]
     cdef uint64_t hashed = hash_of_flow(snap.services, service, p)
-    cdef uint32_t scheduled = peek(pipeline, service, p.service, hashed)
-    cdef uint32_t backend = without_conflict(pipeline, snap, p, scheduled, hashed, now_ms)
+    cdef uint64_t slot = 0
+    cdef uint32_t scheduled
+    cdef uint32_t backend
+    if service.affinity != NULL:
+        slot = held_slot(&pipeline.state.affinity, &pipeline.state.flows, service.affinity, p.src, now_ms)
+    scheduled = peek(pipeline, service, p.service, hashed, slot)
+    backend = without_conflict(pipeline, snap, p, scheduled, hashed, now_ms)
     entry = look_up_entry(pipeline, snap, p, now_ms)
     if entry is not None and entry["void"] is None:
         backend = entry["backend"]
@@ -176,8 +181,10 @@ cdef dict look_up_flow(Pipeline pipeline, const Snapshot *snap, Packet *p, uint3
         "hash": hashed,
         "entry": entry,
         "placement": look_up_placement(pipeline, service, p.service, hashed),
+        "affine": look_up_affine(pipeline, service.affinity, slot, now_ms) if slot != 0 else None,
         "scheduled": scheduled,
-        "hashed": hashed_backend(service, hashed, 0),
+        "full": scheduled == 0 and service.candidate_count != 0,
+        "hashed": backend_in_midflow(&pipeline.state, service, hashed, p.src, now_ms),
         "backend": backend,
         "hop": look_up_hop(snap, service, backend) if backend != 0 else None,
         "source_ports": look_up_ports(pipeline, service, p),
@@ -218,12 +225,31 @@ cdef str why_void(const Snapshot *snap, const FlowEntry *entry, const Packet *p,
     return "over" if is_over(state_of(entry)) else None
 
 
-cdef uint32_t peek(Pipeline pipeline, const Service *service, uint32_t index, uint64_t hashed) noexcept:
-    """The backend id that the next new flow would get. It is drawn from a copy: turn and lot stay what they were."""
+cdef dict look_up_affine(Pipeline pipeline, const Affinity *by, uint64_t slot, uint32_t now_ms):
+    """What is remembered of a client: ``backend`` is 0 when it is released, ``left`` is in seconds; ``full``: it has
+    all the flows that it may have."""
+    cdef uint32_t backend = backend_of_host(by, host_of(slot))
+    return {
+        "backend": backend, "host": host_of(slot),
+        "left": ticks_left(slot, tick_of(now_ms)) * (1 << TICK_BITS) / 1000,
+        "full": backend != 0 and backend_with_room(&pipeline.state.flows, by, host_of(slot)) == 0}
+
+
+cdef uint32_t peek(
+        Pipeline pipeline, const Service *service, uint32_t index, uint64_t hashed, uint64_t slot) noexcept:
+    """The backend id that the next new flow would get. It is drawn from copies: turn and lot stay what they were.
+
+    ``slot``: the client's in the affinity table, or 0.
+    """
     cdef SchedulerState schedulers = pipeline.state.schedulers
-    cdef uint32_t turn = pipeline.state.schedulers.cursors[index & (CURSORS - 1)]
-    schedulers.cursors = &turn                           # the only one, so the service's index is 0
-    return scheduled_backend(&schedulers, &pipeline.state.flows, service, 0, hashed)
+    cdef Place place = place_of(&schedulers, index)[0]
+    cdef uint32_t backend = 0
+    schedulers.batch += 1                                # flows are added up anew
+    if slot != 0:
+        backend = backend_with_room(&pipeline.state.flows, service.affinity, host_of(slot))
+    if backend != 0:
+        return backend
+    return scheduled_backend(&schedulers, &pipeline.state.flows, service, &place, hashed)
 
 
 cdef uint32_t without_conflict(
@@ -231,13 +257,18 @@ cdef uint32_t without_conflict(
         ) noexcept:
     """As `choose_backend` has it: in nat, one that does not already talk to this client port, by the hash; or 0."""
     cdef const Service *service = &snap.services.services[p.service]
+    cdef SchedulerState schedulers = pipeline.state.schedulers
+    cdef Place place = place_of(&schedulers, p.service)[0]
+    cdef const Candidate *candidate
     cdef int offset
+    schedulers.batch += 1
     if backend == 0 or service.forward != FORWARD_NAT or not in_conflict(pipeline, snap, p, backend, now_ms):
         return backend
-    for offset in range(MAX_ALTERNATIVES):
-        backend = hashed_backend(service, hashed, offset)
-        if not in_conflict(pipeline, snap, p, backend, now_ms):
-            return backend
+    for offset in range(MAX_ALTERNATIVES if service.candidate_count != 0 else 0):
+        candidate = hashed_candidate(service, hashed, offset)
+        if (has_room(&schedulers, &pipeline.state.flows, service, &place, candidate)
+                and not in_conflict(pipeline, snap, p, candidate.backend, now_ms)):
+            return candidate.backend
     return 0
 
 
@@ -251,7 +282,7 @@ cdef bint in_conflict(
 cdef dict look_up_placement(Pipeline pipeline, const Service *service, uint32_t index, uint64_t hashed):
     """Where the hash and the turn point to, and what schedulers by load compare."""
     cdef SchedulerState *schedulers = &pipeline.state.schedulers
-    cdef uint32_t turn = schedulers.cursors[index & (CURSORS - 1)]
+    cdef uint32_t turn = place_of(schedulers, index).cursor
     cdef const Candidate *candidate
     cdef uint32_t at
     found = {"slot": None, "slots": 0, "point": None, "points": 0, "turn": None, "turns": 0, "candidates": []}
@@ -316,10 +347,11 @@ cdef dict look_up_reply(Pipeline pipeline, const Snapshot *snap, Packet *p, uint
             if p.source == 0:
                 set_flow_of_reply(&flow, &pipeline.state, snap, p, backend_of(&copy.entry), entry)
             return answered(&flow, p.family, backend_of(&copy.entry), STATE_NAMES[state_of(&copy.entry)])
-    return answered(&flow, p.family, answering_backend(pipeline, snap, p, &flow), None)
+    return answered(&flow, p.family, answering_backend(pipeline, snap, p, &flow, now_ms), None)
 
 
-cdef uint32_t answering_backend(Pipeline pipeline, const Snapshot *snap, const Packet *p, FlowTuple *flow) noexcept:
+cdef uint32_t answering_backend(
+        Pipeline pipeline, const Snapshot *snap, const Packet *p, FlowTuple *flow, uint32_t now_ms) noexcept:
     """As `pick_up_reply` has it: of those at this address and port, the one whose hash explains the flow; or 0."""
     cdef uint32_t backend = p.backend if p.source == 0 else 0
     cdef int _looked
@@ -327,7 +359,7 @@ cdef uint32_t answering_backend(Pipeline pipeline, const Snapshot *snap, const P
         if backend == 0:
             break
         set_flow_of_reply(flow, &pipeline.state, snap, p, backend, NULL)
-        if explains(snap, backend, p, flow.be_vport):
+        if explains(&pipeline.state, snap, backend, p, flow.be_vport, now_ms):
             return backend
         backend = snap.services.backends[backend].next_reply
     return 0

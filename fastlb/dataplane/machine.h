@@ -14,6 +14,9 @@ static inline int fastlb_claim(uint32_t *p) {
     uint32_t unclaimed = 0;
     return __atomic_compare_exchange_n(p, &unclaimed, 1, 0, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED);
 }
+static inline int fastlb_compare_and_swap_u64(uint64_t *p, uint64_t seen, uint64_t wanted) {
+    return __atomic_compare_exchange_n(p, &seen, wanted, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
+}
 #define fastlb_store_fence() __atomic_thread_fence(__ATOMIC_SEQ_CST)
 #define fastlb_load_fence() __atomic_thread_fence(__ATOMIC_ACQUIRE)
 #if defined(__x86_64__)

@@ -8,6 +8,7 @@ cdef extern from "machine.h" nogil:
     uint16_t load_acquire_u16 "fastlb_load_acquire"(const uint16_t *p) noexcept
     uint64_t load_acquire_u64 "fastlb_load_acquire"(const uint64_t *p) noexcept
     bint claim "fastlb_claim"(uint32_t *p) noexcept  # 0 becomes 1; False when it was 1
+    bint compare_and_swap_u64 "fastlb_compare_and_swap_u64"(uint64_t *p, uint64_t seen, uint64_t wanted) noexcept
     uint32_t load_acquire_u32 "fastlb_load_acquire"(const uint32_t *p) noexcept
     void *load_acquire_ptr "fastlb_load_acquire"(void **p) noexcept
     void store_release_u64 "fastlb_store_release"(uint64_t *p, uint64_t value) noexcept

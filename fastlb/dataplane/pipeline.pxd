@@ -8,10 +8,11 @@ gives their memory back.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
+from fastlb.dataplane.affinity cimport AffinityTable, affine_backend, clear_ended, stuck_backend
 from fastlb.dataplane.conntrack cimport (
     FLOW_PICKED_UP, FLOW_SYN, FlowEntry, FlowTable, approach_room, backend_of, be_vport_of, conflicts, enter_flow,
     find_flow, find_reply, find_room, first_state, forget, has_expired, is_over, is_stale, owns, pool_of, prefetch_flow,
-    serves, state_of, touch, tuple_of)
+    serves, state_of, sweep, touch, tuple_of)
 from fastlb.dataplane.encap cimport complete_checksum, encapsulate, is_tunnel, outer_length, split_outer
 from fastlb.dataplane.flowhash cimport fingerprint as flow_fingerprint
 from fastlb.dataplane.flowhash cimport flow_hash
@@ -28,24 +29,24 @@ from fastlb.dataplane.pieces cimport (
     GSO_ECN, GSO_TCP4, GSO_TCP6, GSO_UDP, MAX_GROWTH, MAX_HEADERS, MIN_MTU6, MIN_SEGMENT, cut_segment, cut_to,
     is_promised, may_be_fragmented)
 from fastlb.dataplane.reasons cimport (
-    DROP_BACKEND_LEFT, DROP_FLOW_TABLE_FULL, DROP_FLOW_UNKNOWN, DROP_FRAGMENT_LIMIT, DROP_FRAGMENT_OVERLAP,
-    DROP_FRAGMENT_UNKNOWN, DROP_ICMP_UNKNOWN, DROP_NAT_CONFLICT, DROP_NO_BACKEND, DROP_NO_NEIGHBOUR,
-    DROP_NO_SOURCE_PORT, DROP_NO_TUNNEL_SOURCE, DROP_OVER_MTU, DROP_REJECT_LIMIT, DROP_REPLY_UNKNOWN,
-    DROP_TTL_EXPIRED, DROP_TUNNEL_OFFLOAD, DROP_WRONG_WORKER, PASS_NO_SERVICE, REASONS, VIA_CONNTRACK, VIA_ECHO,
-    VIA_FRAGMENT, VIA_HELD, VIA_ICMP, VIA_MAGLEV, VIA_REJECT, VIA_RESET, VIA_SCHEDULER, VIA_TIME_EXCEEDED,
-    VIA_TOO_BIG)
+    DROP_BACKEND_LEFT, DROP_BACKENDS_FULL, DROP_FLOW_TABLE_FULL, DROP_FLOW_UNKNOWN, DROP_FRAGMENT_LIMIT,
+    DROP_FRAGMENT_OVERLAP, DROP_FRAGMENT_UNKNOWN, DROP_ICMP_UNKNOWN, DROP_NAT_CONFLICT, DROP_NO_BACKEND,
+    DROP_NO_NEIGHBOUR, DROP_NO_SOURCE_PORT, DROP_NO_TUNNEL_SOURCE, DROP_OVER_MTU, DROP_REJECT_LIMIT,
+    DROP_REPLY_UNKNOWN, DROP_TTL_EXPIRED, DROP_TUNNEL_OFFLOAD, DROP_WRONG_WORKER, PASS_NO_SERVICE, REASONS,
+    VIA_CONNTRACK, VIA_ECHO, VIA_FRAGMENT, VIA_HELD, VIA_ICMP, VIA_MAGLEV, VIA_REJECT, VIA_RESET, VIA_SCHEDULER,
+    VIA_TIME_EXCEEDED, VIA_TOO_BIG)
 from fastlb.dataplane.rewrite cimport (
     clamp_mss, decrement_ttl, fits, set_link_header, translate_both, translate_destination, translate_source)
 from fastlb.dataplane.route cimport find_route, hop_to_address, hop_to_backend
 from fastlb.dataplane.schedule cimport (
-    SchedulerState, hash_of_flow, hashed_backend, note_response, placement_hash, prefetch_placement, scheduled_backend,
-    start_tick)
+    Place, SchedulerState, has_room, hash_of_flow, hashed_backend, hashed_candidate, note_response, place_of,
+    placement_hash, prefetch_placement, scheduled_backend, start_tick)
 from fastlb.dataplane.service cimport classify
 from fastlb.dataplane.sourceport cimport SourcePool, SourcePort, address_of, be_port_of, give_back, take_port
 from fastlb.dataplane.types cimport (
     BATCH, CLAMP_TO_PATH, FAMILY_4, FORWARD_FULLNAT, FORWARD_NAT, FRAGMENT_LATER, FRAGMENT_NONE, KEEP_ALL,
     KEEP_BUT_SYN, KEEP_TO_RESET, LEG_CLIENT, LEG_ECHO, LEG_NONE, LEG_REPLY, LOGGED_BIT, NO_BACKEND_RESET, NO_HOP,
-    PROTO_TCP, Addr, Backend, BackendStats, FlowTuple, Hop, LinkRoute, Packet, Service, Snapshot)
+    PROTO_TCP, Addr, Backend, BackendStats, Candidate, FlowTuple, Hop, LinkRoute, Packet, Service, Snapshot)
 from fastlb.dataplane.wire cimport IP4_LEN, IP6_LEN, TCP_ACK, TCP_LEN, TCP_RST, TCP_SYN, same_addr
 
 
@@ -72,6 +73,7 @@ cdef struct PipelineState:
     uint64_t forwarded
     uint64_t forwarded_bytes
     SchedulerState schedulers
+    AffinityTable affinity
     uint64_t now_us          # of this batch, for response times
     uint16_t outer_number    # of the next outer IPv4 header
     Unresolved unresolved[MAX_UNRESOLVED]
@@ -89,29 +91,69 @@ cdef inline bint may_begin(const Packet *p) noexcept nogil:
     return p.protocol != PROTO_TCP or is_syn(p)
 
 
-cdef inline uint32_t choose_backend(
-        PipelineState *pipe, const Snapshot *snap, const Packet *p, bint fresh, uint32_t now) noexcept nogil:
-    """The backend of a flow that is new, or without an entry; in NAT one that does not already talk to this client
-    port: the next by the hash.
+cdef inline uint32_t backend_in_midflow(
+        PipelineState *pipe, const Service *service, uint64_t hashed, Addr client, uint32_t now) noexcept nogil:
+    """Where a packet without an entry goes that begins no flow: to where its client sticks, else by the hash.
 
-    0 when the service has no backend, or none without a conflict.
+    Nothing is remembered of it: anybody can forge one. 0 when the service has no backend.
     """
-    cdef const Service *service = &snap.services.services[p.service]
-    cdef uint64_t hashed = hash_of_flow(snap.services, service, p)
     cdef uint32_t backend = 0
+    if unlikely(service.affinity != NULL):
+        backend = affine_backend(&pipe.affinity, &pipe.flows, service.affinity, client, now)
+    return backend if backend != 0 else hashed_backend(service, hashed)
+
+
+cdef inline uint32_t backend_of_new_flow(
+        PipelineState *pipe, const Snapshot *snap, const Service *service, Place *place, uint64_t hashed,
+        const Packet *p, uint32_t now) noexcept nogil:
+    """0 when the service has none, or none with room."""
+    if unlikely(service.affinity != NULL):
+        return stuck_backend(
+            &pipe.affinity, &pipe.schedulers, &pipe.flows, snap.services, service, place, hashed, p.src, now)
+    return scheduled_backend(&pipe.schedulers, &pipe.flows, service, place, hashed)
+
+
+cdef inline bint may_have(
+        PipelineState *pipe, const Snapshot *snap, const Packet *p, uint32_t backend, uint32_t now) noexcept nogil:
+    """In NAT a backend cannot tell two flows of one client port apart (see `conflicts`)."""
+    if snap.services.services[p.service].forward != FORWARD_NAT:
+        return True
+    return not conflicts(&pipe.flows, snap.services, p, &snap.services.backends[backend], now)
+
+
+cdef inline uint32_t alternative(
+        PipelineState *pipe, const Snapshot *snap, const Service *service, Place *place, uint64_t hashed,
+        const Packet *p, bint fresh, uint32_t now) noexcept nogil:
+    """The next by the hash that may have the flow, with room for it if it is new; 0: none of MAX_ALTERNATIVES."""
+    cdef const Candidate *candidate
     cdef int offset
+    for offset in range(MAX_ALTERNATIVES if service.candidate_count != 0 else 0):
+        candidate = hashed_candidate(service, hashed, offset)
+        if fresh and not has_room(&pipe.schedulers, &pipe.flows, service, place, candidate):
+            continue
+        if likely(may_have(pipe, snap, p, candidate.backend, now)):
+            return candidate.backend
+    return 0
+
+
+cdef inline int choose_backend(
+        PipelineState *pipe, const Snapshot *snap, Packet *p, bint fresh, uint32_t now) noexcept nogil:
+    """Set the backend of a flow that is new, or without an entry; 0, or why there is none."""
+    cdef const Service *service = &snap.services.services[p.service]
+    cdef Place *place = place_of(&pipe.schedulers, p.service)
+    cdef uint64_t hashed = hash_of_flow(snap.services, service, p)
     if fresh:
-        backend = scheduled_backend(&pipe.schedulers, &pipe.flows, service, p.service, hashed)
+        p.backend = backend_of_new_flow(pipe, snap, service, place, hashed, p, now)
     else:
-        backend = hashed_backend(service, hashed, 0)
-    if backend == 0 or service.forward != FORWARD_NAT:
-        return backend
-    if likely(not conflicts(&pipe.flows, snap.services, p, &snap.services.backends[backend], now)):
-        return backend
-    for offset in range(MAX_ALTERNATIVES):
-        backend = hashed_backend(service, hashed, offset)
-        if likely(not conflicts(&pipe.flows, snap.services, p, &snap.services.backends[backend], now)):
-            return backend
+        p.backend = backend_in_midflow(pipe, service, hashed, p.src, now)
+    if unlikely(p.backend == 0):
+        return DROP_NO_BACKEND if service.candidate_count == 0 else DROP_BACKENDS_FULL
+    if unlikely(not may_have(pipe, snap, p, p.backend, now)):
+        p.backend = alternative(pipe, snap, service, place, hashed, p, fresh, now)
+    if unlikely(p.backend == 0):
+        return DROP_NAT_CONFLICT
+    if unlikely(service.restrained):
+        place.flows += fresh
     return 0
 
 
@@ -168,9 +210,9 @@ cdef inline int start_full_flow(
 cdef inline int start_flow(PipelineState *pipe, const Snapshot *snap, Packet *p, uint32_t now) noexcept nogil:
     """A packet without an entry: schedule a new flow, or pick one up in mid-flow."""
     cdef bint fresh = may_begin(p)
-    p.backend = choose_backend(pipe, snap, p, fresh, now)
-    if unlikely(p.backend == 0):
-        return DROP_NO_BACKEND if snap.services.services[p.service].maglev == NULL else DROP_NAT_CONFLICT
+    cdef int fault = choose_backend(pipe, snap, p, fresh, now)
+    if unlikely(fault):
+        return fault
     if unlikely(snap.services.services[p.service].forward == FORWARD_FULLNAT):
         return start_full_flow(pipe, snap, p, fresh, now)
     if not p.tcp_flags & TCP_RST:                        # a RST ends what is not even there
@@ -233,8 +275,10 @@ cdef inline int track_client(PipelineState *pipe, const Snapshot *snap, Packet *
 
 # --- track: the reply leg --------------------------------------------------------------------------------------------
 
-cdef inline bint explains(const Snapshot *snap, uint32_t backend, const Packet *p, uint16_t be_vport) noexcept nogil:
-    """Would the hash of this backend's service have sent the client's side of the flow to it?
+cdef inline bint explains(
+        PipelineState *pipe, const Snapshot *snap, uint32_t backend, const Packet *p, uint16_t be_vport, uint32_t now,
+        ) noexcept nogil:
+    """Would this backend's service have sent the client's side of the flow to it?
 
     With a prefix there is no telling: the hash takes the whole VIP.
     """
@@ -243,7 +287,7 @@ cdef inline bint explains(const Snapshot *snap, uint32_t backend, const Packet *
     if service.has_prefix or not service.first_port <= bswap16(be_vport) <= service.last_port:
         return False
     hashed = placement_hash(snap.services, service, p.dst, p.be_dport, service.vip, be_vport)
-    return hashed_backend(service, hashed, 0) == backend
+    return backend_in_midflow(pipe, service, hashed, p.dst, now) == backend
 
 
 cdef inline bint lives_elsewhere(
@@ -301,7 +345,7 @@ cdef inline int pick_up_reply(
         if backend == 0:
             break
         set_flow_of_reply(flow, pipe, snap, p, backend, NULL)
-        if explains(snap, backend, p, flow.be_vport):
+        if explains(pipe, snap, backend, p, flow.be_vport, now):
             p.backend = backend
             fingerprint = flow_fingerprint(pipe.flows.key, p.fingerprint, flow.vip, flow.be_vport, True)
             if lives_elsewhere(pipe, snap, p, fingerprint, now):
@@ -388,7 +432,7 @@ cdef inline int backend_of_error(PipelineState *pipe, const Snapshot *snap, Pack
             return VIA_ICMP
     if service.forward == FORWARD_FULLNAT:
         return DROP_ICMP_UNKNOWN
-    p.backend = hashed_backend(service, hash_of_flow(snap.services, service, p), 0)
+    p.backend = backend_in_midflow(pipe, service, hash_of_flow(snap.services, service, p), p.src, now)
     return VIA_ICMP if p.backend != 0 else DROP_ICMP_UNKNOWN
 
 
@@ -409,7 +453,7 @@ cdef inline int flow_of_error(
         if backend == 0:
             break
         set_flow_of_reply(flow, pipe, snap, p, backend, NULL)
-        if explains(snap, backend, p, flow.be_vport):
+        if explains(pipe, snap, backend, p, flow.be_vport, now):
             p.backend = backend
             return VIA_ICMP
         backend = snap.services.backends[backend].next_reply
@@ -602,11 +646,12 @@ cdef inline int forward_to_client(
     return reason
 
 
-cdef inline int refuse(PipelineState *pipe, const Snapshot *snap, Packet *p, uint32_t now) noexcept nogil:
-    """No backend: drop, or answer, as the service says."""
+cdef inline int refuse(
+        PipelineState *pipe, const Snapshot *snap, Packet *p, int reason, uint32_t now) noexcept nogil:
+    """No backend, or none with room: drop, or answer, as the service says."""
     if snap.services.services[p.service].no_backend != NO_BACKEND_RESET:
-        return DROP_NO_BACKEND
-    return answer(pipe, p, DROP_NO_BACKEND, now)
+        return reason
+    return answer(pipe, p, reason, now)
 
 
 cdef inline int answer(PipelineState *pipe, Packet *p, int reason, uint32_t now) noexcept nogil:
@@ -768,8 +813,8 @@ cdef inline int dispatch_packet(
         return pass_error_on(pipe, snap, p, now)
     if p.leg == LEG_CLIENT:
         reason = track_client(pipe, snap, p, now)
-        if unlikely(reason == DROP_NO_BACKEND):
-            return refuse(pipe, snap, p, now)
+        if unlikely(reason == DROP_NO_BACKEND or reason == DROP_BACKENDS_FULL):
+            return refuse(pipe, snap, p, reason, now)
         if unlikely(reason == DROP_FLOW_UNKNOWN):
             return answer(pipe, p, reason, now)
         if unlikely(reason == DROP_BACKEND_LEFT):
@@ -790,6 +835,7 @@ cdef inline void run_batch(
     cdef bint far = False
     cdef int i
     must(0 <= count <= BATCH)
+    pipe.schedulers.batch += 1
     for i in range(count):
         p = &packets[i]
         pipe.bytes += p.length
@@ -813,6 +859,13 @@ cdef inline void count_end(PipelineState *pipe, const Packet *p) noexcept nogil:
     if likely(p.reason <= VIA_REJECT):
         pipe.forwarded += 1
         pipe.forwarded_bytes += p.length
+
+
+cdef inline void sweep_tables(PipelineState *pipe, const Snapshot *snap, uint32_t now) noexcept nogil:
+    """What is due of the flows of this worker, and of the affinity table, which one of the workers looks after."""
+    sweep(&pipe.flows, snap.services, now)
+    if owns(&pipe.flows, 0):
+        clear_ended(&pipe.affinity, now)
 
 
 # --- fragments that waited -------------------------------------------------------------------------------------------

@@ -88,13 +88,16 @@ cdef class Pipeline:
     """One worker's counters, its part of the flow table and its published snapshot; or those of an embedding program.
 
     ``flows``: the memory of a table that is shared with other workers, or how many flows an own one is meant for.
-    ``key``: of an own one; see `FlowMemory`. ``shards``: those that this pipeline owns, at least one; the packets of
+    ``affinity``: likewise, the memory of a shared affinity table, or how many clients an own one has room for.
+    ``key``: of an own flow table; see `FlowMemory`. ``shards``: those that this pipeline owns, at least one; packets of
     others are dropped as ``wrong_worker``. No shard may have two owners while they run.
     """
 
-    def __cinit__(self, flows=1_000_000, key=None, shards=range(SHARDS)):
+    def __cinit__(self, flows=1_000_000, key=None, shards=range(SHARDS), affinity=65536):
         cdef int slot
         self.memory_of_flows = flows if isinstance(flows, FlowMemory) else FlowMemory(flows, key)
+        self.memory_of_affinity = affinity if isinstance(affinity, AffinityMemory) else AffinityMemory(affinity)
+        self.state.affinity = self.memory_of_affinity.table
         self.state.flows = self.memory_of_flows.table
         self.state.fragments.notes = self.memory_of_flows.notes
         self.state.fragments.places = <HeldFragment *>map_zeroed(HELD * sizeof(HeldFragment))
@@ -104,7 +107,7 @@ cdef class Pipeline:
         self.own(shards)
         self.state.rejects.tokens = REJECTS_PER_SECOND
         self.state.flows.stats = self.memory_of_flows.add_row()
-        self.state.schedulers.cursors = <uint32_t *>map_zeroed(CURSORS * sizeof(uint32_t))
+        self.state.schedulers.places = <Place *>map_zeroed(PLACES * sizeof(Place))
         self.state.schedulers.responses = <Response *>map_zeroed(MAX_BACKENDS * sizeof(Response))
         self.state.schedulers.lottery = unpack("Q", urandom(8))[0] | 1
         for slot in range(BATCH):
@@ -127,7 +130,7 @@ cdef class Pipeline:
 
     def __dealloc__(self):
         cdef int slot
-        unmap(self.state.schedulers.cursors, CURSORS * sizeof(uint32_t))
+        unmap(self.state.schedulers.places, PLACES * sizeof(Place))
         unmap(self.state.schedulers.responses, MAX_BACKENDS * sizeof(Response))
         free(self.state.flows.log.events)
         unmap(self.state.fragments.places, HELD * sizeof(HeldFragment))
@@ -203,7 +206,7 @@ cdef class Pipeline:
                 count = 0
         self.run(snap, count, now_ms, results)
         self.settle(snap, now_ms, results)
-        sweep(&self.state.flows, snap.services, now_ms)
+        sweep_tables(&self.state, snap, now_ms)
         return results
 
     cdef int load(self, int at, frame, uint32_t ifindex) except -1:
@@ -267,6 +270,7 @@ cdef class Pipeline:
             "flows_untracked": table.untracked,
             "flows_expired": table.expired,
             "flow_log_lost": table.log.lost,
+            "affine": self.state.affinity.placed,
         }
         return totals | named
 
@@ -356,6 +360,14 @@ cdef class Pipeline:
         For a table that no worker writes; `FlowWalk` is for any.
         """
         return entries_of(self, limit)
+
+    def affinity_slots(self):
+        """(those that hold at this moment, all), of all workers together."""
+        return self.memory_of_affinity.in_use(self.clock()), self.memory_of_affinity.size
+
+    cdef uint32_t clock(self) noexcept:
+        """Milliseconds: the worker's, or those of the last `process`."""
+        return clock_ms() if self.running else self.now_ms
 
 
 cdef tuple STATE_NAMES = (

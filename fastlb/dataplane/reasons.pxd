@@ -43,6 +43,7 @@ cdef enum Reason:
     DROP_FRAGMENT_OVERLAP
     # dropped: nowhere to go
     DROP_NO_BACKEND
+    DROP_BACKENDS_FULL
     DROP_NO_ROUTE
     DROP_NO_NEIGHBOUR
     DROP_NOT_ON_LINK
@@ -131,6 +132,8 @@ cdef inline const char *reason_name(int reason) noexcept nogil:
         return "icmp_unknown"
     elif reason == DROP_NO_BACKEND:
         return "no_backend"
+    elif reason == DROP_BACKENDS_FULL:      # every backend has as many flows as it may have
+        return "backends_full"
     elif reason == DROP_NO_ROUTE:
         return "no_route"
     elif reason == DROP_NO_NEIGHBOUR:       # the next hop's MAC is not known (yet)

@@ -7,6 +7,9 @@
     least load  lc, wlc, lrt: of all backends; p2c: of two drawn from the rotation
 
 A packet in mid-flow of a service whose scheduler is no hash goes by its Maglev table: that is the same for everybody.
+
+A backend may have a cap of flows, and with a hash a service may bound what one backend has of the flows of all. Who has
+no room is passed over: for the next slot, point, turn or lot, and after a few of these for the least loaded.
 """
 
 from libc.math cimport exp
@@ -14,7 +17,7 @@ from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
 
 from fastlb.dataplane.conntrack cimport FlowTable
 from fastlb.dataplane.flowhash cimport flow_hash
-from fastlb.dataplane.machine cimport likely, must, prefetch
+from fastlb.dataplane.machine cimport likely, must, prefetch, unlikely
 from fastlb.dataplane.types cimport Addr, Candidate, Packet, Service, ServiceTable
 
 
@@ -30,7 +33,10 @@ cdef enum Scheduler:
 
 
 cdef enum:
-    CURSORS = 1 << 16        # services of a higher index share places in rotations
+    PLACES = 1 << 16         # services of a higher index share them
+    LOOKS = 16               # at backends without room, before all of them are looked at
+    NO_CAP = 0xFFFFFFFFU
+    BOUND_UNIT = 100         # bounded loads are in hundredths
     LEAST_RESPONSE = 64      # us: faster backends count as equally fast, and so does one that has not yet answered
     RESPONSE_MEMORY = 10000  # ms, after which an earlier response time has a weight of 1/e
     START_BITS = 15          # of FlowTuple.began
@@ -44,20 +50,28 @@ cdef struct Response:
     uint32_t at              # ms
 
 
+cdef struct Place:
+    # Where one worker is with one service. All but the cursor is of one batch.
+    uint32_t cursor          # in its rotation, or among its candidates
+    bint full                # no candidate has room
+    int64_t flows            # of all candidates
+    uint64_t batch
+    const Service *service
+
+
 cdef struct SchedulerState:
     # What one worker's schedulers remember.
-    uint32_t *cursors        # by service: where in its rotation it is
+    Place *places            # by service
     Response *responses      # by backend id
     uint64_t lottery
+    uint64_t batch           # the number of this one
 
 
 # --- hashes -----------------------------------------------------------------------------------------------------------
 
-cdef inline uint32_t maglev_backend(const Service *service, uint64_t hashed, uint32_t offset) noexcept nogil:
-    """The backend id in slot hash mod M, or `offset` slots further; 0 when the service has no backend."""
-    if service.maglev == NULL:
-        return 0
-    return service.members[service.maglev[(hashed + offset) % service.maglev_size]]
+cdef inline uint32_t maglev_position(const Service *service, uint64_t hashed, uint32_t offset) noexcept nogil:
+    """Who among the members is in slot hash mod M, or `offset` slots further."""
+    return service.maglev[(hashed + offset) % service.maglev_size]
 
 
 cdef inline uint32_t ring_point(const Service *service, uint64_t hashed) noexcept nogil:
@@ -68,11 +82,9 @@ cdef inline uint32_t ring_point(const Service *service, uint64_t hashed) noexcep
     return at
 
 
-cdef inline uint32_t ring_backend(const Service *service, uint64_t hashed, uint32_t offset) noexcept nogil:
-    """The backend id of the first point from the hash on, or of the point `offset` further."""
-    if service.ring_size == 0:
-        return 0
-    return service.members[service.ring[(ring_point(service, hashed) + offset) % service.ring_size]]
+cdef inline uint32_t ring_position(const Service *service, uint64_t hashed, uint32_t offset) noexcept nogil:
+    """Who has the first point from the hash on, or the point `offset` further."""
+    return service.ring[(ring_point(service, hashed) + offset) % service.ring_size]
 
 
 cdef inline uint64_t placement_hash(
@@ -92,11 +104,23 @@ cdef inline uint64_t hash_of_flow(
     return placement_hash(services, service, p.src, p.be_sport, p.dst, p.be_dport)
 
 
-cdef inline uint32_t hashed_backend(const Service *service, uint64_t hashed, uint32_t offset) noexcept nogil:
-    """Where a packet in mid-flow goes; `offset`: how many alternatives to pass over. 0: the service has no backend."""
+cdef inline uint32_t hashed_position(const Service *service, uint64_t hashed, uint32_t offset) noexcept nogil:
+    """Of a service that has a candidate; `offset`: how many alternatives to pass over."""
     if service.scheduler == BY_KETAMA:
-        return ring_backend(service, hashed, offset)
-    return maglev_backend(service, hashed, offset)
+        return ring_position(service, hashed, offset)
+    return maglev_position(service, hashed, offset)
+
+
+cdef inline uint32_t hashed_backend(const Service *service, uint64_t hashed) noexcept nogil:
+    """The backend id that the hash alone names; 0 when the service has no candidate."""
+    if service.candidate_count == 0:
+        return 0
+    return service.members[hashed_position(service, hashed, 0)]
+
+
+cdef inline const Candidate *hashed_candidate(
+        const Service *service, uint64_t hashed, uint32_t offset) noexcept nogil:
+    return &service.candidates[service.candidate_of[hashed_position(service, hashed, offset)]]
 
 
 cdef inline void prefetch_placement(const Service *service, uint64_t hashed) noexcept nogil:
@@ -107,14 +131,18 @@ cdef inline void prefetch_placement(const Service *service, uint64_t hashed) noe
 
 # --- turns and lots ---------------------------------------------------------------------------------------------------
 
-cdef inline uint32_t next_turn(SchedulerState *state, const Service *service, uint32_t index) noexcept nogil:
+cdef inline Place *place_of(SchedulerState *state, uint32_t index) noexcept nogil:
+    """`index`: the service's."""
+    return &state.places[index & (PLACES - 1)]
+
+
+cdef inline uint32_t next_turn(Place *place, const Service *service) noexcept nogil:
     """A position in the service's members."""
-    cdef uint32_t *cursor = &state.cursors[index & (CURSORS - 1)]
     must(service.rotation_size > 0)
-    if cursor[0] >= service.rotation_size:               # round, or the rotation has become shorter
-        cursor[0] = 0
-    cursor[0] += 1
-    return service.rotation[cursor[0] - 1]
+    if place.cursor >= service.rotation_size:            # round, or the rotation has become shorter
+        place.cursor = 0
+    place.cursor += 1
+    return service.rotation[place.cursor - 1]
 
 
 cdef inline uint32_t draw(SchedulerState *state, uint32_t below) noexcept nogil:
@@ -153,28 +181,68 @@ cdef inline double load_of(
         ) noexcept nogil:
     """What one more flow would make of it."""
     cdef double load = <double>(active_flows(flows, candidate.backend) + 1) / candidate.weight
-    return load if service.scheduler == BY_FLOWS else load * response_of(state, candidate)
+    if service.scheduler == BY_RESPONSE or service.scheduler == BY_TWO:
+        return load * response_of(state, candidate)
+    return load
 
 
-cdef inline uint32_t least_loaded(
-        SchedulerState *state, const FlowTable *flows, const Service *service, uint32_t index) noexcept nogil:
-    """The candidate with the least load; of equals, the next in turn. One look at each candidate and worker."""
-    cdef uint32_t *cursor = &state.cursors[index & (CURSORS - 1)]
-    cdef uint32_t best = 0
-    cdef uint32_t at = 0
+cdef inline int64_t bound_of(const Service *service, const Candidate *candidate, int64_t flows) noexcept nogil:
+    """How many flows it may have once there is one more than `flows`: ceil(c * (flows + 1) * weight / all weights)
+    (Mirrokni, Thorup, Zadimoghaddam, SODA 2018). In 64 bits: c is below 2^10, flows below 2^31, a weight below 2^23.
+    """
+    cdef uint64_t share = <uint64_t>service.bounded_load * <uint64_t>(flows + 1) * candidate.weight
+    cdef uint64_t whole = BOUND_UNIT * service.weight
+    return <int64_t>((share + whole - 1) // whole)
+
+
+cdef inline void begin_batch(
+        const SchedulerState *state, const FlowTable *flows, const Service *service, Place *place) noexcept nogil:
+    """Add up what the candidates have: one look at each of them and at each worker, once a batch."""
+    cdef uint32_t i
+    if likely(place.batch == state.batch and place.service == service):
+        return
+    place.batch, place.service, place.full, place.flows = state.batch, service, False, 0
+    for i in range(service.candidate_count if service.bounded_load != 0 else 0):
+        place.flows += active_flows(flows, service.candidates[i].backend)
+
+
+cdef inline bint has_room(
+        const SchedulerState *state, const FlowTable *flows, const Service *service, Place *place,
+        const Candidate *candidate) noexcept nogil:
+    cdef int64_t active
+    if likely(not service.restrained):
+        return True
+    begin_batch(state, flows, service, place)
+    active = active_flows(flows, candidate.backend)
+    if active >= candidate.most:
+        return False
+    return service.bounded_load == 0 or active < bound_of(service, candidate, place.flows)
+
+
+cdef inline const Candidate *least_loaded(
+        SchedulerState *state, const FlowTable *flows, const Service *service, Place *place) noexcept nogil:
+    """The candidate with the least load among those that have room; of equals, the next in turn. NULL: none has room.
+
+    One look at each candidate and worker.
+    """
+    cdef const Candidate *candidate
+    cdef const Candidate *best = NULL
+    cdef uint32_t first = place.cursor
     cdef uint32_t i
     cdef double least = 0
     cdef double load
     for i in range(service.candidate_count):
-        at = (cursor[0] + i) % service.candidate_count
-        load = load_of(state, flows, service, &service.candidates[at])
-        if i == 0 or load < least:
-            least, best = load, at
-    cursor[0] = best + 1
-    return service.candidates[best].backend
+        candidate = &service.candidates[(first + i) % service.candidate_count]
+        if unlikely(not has_room(state, flows, service, place, candidate)):
+            continue
+        load = load_of(state, flows, service, candidate)
+        if best == NULL or load < least:
+            least, best = load, candidate
+            place.cursor = (first + i) % service.candidate_count + 1
+    return best
 
 
-cdef inline uint32_t better_of_two(
+cdef inline const Candidate *better_of_two(
         SchedulerState *state, const FlowTable *flows, const Service *service) noexcept nogil:
     """Of two that differ, drawn by weight (Mitzenmacher, 2001). Bounded: a few draws for the second."""
     cdef uint32_t first = service.candidate_of[lot(state, service)]
@@ -187,22 +255,61 @@ cdef inline uint32_t better_of_two(
     if (load_of(state, flows, service, &service.candidates[second])
             < load_of(state, flows, service, &service.candidates[first])):
         first = second
-    return service.candidates[first].backend
+    return &service.candidates[first]
+
+
+# --- the choice -------------------------------------------------------------------------------------------------------
+
+cdef inline const Candidate *proposed(
+        SchedulerState *state, const FlowTable *flows, const Service *service, Place *place, uint64_t hashed,
+        uint32_t look) noexcept nogil:
+    """Whom the scheduler names, when it has been asked `look` times for this flow. Not of those that see all loads."""
+    if service.scheduler <= BY_SOURCE:
+        return hashed_candidate(service, hashed, look)
+    if service.scheduler == BY_TWO:
+        return better_of_two(state, flows, service)
+    return &service.candidates[service.candidate_of[
+        next_turn(place, service) if service.scheduler == BY_TURNS else lot(state, service)]]
+
+
+cdef inline bint sees_all(const Service *service) noexcept nogil:
+    return service.scheduler == BY_FLOWS or service.scheduler == BY_RESPONSE
+
+
+cdef inline uint32_t restrained_backend(
+        SchedulerState *state, const FlowTable *flows, const Service *service, Place *place, uint64_t hashed,
+        ) noexcept nogil:
+    """One that has room; 0 when none has. Bounded: LOOKS, then one look at each candidate.
+
+    Once none has had room, none is looked at any more in this batch.
+    """
+    cdef const Candidate *candidate
+    cdef uint32_t look
+    begin_batch(state, flows, service, place)
+    if place.full:
+        return 0
+    for look in range(0 if sees_all(service) else LOOKS):
+        candidate = proposed(state, flows, service, place, hashed, look)
+        if has_room(state, flows, service, place, candidate):
+            return candidate.backend
+    candidate = least_loaded(state, flows, service, place)
+    place.full = candidate == NULL
+    return candidate.backend if candidate != NULL else 0
 
 
 cdef inline uint32_t scheduled_backend(
-        SchedulerState *state, const FlowTable *flows, const Service *service, uint32_t index, uint64_t hashed,
+        SchedulerState *state, const FlowTable *flows, const Service *service, Place *place, uint64_t hashed,
         ) noexcept nogil:
-    """The backend id of a new flow; 0 when the service has none. `index` is the service's, `hashed` the flow's."""
-    if likely(service.scheduler <= BY_SOURCE) or service.candidate_count == 0:
-        return hashed_backend(service, hashed, 0)
-    if service.scheduler == BY_TURNS:
-        return service.members[next_turn(state, service, index)]
-    if service.scheduler == BY_LOT:
-        return service.members[lot(state, service)]
-    if service.scheduler == BY_TWO:
-        return better_of_two(state, flows, service)
-    return least_loaded(state, flows, service, index)
+    """The backend id of a new flow; 0 when there is no candidate, or none with room. `hashed`: of the flow."""
+    if unlikely(service.candidate_count == 0):
+        return 0
+    if unlikely(service.restrained):
+        return restrained_backend(state, flows, service, place, hashed)
+    if likely(service.scheduler <= BY_SOURCE):
+        return hashed_backend(service, hashed)
+    if sees_all(service):
+        return least_loaded(state, flows, service, place).backend
+    return proposed(state, flows, service, place, hashed, 0).backend
 
 
 # --- response times ---------------------------------------------------------------------------------------------------

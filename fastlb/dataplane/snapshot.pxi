@@ -67,12 +67,15 @@ cdef class Services:
     ``specs``: an iterable of objects with ``network`` (the VIP as a prefix), ``port`` (0: several), ``blocks`` (those
     ports, as (port, leading bits) of shapes.py), ``protocol``, ``forward``, ``no_backend``, ``mss`` (bytes; 0: leave
     it, 65535: what fits), ``tunnel`` (as `fastlb.config.Tunnel`), ``scheduler``, ``table`` (MaglevTable or None),
-    ``ring`` (KetamaRing or None), ``rotation`` (Rotation or None), ``timeouts`` (its own, or None) and ``members``:
-    objects with ``id`` (1..2**20-1, stable over reloads), ``address``, ``port`` (0: the packet's), ``weight``, ``even``
-    (in place of the weight where that does not count), ``response`` (seconds that health checks take; 0: unknown) and
-    ``keeping`` (what becomes of its flows: all, but_syn, none, to_reset; see types.pxd), in the order of the tables'
-    positions. ``timeouts``: seconds by the keys tcp_syn, tcp_established, tcp_half_closed, tcp_closing, udp. ``echo``:
-    VIPs answer echo requests.
+    ``ring`` (KetamaRing or None), ``rotation`` (Rotation or None), ``bounded_load`` (0: not bounded), ``affinity``
+    (None, or an object with ``group``, 64 bits that its services share, ``prefix`` and ``timeout`` in seconds),
+    ``timeouts`` (its own, or None) and ``members``: objects with ``id`` (1..2**20-1, stable over reloads), ``address``,
+    ``port`` (0: the packet's), ``weight``, ``even`` (in place of the weight where that does not count), ``response``
+    (seconds that health checks take; 0: unknown), ``max_flows`` (0: any number), ``host`` (1..2**18-1, of its address
+    in the affinity's group; 0: it has left), ``sticky`` (takes clients that stick to it) and ``keeping`` (what becomes
+    of its flows: all, but_syn, none, to_reset; see types.pxd), in the order of the tables' positions.
+    ``timeouts``: seconds by the keys tcp_syn, tcp_established, tcp_half_closed, tcp_closing, udp. ``echo``: VIPs answer
+    echo requests.
     """
 
     def __cinit__(self, specs, *, uint64_t hash_seed, timeouts, echo=False):
@@ -85,6 +88,8 @@ cdef class Services:
         for index, spec in enumerate(specs):
             self.add_service(index, spec, &self.members[at])
             self.add_candidates(&self.table.services[<uint32_t>index], spec, at)
+            if spec.affinity is not None:
+                self.add_affinity(index, spec)
             for member in spec.members:
                 self.members[at] = member.id
                 self.add_backend(index, spec, member, profiles[index + 1])
@@ -100,6 +105,8 @@ cdef class Services:
         self.table.backend_limit = max(ids, default=0) + 1
         self.table.services = <Service *>zeroed(len(specs), sizeof(Service))
         self.table.backends = <Backend *>zeroed(self.table.backend_limit, sizeof(Backend))
+        self.table.hosts = <uint32_t *>zeroed(self.table.backend_limit, sizeof(uint32_t))
+        self.affinities = <Affinity *>zeroed(len(specs), sizeof(Affinity))
         self.members = <uint32_t *>zeroed(len(ids), sizeof(uint32_t))
         self.candidate_of = <uint32_t *>zeroed(len(ids), sizeof(uint32_t))
         self.candidates = <Candidate *>zeroed(len(ids), sizeof(Candidate))
@@ -216,7 +223,30 @@ cdef class Services:
                 candidate.backend = member.id
                 candidate.weight = member.even if spec.scheduler == "lc" else member.weight
                 candidate.response = <uint32_t>min(member.response * 1e6, 1e9)
+                candidate.most = member.max_flows or NO_CAP
+                service.weight += candidate.weight
                 service.candidate_count += 1
+        service.bounded_load = round(spec.bounded_load * BOUND_UNIT)
+        service.restrained = service.bounded_load != 0 or any(member.max_flows for member in spec.members)
+        return 0
+
+    cdef int add_affinity(self, uint32_t index, spec) except -1:
+        cdef Affinity *by = &self.affinities[index]
+        cdef Host *host
+        if not all(0 <= member.host < 1 << HOST_BITS for member in spec.members):
+            raise ValueError(f"hosts of an affinity group are 1..{(1 << HOST_BITS) - 1}")
+        by.mask = addr_from(ip_network(
+            f"{'0.0.0.0' if spec.network.version == 4 else '::'}/{spec.affinity.prefix}").netmask)
+        by.group = spec.affinity.group
+        by.ticks = (milliseconds(spec.affinity.timeout) >> TICK_BITS) + 2    # that much at least, and half a second
+        by.host_limit = max((member.host for member in spec.members), default=0) + 1
+        by.hosts = <Host *>zeroed(by.host_limit, sizeof(Host))
+        for member in spec.members:
+            self.table.hosts[<uint32_t>member.id] = member.host
+            host = &by.hosts[<uint32_t>member.host]
+            if member.sticky and member.host and host.backend == 0:
+                host.backend, host.most = member.id, member.max_flows or NO_CAP
+        self.table.services[index].affinity = by
         return 0
 
     cdef int set_tunnel(self, Service *service, tunnel) except -1:
@@ -261,6 +291,11 @@ cdef class Services:
         return 0
 
     def __dealloc__(self):
+        if self.affinities != NULL:
+            for index in range(self.table.service_count):
+                free(self.affinities[<uint32_t>index].hosts)
+        free(self.affinities)
+        free(self.table.hosts)
         free(self.table.services)
         free(self.table.backends)
         free(self.table.timeouts)

@@ -148,6 +148,22 @@ cdef struct Candidate:
     uint32_t backend         # its id
     uint32_t weight
     uint32_t response        # us, as health checks see it; 0: unknown
+    uint32_t most            # flows that it may have; NO_CAP: any number
+
+
+cdef struct Host:
+    # What an address of an affinity group is to one service.
+    uint32_t backend         # the id that takes its clients; 0: none
+    uint32_t most            # as of Candidate
+
+
+cdef struct Affinity:
+    # How the clients of a service stick to backends (affinity.pxd).
+    Addr mask                # of a client's address
+    uint64_t group           # the same for all services that share their clients
+    Host *hosts              # by number of the address
+    uint32_t host_limit
+    uint32_t ticks           # the timeout
 
 
 cdef struct Service:
@@ -180,6 +196,10 @@ cdef struct Service:
     Candidate *candidates
     const uint32_t *candidate_of     # by position in members
     uint32_t candidate_count
+    uint32_t bounded_load    # hundredths; 0: not bounded
+    uint64_t weight          # of all candidates
+    const Affinity *affinity     # NULL: none
+    bint restrained          # the load is bounded, or a candidate has a cap
     uint16_t mss             # clamp TCP's MSS to this; 0: not at all, CLAMP_TO_PATH: to what fits
 
 
@@ -192,6 +212,7 @@ cdef struct ServiceTable:
     ShapeList reply_shapes[2]    # of replies and full_replies
     Service *services
     Backend *backends        # by stable id; [0] is never present
+    uint32_t *hosts          # by stable id: the number of its address in its affinity group
     uint32_t service_count
     uint32_t backend_limit   # one above the largest id
     uint64_t hash_seed

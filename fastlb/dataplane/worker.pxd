@@ -14,11 +14,10 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from fastlb.dataplane.abi cimport (
     CLOCK_MONOTONIC, CLOCK_MONOTONIC_COARSE, MSG_DONTWAIT, POLLERR, POLLIN, SO_ERROR, SOL_SOCKET, clock_gettime,
     getsockopt, poll, pollfd, recv, timespec, tpacket3_hdr)
-from fastlb.dataplane.conntrack cimport sweep
 from fastlb.dataplane.machine cimport (
     load_acquire_u32, must, spin_pause, store_fence, store_release_u32, store_release_u64)
 from fastlb.dataplane.fragment cimport let_go
-from fastlb.dataplane.pipeline cimport PipelineState, must_look, next_settled, run_batch
+from fastlb.dataplane.pipeline cimport PipelineState, must_look, next_settled, run_batch, sweep_tables
 from fastlb.dataplane.publish cimport Publication, pick_up
 from fastlb.dataplane.reasons cimport VIA_REJECT
 from fastlb.dataplane.ring cimport (
@@ -242,5 +241,5 @@ cdef inline void run_worker(WorkerState *worker) noexcept nogil:
             sleep_until_called(worker, IN_FLIGHT_MS if in_flight or worker.pipe.fragments.count else IDLE_MS)
             idle_since = 0
         look_after_fragments(worker, now)
-        sweep(&worker.pipe.flows, pick_up(worker.publication).services, now)
+        sweep_tables(worker.pipe, pick_up(worker.publication), now)
         store_release_u64(&worker.rounds, worker.rounds + 1)

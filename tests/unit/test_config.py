@@ -13,7 +13,19 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from fastlb.config import Backend, Check, Config, Ring, Service, SlowStart, Timeouts, Tunnel, json_schema, load_config
+from fastlb.config import (
+    Affinity,
+    Backend,
+    Check,
+    Config,
+    Ring,
+    Service,
+    SlowStart,
+    Timeouts,
+    Tunnel,
+    json_schema,
+    load_config,
+)
 from fastlb.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -32,8 +44,8 @@ DSR = NAT.replace("nat", "dsr")
 NAT_ANY = NAT.replace("port: 80", "port: any")
 
 TOP_KEYS = (
-    "interfaces, vip_address, workers, hash_seed, snat, snat_ports, flow_log, flows, maglev_size, ring_points, "
-    "transmit, control, icmp_echo, timeouts, ring, services"
+    "interfaces, vip_address, workers, hash_seed, snat, snat_ports, flow_log, flows, affinity_entries, "
+    "maglev_size, ring_points, transmit, control, icmp_echo, timeouts, ring, services"
 )
 SERVICE_KEYS = ", ".join(Service.model_fields)
 NAME = '1 to 64 letters, digits, "_", "." or "-" (in quotes if YAML would take it for a number)'
@@ -461,26 +473,6 @@ def test_addresses_that_cannot_be(address: str, kind: str) -> None:
 )
 def test_unknown_keys(data: dict[str, Any], path: str, message: str) -> None:
     assert messages_of(data) == [(path, message)]
-
-
-@pytest.mark.parametrize(
-    ("data", "path", "right"),
-    [
-        *(
-            (
-                {"services": [service(**{key: {}})]},
-                f"services[0].{key}",
-                SERVICE_KEYS,
-            )
-            for key in ("affinity",)
-        ),
-    ],
-)
-def test_what_later_versions_have(data: dict[str, Any], path: str, right: str) -> None:
-    [(where, message)] = messages_of(data)
-    assert where == path
-    assert "not available in this version; use " in message
-    assert message.endswith(right)
 
 
 def test_a_message_is_one_line_whatever_the_value() -> None:
@@ -922,6 +914,11 @@ def test_the_schema_is_valid_and_accepts_the_example() -> None:
         ({"services": [service(forward="gre", tunnel={"key": -1})]}, False),
         ({"services": [service(forward="gue", tunnel={"port": 0})]}, False),
         ({"services": [service(forward="gue", tunnel={"udp_checksum": "no"})]}, False),
+        ({"services": [service(affinity={"timeout": "5m", "prefix": 24, "group": "web"})]}, True),
+        ({"services": [service(affinity={"by": "cookie"})]}, False),
+        ({"services": [service(affinity={"prefix": 129})]}, False),
+        ({"services": [service(bounded_load=1.25)]}, True),
+        ({"services": [service(bounded_load=1)]}, False),
         ({"services": [service(mss_clamp=True)]}, True),
         ({"services": [service(mss_clamp=1400)]}, True),
         ({"services": [service(mss_clamp=100)]}, False),
@@ -941,6 +938,7 @@ DOCUMENTED = {
     "services": Service,
     "check": Check,
     "slow_start": SlowStart,
+    "affinity": Affinity,
     "tunnel": Tunnel,
     "backends": Backend,
 }
@@ -972,6 +970,66 @@ def test_what_a_service_says_of_its_backends(changes: dict[str, Any], path: str,
     [(found, text)] = messages_of({"services": [service(**changes)]})
     assert found == f"services[0].{path}"
     assert message in text
+
+
+HUNDREDTHS = "it must be a number from 1.01 to 10, in hundredths"
+
+
+@pytest.mark.parametrize(("changes", "path", "message"), [
+    ({"affinity": {"by": "cookie"}}, "affinity.by", 'found "cookie"; use one of: client-ip'),
+    ({"affinity": {"timeout": "0s"}}, "affinity.timeout", "a time from 1s to 24h"),
+    ({"affinity": {"timeout": "25h"}}, "affinity.timeout", "a time from 1s to 24h"),
+    ({"affinity": {"prefix": 0}}, "affinity.prefix", "from 1 to 32 with an IPv4 VIP, from 1 to 128 with IPv6"),
+    ({"affinity": {"prefix": 129}}, "affinity.prefix", "from 1 to 32 with an IPv4 VIP, from 1 to 128 with IPv6"),
+    ({"affinity": {"prefix": 33}}, "affinity.prefix",
+     "found 33; clients of VIP 203.0.113.10 are IPv4, so it must be a whole number from 1 to 32"),
+    ({"affinity": {"prefix": "24"}}, "affinity.prefix", 'found "24"; it must be a whole number'),
+    ({"affinity": {"group": "a b"}}, "affinity.group", "it must be 1 to 64 letters"),
+    ({"affinity": 300}, "affinity", "it must be a mapping with keys among: by, timeout, prefix, group"),
+    ({"affinity": {"time": 1}}, "affinity.time", 'did you mean "timeout"?'),
+    ({"bounded_load": 1}, "bounded_load", f"found 1; {HUNDREDTHS}"),
+    ({"bounded_load": 11.0}, "bounded_load", f"found 11.0; {HUNDREDTHS}"),
+    ({"bounded_load": 1.255}, "bounded_load", f"found 1.255; {HUNDREDTHS}"),
+    ({"bounded_load": "1.25"}, "bounded_load", f'found "1.25"; {HUNDREDTHS}'),
+    ({"bounded_load": 1.25, "scheduler": "wrr"}, "bounded_load",
+     "scheduler: wrr goes by no hash; leave it out, or use one of: maglev, ketama, source-hash"),
+    ({"backends": [{"address": "10.0.0.1", "max_flows": 0}]}, "backends[0].max_flows",
+     "a whole number from 1 to 1073741824 (2^30)"),
+])  # fmt: skip
+def test_affinity_and_limits(changes: dict[str, Any], path: str, message: str) -> None:
+    [(found, text)] = messages_of({"services": [service(**changes)]})
+    assert found == f"services[0].{path}"
+    assert message in text
+
+
+GROUP = {"group": "site", "timeout": 60, "prefix": 24}
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"affinity": GROUP}, None),
+    ({"affinity": GROUP | {"timeout": "1m"}}, None),
+    ({"affinity": GROUP | {"group": "other", "prefix": 32}}, None),
+    ({"affinity": {"prefix": 32}}, None),
+    ({"affinity": GROUP | {"prefix": 32}}, "prefix 32 differs from 24 of services[0]"),
+    ({"affinity": GROUP | {"timeout": 61}}, "timeout 61.0 differs from 60.0 of services[0]"),
+    ({"affinity": GROUP, "vip": "2001:db8::1"}, "IP version 6 differs from 4 of services[0]"),
+])  # fmt: skip
+def test_services_of_a_group_agree(changes: dict[str, Any], message: str | None) -> None:
+    first = service(name="a", affinity=GROUP, backends=[])
+    second = service(**{"name": "b", "port": 443, "backends": []} | changes)
+    if message is None:
+        assert len(Config.from_dict({"services": [first, second]}).services) == 2
+    else:
+        [(path, text)] = messages_of({"services": [first, second]})
+        assert path == "services[1].affinity.group"
+        assert text.startswith(message)
+
+
+def test_an_ipv6_prefix() -> None:
+    conf = Config.from_dict({"services": [service(vip="2001:db8::1", affinity={"prefix": 56}, backends=[])]})
+    assert conf.services[0].client_prefix == 56
+    conf = Config.from_dict({"services": [service(vip="2001:db8::1", affinity={}, backends=[])]})
+    assert conf.services[0].client_prefix == 128
 
 
 @pytest.mark.parametrize(("section", "model"), DOCUMENTED.items())

@@ -202,7 +202,7 @@ def test_stats() -> None:
     dp.process(frame(CLIENT[4], 40000, VIP[4], 81))
     dp.process(frame(CLIENT[4], 40000, VIP[4], 80, flags=3))
     stats = json.loads(json.dumps(dp.stats()))
-    assert set(stats) == {"counters", "services", "flows"}
+    assert set(stats) == {"counters", "services", "flows", "affinity"}
     assert stats["counters"]["packets"] == 3
     assert stats["counters"]["forwarded"] == 1
     assert stats["counters"]["paths"] == {

@@ -10,7 +10,7 @@ import pytest
 from fastlb import Config, reconcile, standing
 from fastlb.config import SlowStart
 from fastlb.errors import FastlbError
-from fastlb.standing import SCALE, STEPS, Standings, ramp
+from fastlb.standing import SCALE, STEPS, Share, Standings, ramp
 from tests.balancers import BACKENDS, config, service
 
 KEYS = [f"{address}:8080" for address in BACKENDS[4]]
@@ -338,3 +338,32 @@ def test_every_scheduler_s_tables_follow(scheduler: str) -> None:
     assert [member.weight for member in plan.members] == [10, SCALE, SCALE]
     assert [member.even for member in plan.members] == [10, SCALE, SCALE]
     reconcile.services_table(conf, [plan])
+
+
+@pytest.mark.parametrize(("checks", "draining", "weight", "share"), [
+    # of the first of three, and how its other two stand
+    ("   ", False, 1, Share(1, 1, True)),  # nothing is known of any
+    ("   ", False, 0, Share(0, 0, True)),
+    ("   ", True, 1, Share(0, 0, False)),
+    ("+  ", False, 1, Share(1, 1, True)),
+    ("+  ", False, 0, Share(0, 0, True)),
+    ("+  ", True, 1, Share(0, 0, False)),
+    (" + ", False, 1, Share(0, 0, False)),  # another one is known to be up
+    ("-  ", False, 1, Share(0, 0, False)),
+    ("---", False, 1, Share(0, 0, False)),
+])  # fmt: skip
+def test_who_keeps_its_clients(checks: str, draining: bool, weight: int, share: Share) -> None:
+    conf = settings(check=CHECK)
+    standings = following(conf)
+    for number, result in enumerate(checks):
+        check(conf, standings, result.strip(), number)
+    if draining:
+        standings.drain(("web", KEYS[0]))
+    if weight != 1:
+        standings.set_weight(("web", KEYS[0]), weight, 0.0)
+    assert standings.shares(conf.services[0], 0.0)[0] == share
+
+
+def test_without_a_check_all_keep_their_clients() -> None:
+    conf = settings(backends=[{"address": address, "weight": 0} for address in BACKENDS[4]])
+    assert following(conf).shares(conf.services[0], 0.0) == [Share(0, 0, True)] * 3

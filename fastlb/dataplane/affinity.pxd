@@ -1,0 +1,193 @@
+"""Client-IP affinity: the new flows of a client go where its last one went.
+
+One bounded table for all workers; whoever has a new flow to place reads and writes it. A slot is one word, which is
+always whole, and changes by compare-and-swap alone:
+
+    bucket  ┌ eight slots: 64 bytes, one cache line ┐
+            │ slot │ slot │ slot │ slot │ … │ slot  │
+            └───────────────────────────────────────┘
+    slot    | ends 22 (ticks of 256 ms) | host 18 | tag 24 |          0: free
+
+Bucket and tag are of the client's address, less the bits behind the prefix, and of the group, under the flow table's
+secret key. The host stands for a backend's address in every service of the group (affinity.py gives it its number).
+
+A slot ends when its timeout has passed since the client's last new flow. A full bucket gives up what ends first.
+Two workers that place a client in the same instant try for the same slot, and the slower one takes the word of the
+faster. Only when another slot of the bucket changes between their looks may both write; then the first that is met
+counts, and the other is never read again.
+
+A slot whose host has no backend in the service that takes clients, or one without room, counts as absent, and the
+scheduler's choice takes its place.
+"""
+
+from libc.stdint cimport int32_t, uint16_t, uint32_t, uint64_t
+
+from fastlb.dataplane.conntrack cimport FlowTable
+from fastlb.dataplane.machine cimport compare_and_swap_u64, load_acquire_u64, mul_fold, must
+from fastlb.dataplane.schedule cimport Place, SchedulerState, active_flows, scheduled_backend
+from fastlb.dataplane.types cimport Addr, Affinity, Host, Service, ServiceTable
+
+
+cdef enum:
+    WAYS_OF_AFFINITY = 8     # slots of a bucket
+    TRIES = 4                # to write a slot that others write too
+    TAG_BITS = 24
+    HOST_BITS = 18
+    END_SHIFT = TAG_BITS + HOST_BITS
+    TICK_BITS = 8            # of the milliseconds: a tick is 256 ms
+    CLEAR_BITS = 19          # of the milliseconds, nine minutes, in which all is cleared that has ended
+
+
+cdef struct AffinityTable:
+    # One worker's view of it. Down to `buckets`, all workers have the same.
+    uint64_t *slots
+    uint32_t buckets
+    uint32_t cleared         # the bucket that is cleared next
+    uint64_t placed          # flows of this worker that went where the client's last one had gone
+
+
+cdef struct Client:
+    # Whose slot is looked for.
+    uint64_t *bucket
+    uint64_t tag
+    uint64_t tick            # now; as wide as a slot's
+
+
+# --- slots ------------------------------------------------------------------------------------------------------------
+
+cdef inline uint64_t tick_of(uint32_t now) noexcept nogil:
+    """Of milliseconds. Ticks come round together with them, and with no step."""
+    return now >> TICK_BITS & ((1 << (64 - END_SHIFT)) - 1)
+
+
+cdef inline uint32_t host_of(uint64_t slot) noexcept nogil:
+    return <uint32_t>(slot >> TAG_BITS) & ((1 << HOST_BITS) - 1)
+
+
+cdef inline int32_t ticks_left(uint64_t slot, uint64_t tick) noexcept nogil:
+    """Above 0 while it holds. After a step of the clock it holds for longer, or shorter; never for days."""
+    return <int32_t>(<uint32_t>((slot >> END_SHIFT) - tick) << (END_SHIFT - 32)) >> (END_SHIFT - 32)
+
+
+cdef inline bint is_free(uint64_t slot, uint64_t tick) noexcept nogil:
+    return slot == 0 or ticks_left(slot, tick) <= 0
+
+
+cdef inline uint64_t new_slot(const Client *client, const Affinity *by, uint32_t host) noexcept nogil:
+    must(0 < host < 1 << HOST_BITS)
+    return (client.tick + by.ticks) << END_SHIFT | <uint64_t>host << TAG_BITS | client.tag
+
+
+cdef inline Client client_of(
+        AffinityTable *table, const Affinity *by, const uint64_t *key, Addr addr, uint32_t now) noexcept nogil:
+    """`addr`: its address."""
+    cdef Client client
+    cdef uint64_t hashed = mul_fold(
+        mul_fold((addr.hi & by.mask.hi) ^ key[2], by.group ^ key[1]) ^ (addr.lo & by.mask.lo) ^ key[0], key[3])
+    client.bucket = &table.slots[((hashed >> 32) * table.buckets >> 32) * WAYS_OF_AFFINITY]
+    client.tag = hashed & ((1 << TAG_BITS) - 1)
+    client.tick = tick_of(now)
+    return client
+
+
+cdef inline uint64_t *slot_for(const Client *client, uint64_t *seen) noexcept nogil:
+    """The client's slot; else one that is free, else the one that ends first. `seen`: what was in it.
+
+    Each client begins elsewhere: of slots that end together, as in a flood, it is not always the same that gives way.
+    """
+    cdef uint64_t *best = NULL
+    cdef uint64_t *at
+    cdef uint64_t slot
+    cdef int32_t left
+    cdef int32_t least = 0
+    cdef int i
+    for i in range(WAYS_OF_AFFINITY):
+        at = &client.bucket[(client.tag + i) % WAYS_OF_AFFINITY]
+        slot = load_acquire_u64(at)
+        if slot != 0 and slot & ((1 << TAG_BITS) - 1) == client.tag:
+            seen[0] = slot
+            return at
+        left = 0 if is_free(slot, client.tick) else ticks_left(slot, client.tick)
+        if best == NULL or left < least:
+            least, best, seen[0] = left, at, slot
+    return best
+
+
+cdef inline bint is_of(uint64_t slot, const Client *client) noexcept nogil:
+    return slot & ((1 << TAG_BITS) - 1) == client.tag and not is_free(slot, client.tick)
+
+
+# --- placing ----------------------------------------------------------------------------------------------------------
+
+cdef inline uint32_t backend_of_host(const Affinity *by, uint32_t host) noexcept nogil:
+    """The backend id that takes a host's clients, whatever its load; 0: none."""
+    return by.hosts[host].backend if host < by.host_limit else 0
+
+
+cdef inline uint32_t backend_with_room(const FlowTable *flows, const Affinity *by, uint32_t host) noexcept nogil:
+    cdef uint32_t backend = backend_of_host(by, host)
+    return backend if backend != 0 and active_flows(flows, backend) < by.hosts[host].most else 0
+
+
+cdef inline uint64_t held_slot(
+        AffinityTable *table, const FlowTable *flows, const Affinity *by, Addr addr, uint32_t now) noexcept nogil:
+    """A client's slot while it holds, else 0; nothing is changed."""
+    cdef Client client = client_of(table, by, flows.key, addr, now)
+    cdef uint64_t seen
+    slot_for(&client, &seen)
+    return seen if is_of(seen, &client) else 0
+
+
+cdef inline uint32_t affine_backend(
+        AffinityTable *table, const FlowTable *flows, const Affinity *by, Addr addr, uint32_t now) noexcept nogil:
+    """The backend id that a client sticks to, for packets in mid-flow; 0: none."""
+    return backend_of_host(by, host_of(held_slot(table, flows, by, addr, now)))
+
+
+cdef inline uint32_t stuck_backend(
+        AffinityTable *table, SchedulerState *state, const FlowTable *flows, const ServiceTable *services,
+        const Service *service, Place *place, uint64_t hashed, Addr addr, uint32_t now) noexcept nogil:
+    """The backend id of a client's new flow: where its last one went, else the scheduler's, and the next will follow.
+
+    0 when the scheduler has none. Bounded: TRIES, each one look at a bucket.
+    """
+    cdef const Affinity *by = service.affinity
+    cdef Client client = client_of(table, by, flows.key, addr, now)
+    cdef uint32_t chosen = 0
+    cdef uint32_t backend
+    cdef uint64_t *slot
+    cdef uint64_t seen
+    cdef int _try
+    for _try in range(TRIES):
+        slot = slot_for(&client, &seen)
+        backend = backend_with_room(flows, by, host_of(seen)) if is_of(seen, &client) else 0
+        if backend != 0:
+            compare_and_swap_u64(slot, seen, new_slot(&client, by, host_of(seen)))   # if not, another has renewed it
+            table.placed += 1
+            return backend
+        if chosen == 0:
+            chosen = scheduled_backend(state, flows, service, place, hashed)
+        if chosen == 0 or compare_and_swap_u64(slot, seen, new_slot(&client, by, services.hosts[chosen])):
+            return chosen
+    return chosen
+
+
+# --- clearing ---------------------------------------------------------------------------------------------------------
+
+cdef inline void clear_ended(AffinityTable *table, uint32_t now) noexcept nogil:
+    """Of the buckets that are due since the last call: a slot would hold again when ticks come round, in twelve days.
+
+    Bounded by one round, and in a busy worker, which calls at least every millisecond, by four buckets.
+    """
+    cdef uint32_t due = <uint32_t>(<uint64_t>(now & ((1 << CLEAR_BITS) - 1)) * table.buckets >> CLEAR_BITS)
+    cdef uint64_t tick = tick_of(now)
+    cdef uint64_t *bucket
+    cdef uint64_t slot
+    cdef int i
+    while table.cleared != due:
+        bucket = &table.slots[<uint64_t>table.cleared * WAYS_OF_AFFINITY]
+        for i in range(WAYS_OF_AFFINITY):
+            slot = load_acquire_u64(&bucket[i])
+            if slot != 0 and is_free(slot, tick):
+                compare_and_swap_u64(&bucket[i], slot, 0)
+        table.cleared = table.cleared + 1 if table.cleared + 1 < table.buckets else 0
