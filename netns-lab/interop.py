@@ -3,6 +3,9 @@
 
 Run it by `make interop`, inside a kernel that has IPVS and tunnel devices (uml.py). Backends unwrap packets by the
 kernel's devices, set up with the commands of docs/decap.md.
+
+    IPv4, in tunnels over IPv4      every scenario, beside IPVS where it has the mode
+    IPv6, and tunnels that mix      MAIN scenarios
 """
 
 from __future__ import annotations
@@ -12,21 +15,36 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from demo import Report, start_fastlb
 from namespaces import inside
 from pyroute2 import IPVS, IPVSDest, IPVSService
-from topology import ALL_VIPS, APPLICATIONS, BACKENDS, TWO_WAY, Lab, LabError, address, index_of, own_prefix, service
+from topology import (
+    ALL_VIPS,
+    APPLICATIONS,
+    BACKENDS,
+    DSR_TABLE,
+    TWO_WAY,
+    Lab,
+    LabError,
+    address,
+    index_of,
+    own_prefix,
+    service,
+)
 
 WEB = APPLICATIONS[0]
 IPVS_METHODS = {"nat": 0, "dsr": 3, "ipip": 2}  # IP_VS_CONN_F_MASQ, DROUTE, TUNNEL
 MODES = ("nat", "dsr", "ipip", "fullnat", "gre", "gue")
+TUNNELS = ("ipip", "gre", "gue")
+MIXED = {(6, 6): MODES, (4, 6): TUNNELS, (6, 4): TUNNELS}  # IP versions inside and outside; outside of a tunnel: both
 NARROW = 1400  # bytes
 FEW, SIZE = 30, 3_000_000
 PATIENCE = 4.0  # seconds for an answer
+START = 90.0  # seconds until fastlb must run, in a kernel that is a process on a machine that may be busy
 
 Scenario = Callable[[Lab, str], str]
 
@@ -36,17 +54,25 @@ Scenario = Callable[[Lab, str], str]
 
 @contextmanager
 def fastlb(lab: Lab, forward: str, backends: tuple[str, ...] = BACKENDS) -> Iterator[None]:
-    """fastlb, with one service, on the way out that every kernel has."""
+    """fastlb, with one service."""
     web = service(WEB, forward, 4)
     wanted = {address(node, "eth0", 4) for node in backends}
     web["backends"] = [each for each in web["backends"] if each["address"] in wanted]
     web["no_backend"] = "reset"
-    process = start_fastlb(lab, workers=1, transmit="sendmmsg", services=[web], snat=[address("lb", "eth1", 4)])
+    with running(lab, [web]):
+        yield
+
+
+@contextmanager
+def running(lab: Lab, services: list[dict[str, Any]]) -> Iterator[None]:
+    """On the way out that every kernel has."""
+    snat = [address("lb", "eth1", version) for version in (4, 6)]
+    process = start_fastlb(lab, START, workers=1, transmit="sendmmsg", services=services, snat=snat)
     try:
         yield
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(START)
 
 
 @contextmanager
@@ -77,15 +103,31 @@ BALANCERS = {"fastlb": fastlb, "IPVS": ipvs}
 
 
 def receive_by_kernel(lab: Lab) -> None:
-    """docs/decap.md, with the kernel's tunnel devices; IPv4 over IPv4."""
+    """docs/decap.md, with the kernel's tunnel devices."""
+    devices = {
+        "lb4": ("ipip", 4), "lb64": ("sit", 4), "lbg4": ("gre", 4),
+        "lb6": ("ip6tnl mode any", 6), "lbg6": ("ip6gre", 6),
+    }  # fmt: skip
     for node in BACKENDS:
-        own = address(node, "eth0", 4)
         lab.sysctl(node, "net.ipv4.conf.all.rp_filter", 0)
-        for device, kind in (("lb4", "ipip"), ("lbg4", "gre")):
-            lab.check(node, ["ip", "link", "add", device, "type", kind, "local", own])
+        for device, (kind, outer) in devices.items():
+            own = address(node, "eth0", outer)
+            lab.check(node, ["ip", "link", "add", device, "type", *kind.split(), "local", own])
             lab.check(node, ["ip", "link", "set", device, "up"])
             lab.sysctl(node, f"net.ipv4.conf.{device}.rp_filter", 0)
-        lab.check(node, ["ip", "fou", "add", "port", "6080", "gue"])
+        for version in ("-4", "-6"):
+            lab.check(node, ["ip", version, "fou", "add", "port", "6080", "gue"])
+
+
+def hold_vips(lab: Lab) -> None:
+    """Those that the lab has not given its backends yet."""
+    for (forward, version), vip in ALL_VIPS.items():
+        if forward in TWO_WAY or (forward, version) in lab.vips:
+            continue
+        prefix = f"{vip}/{32 if version == 4 else 128}"
+        for node in BACKENDS:
+            lab.check(node, ["ip", "address", "add", prefix, "dev", "lo"])
+            lab.check(node, ["ip", f"-{version}", "rule", "add", "from", prefix, "table", str(DSR_TABLE)])
 
 
 # ---- what a client does, and what it sees
@@ -147,7 +189,8 @@ def reset(lab: Lab, vip: str) -> str:
 
 def path_mtu(lab: Lab, vip: str) -> str:
     """The links of client and VIP are wider than the one to the backends."""
-    lab.check("client", ["ip", "route", "flush", "cache"])
+    for version in ("-4", "-6"):
+        lab.check("client", ["ip", version, "route", "flush", "cache"])
     lab.set_link("lb", "eth1", mtu=NARROW)
     try:
         return "intact" if lab.client("upload", vip, "--bytes", SIZE)["verified"] else "broken"
@@ -192,6 +235,7 @@ SCENARIOS: list[tuple[str, Scenario, tuple[str, ...]]] = [  # and the backends t
     ("a backend gone", fewer, BACKENDS[1:]),
     ("every backend gone", nobody, ()),
 ]
+MAIN = ("connect", "transfer", "path MTU")
 EXPECTED = {
     "connect": f"{FEW} of {FEW} answered by 3", "transfer": "intact", "half-close": "300000 bytes",
     "reset": "HTTP/1.1 200 OK", "path MTU": "intact", "loss and reordering": "intact",
@@ -206,11 +250,35 @@ def outcomes(lab: Lab, balancer: str, forward: str) -> dict[str, str]:
     for name, scenario, backends in SCENARIOS:
         try:
             with BALANCERS[balancer](lab, forward, backends):
-                seen[name] = scenario(lab, vip)
+                seen[name] = outcome(scenario, lab, vip)
         except (OSError, LabError) as error:
-            seen[name] = f"failed: {str(error).splitlines()[-1][:60]}"
+            seen[name] = failed(error)
         time.sleep(0.2)
     return seen
+
+
+def outcome(scenario: Scenario, lab: Lab, vip: str) -> str:
+    try:
+        return scenario(lab, vip)
+    except (OSError, LabError) as error:
+        return failed(error)
+
+
+def failed(error: Exception) -> str:
+    return f"failed: {str(error).splitlines()[-1][:60]}"
+
+
+def mixed_outcomes(lab: Lab, inner: int, outer: int, modes: Iterable[str]) -> Iterator[tuple[str, str, str]]:
+    """(mode, scenario, outcome) of the MAIN scenarios, with all modes in one fastlb."""
+    services = [service(WEB, forward, inner) for forward in modes]
+    if inner != outer:
+        for each in services:
+            each["backends"] = [{"address": address(node, "eth0", outer)} for node in BACKENDS]
+    with running(lab, services):
+        for forward in modes:
+            for name, scenario, _ in SCENARIOS:
+                if name in MAIN:
+                    yield forward, name, outcome(scenario, lab, ALL_VIPS[forward, inner])
 
 
 def main() -> None:
@@ -219,11 +287,7 @@ def main() -> None:
     modes = parser.parse_args().modes or MODES
     report = Report()
     with Lab(own_prefix("demo")) as lab:
-        for (forward, version), vip in ALL_VIPS.items():  # those that the lab has not given its backends yet
-            if forward not in TWO_WAY and version == 4 and (forward, version) not in lab.vips:
-                for node in BACKENDS:
-                    lab.check(node, ["ip", "address", "add", f"{vip}/32", "dev", "lo"])
-                    lab.check(node, ["ip", "rule", "add", "from", f"{vip}/32", "table", "100"])
+        hold_vips(lab)
         receive_by_kernel(lab)
         rows: list[tuple[Any, ...]] = []
         for forward in modes:
@@ -234,6 +298,12 @@ def main() -> None:
                 report.check(outcome == EXPECTED[name], f"{forward}, {name}: {EXPECTED[name]}", outcome)
                 if theirs[name] not in ("-", outcome):
                     print(f"  differs {forward}, {name}: IPVS: {theirs[name]}")
+        for (inner, outer), all_modes in MIXED.items():
+            chosen = [forward for forward in all_modes if forward in modes]
+            for forward, name, seen in mixed_outcomes(lab, inner, outer, chosen) if chosen else ():
+                path = f"{forward} IPv{inner}" + (f" over IPv{outer}" if forward in TUNNELS else "")
+                rows.append((path, name, seen, "-"))
+                report.check(seen == EXPECTED[name], f"{path}, {name}: {EXPECTED[name]}", seen)
         report.table(("mode", "scenario", "fastlb", "IPVS"), rows)
     sys.exit(0 if report.held else 1)
 

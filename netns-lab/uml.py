@@ -14,13 +14,14 @@ import argparse
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
 PLACE = PROJECT / "build" / "uml"
 PACKAGES = ("user-mode-linux", "kmod")
 MEMORY = "1536M"
-TIMEOUT = 900.0  # seconds for everything inside
+TIMEOUT = 2400.0  # seconds for everything inside; mostly it takes an eighth of that
 MODULES = (
     "ipv6", "veth", "bridge", "tun", "ipip", "sit", "ip_gre", "ip6_gre", "ip6_tunnel", "fou", "fou6", "ip_vs",
     "ip_vs_rr", "sch_netem", "sch_ingress", "cls_bpf", "af_packet",
@@ -95,6 +96,8 @@ def boot(kernel: Path, words: list[str]) -> int:
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                text=True, start_new_session=True)  # fmt: skip
     code = 1
+    deadline = threading.Timer(TIMEOUT, process.kill)
+    deadline.start()
     try:
         assert process.stdout is not None
         for line in process.stdout:
@@ -102,8 +105,11 @@ def boot(kernel: Path, words: list[str]) -> int:
                 code = int(ended[1])
                 break
             print(line.rstrip(), flush=True)
+        else:
+            raise UmlError(f"the kernel ended before the program did, or was not done after {TIMEOUT:g} s")
         return code
     finally:
+        deadline.cancel()
         process.kill()
         process.wait()
 
