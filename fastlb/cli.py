@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
 
     check = commands.add_parser("check", help="say everything that is wrong with a configuration")
     check.add_argument("-c", "--config", required=True, metavar="FILE", help="the configuration")
+    check.add_argument("--host", action="store_true", help="also whether this host's links and routes will do for it")
     check.add_argument("--json", action="store_true", help="print the configuration with its defaults")
     check.set_defaults(run=_check)
 
@@ -218,6 +219,10 @@ def _decap(arguments: argparse.Namespace) -> None:
 
 def _check(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.config)
+    if arguments.host:
+        from fastlb.engine import check_this_host  # netlink, which embedding does without
+
+        check_this_host(arguments.config, config)
     if arguments.json:
         print(config.model_dump_json(indent=2))
         return

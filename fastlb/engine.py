@@ -234,9 +234,7 @@ class Engine:
         self._watcher = Watcher(self._kernel_changed)
         stack.callback(self._watcher.close)
         self._view = self._watcher.start()
-        check_interfaces(self._now.config, self._view)
-        check_reachable(self._view, self._now.plans)
-        check_source_ports(self._now.config, self._view.addresses)
+        check_host(self._now.config, self._now.plans, self._view)
         self._want_next_hops()
 
     def _hold_vips(self, stack: ExitStack) -> None:
@@ -313,6 +311,8 @@ class Engine:
         """Log what is allowed, because it may be meant, but mostly is a mistake."""
         for line in nexthops.replies_elsewhere(view, self._now.plans, self._now.config.interfaces):
             log.warning("replies will not be seen", problem=line)
+        for line in nexthops.narrow_tunnels(view, self._now.plans):
+            log.warning("a tunnel is narrow", problem=line)
         for leftover in outside_the_loop(leftovers.show):
             if not leftover.in_use:
                 log.warning("a crash left a guard on an interface that this configuration does not use; "
@@ -688,6 +688,22 @@ def check_memory(config: Config, workers: int) -> None:
         raise KernelError(f"a full flow table takes {table} MiB, and {free} MiB are free; try fewer flows")
 
 
+def check_this_host(path: str, config: Config) -> None:
+    """Whether the configuration can run here, as `fastlb run` would find out; raises FastlbError."""
+    check_runnable(path, config)
+    watcher = Watcher(lambda _: None)
+    view = watcher.start()
+    watcher.close()
+    check_host(config, reconcile.plan_services(config, reconcile.BackendIds(), 0.0), view)
+
+
+def check_host(config: Config, plans: list[reconcile.Plan], view: KernelView) -> None:
+    """What is asked of the host's links, addresses, routes and ports."""
+    check_interfaces(config, view)
+    check_reachable(view, plans)
+    check_source_ports(config, view.addresses)
+
+
 def check_interfaces(config: Config, view: KernelView) -> None:
     """Every interface must exist, and have Ethernet addresses."""
     links = {link.name: link for link in view.links.values()}
@@ -701,8 +717,10 @@ def check_interfaces(config: Config, view: KernelView) -> None:
 
 
 def check_reachable(view: KernelView, plans: list[reconcile.Plan]) -> None:
-    """A dsr backend must be on-link, as the host's routes stand now, and no backend or VIP prefix may be this host."""
+    """As the host's routes stand now: a dsr backend must be on-link, no way be too narrow, and no backend or VIP prefix
+    be this host."""
     problems = nexthops.own_addresses(view, plans) + nexthops.not_on_link(view, plans)
+    problems += nexthops.too_narrow(view, plans)
     problems += reconcile.vips_of_this_host(plans, view.addresses)
     if problems:
         raise FastlbError("\n".join(problems))

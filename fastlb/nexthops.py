@@ -5,7 +5,7 @@ A hop that cannot be used is kept with the reason, so that the data path drops u
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 from socket import IPPROTO_GRE, IPPROTO_IPIP, IPPROTO_IPV6, IPPROTO_UDP
@@ -14,9 +14,11 @@ from fastlb._core import Routes
 from fastlb.config import TUNNELS, TWO_WAY, Address, Network
 from fastlb.neighbour import KernelView, NextHop
 from fastlb.pathmtu import Tunnelled, Tunnels
-from fastlb.reconcile import Plan, tunnel_sources
+from fastlb.reconcile import Member, Plan, tunnel_sources
 
 NOTHING_HEARD: Mapping[Address, int] = {}
+LEAST4 = 92  # bytes: 32 of a packet behind the longest IPv4 header, what each piece has at least (pieces.pxd)
+LEAST6 = 1280  # RFC 8200 section 5
 HopTuple = tuple[bytes, bytes, int, int, str | None]  # destination MAC, source MAC, interface, MTU, fault
 
 
@@ -173,6 +175,48 @@ def replies_elsewhere(view: KernelView, plans: Iterable[Plan], interfaces: Itera
                     "which is not among the interfaces"
                 )
     return lines
+
+
+def too_narrow(view: KernelView, plans: Iterable[Plan]) -> list[str]:
+    """Ways to backends whose MTU is below what the service's packets need, as no sender's packets can be that short."""
+    lines = []
+    for plan, member, mtu, room in _ways(view, plans):
+        least = LEAST6 if plan.network.version == 6 and plan.forward not in TUNNELS else LEAST4
+        if room < least:
+            inside = f", which leaves {max(room, 0)} inside {plan.forward}" if plan.forward in TUNNELS else ""
+            lines.append(
+                f"service {plan.name}: the MTU towards backend {member.address} is {mtu}{inside}; "
+                f"IPv{plan.network.version} needs {least}: raise that of the link or route"
+            )
+    return lines
+
+
+def narrow_tunnels(view: KernelView, plans: Iterable[Plan]) -> list[str]:
+    """Tunnels that IPv6 fits only in fragments of the tunnel's own packets."""
+    return [
+        f"service {plan.name}: the MTU towards backend {member.address} is {mtu}, which leaves {room} inside "
+        f"{plan.forward}, and IPv6 needs {LEAST6}: longer packets leave in fragments, which fastlb decap does not take"
+        for plan, member, mtu, room in _ways(view, plans)
+        if plan.network.version == 6 and plan.forward in TUNNELS and LEAST4 <= room < LEAST6
+    ]
+
+
+def _ways(view: KernelView, plans: Iterable[Plan]) -> Iterator[tuple[Plan, Member, int, int]]:
+    """Each backend that there is a way to, with the way's MTU, and what a tunnel leaves of it."""
+    for plan in plans:
+        for member in plan.members:
+            route = view.route(member.address)
+            link = view.links.get(route.link) if route else None
+            if route is not None and link is not None:
+                mtu = min(route.mtu or link.mtu, link.mtu)
+                yield plan, member, mtu, mtu - outer_length(plan, member.address.version)
+
+
+def outer_length(plan: Plan, version: int) -> int:
+    """Bytes that a tunnel's headers take, towards a backend of this IP version; 0 in the other modes."""
+    key = 0 if plan.tunnel.key is None else 4
+    behind = {"ipip": 0, "gre": 4 + key, "gue": 12}.get(plan.forward)
+    return 0 if behind is None else behind + (20 if version == 4 else 40)
 
 
 def not_on_link(view: KernelView, plans: Iterable[Plan]) -> list[str]:

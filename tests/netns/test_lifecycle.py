@@ -665,6 +665,27 @@ def test_check_and_schema(lab: Lab, tmp_path: Path) -> None:
     assert (bad.returncode, bad.stdout, bad.stderr.count("\n")) == (2, "", 4)
 
 
+def test_check_against_the_host(lab: Lab, tmp_path: Path) -> None:
+    """What `run` would refuse there, `check --host` says as well."""
+    here = lab.namespace("lb")
+    path = lab.write_config(tmp_path / "fastlb.yaml", workers=1)
+    good = fastlb("check", "-c", path, "--host", namespace=here)
+    assert (good.returncode, good.stdout, good.stderr) == (0, f"{path}: valid, 12 services, 36 backends\n", "")
+    elsewhere = fastlb("check", "-c", path, "--host", namespace=lab.namespace("b1"))
+    assert (elsewhere.returncode, elsewhere.stdout) == (1, "")
+    assert "interface eth1 does not exist" in elsewhere.stderr
+    narrow = ["fd00:3::11", "dev", "eth1", "mtu", "1200"]
+    lab.check("lb", ["ip", "-6", "route", "add", *narrow])
+    try:
+        assert fastlb("check", "-c", path, namespace=here).returncode == 0
+        for words in (("check", "--host"), ("run",)):
+            refused = fastlb(*words, "-c", path, namespace=here)
+            assert refused.returncode == 1
+            assert "service web-nat-6: the MTU towards backend fd00:3::11 is 1200; IPv6 needs 1280" in refused.stderr
+    finally:
+        lab.check("lb", ["ip", "-6", "route", "del", *narrow])
+
+
 @pytest.mark.parametrize("words", [[], ["run"], ["dance"], ["guard"], ["status", "--socket", "a", "-c", "b"]])
 def test_wrong_usage(words: list[str]) -> None:
     done = fastlb(*words)

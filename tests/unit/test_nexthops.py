@@ -9,6 +9,7 @@ import pytest
 
 from fastlb import nexthops, reconcile
 from fastlb._core import Pipeline
+from fastlb.config import TUNNELS
 from fastlb.neighbour import KernelView, Link, Route
 from tests.balancers import CLIENT, KEY, VIP, config, service
 from tests.frames import frame, mac_bytes, mac_of
@@ -176,6 +177,36 @@ def test_wanted_next_hops() -> None:
         (3, "10.3.0.11"),
         (3, "fd00:3::11"),
     }
+
+
+@pytest.mark.parametrize("forward", ["nat", "dsr", "ipip", "gre", "gue"])
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("mtu", [68, 91, 92, 111, 112, 1000, 1279, 1280, 1311, 1312, 1331, 1332, 1500])
+def test_ways_that_are_too_narrow(version: int, forward: str, mtu: int) -> None:
+    """IPv6 needs 1,280 bytes, or a tunnel that can be fragmented; the table says what tunnels take over IPv4."""
+    backend = {4: "10.9.0.1", 6: "fd00:3::11"}[version]
+    taken = {"ipip": 20, "gre": 24, "gue": 32}.get(forward, 0) + (20 if version == 6 and forward in TUNNELS else 0)
+    routes = (Route(ip_network(f"{backend}/{32 if version == 4 else 128}"), None, 3, mtu),)
+    plans = planned(backend, forward=forward)
+    least = 1280 if version == 6 and forward not in TUNNELS else 92
+    inside = f", which leaves {max(mtu - taken, 0)} inside {forward}" if forward in TUNNELS else ""
+    assert nexthops.too_narrow(view(routes=routes), plans) == (
+        [f"service s0: the MTU towards backend {backend} is {mtu}{inside}; IPv{version} needs {least}: "
+         "raise that of the link or route"] if mtu - taken < least else []
+    )  # fmt: skip
+    in_fragments = version == 6 and forward in TUNNELS and 92 <= mtu - taken < 1280
+    assert len(nexthops.narrow_tunnels(view(routes=routes), plans)) == in_fragments
+    assert nexthops.too_narrow(view(routes=()), plans) == []
+
+
+@pytest.mark.parametrize(("tunnel", "forward", "four", "six"), [
+    ({}, "nat", 0, 0), ({}, "dsr", 0, 0), ({}, "ipip", 20, 40), ({}, "gre", 24, 44), ({"key": 0}, "gre", 28, 48),
+    ({}, "gue", 32, 52),
+])  # fmt: skip
+def test_what_a_tunnel_takes(tunnel: dict[str, int], forward: str, four: int, six: int) -> None:
+    settings = config(service(forward, tunnel=tunnel))
+    [plan] = reconcile.plan_services(settings, reconcile.BackendIds(), 0.0)
+    assert (nexthops.outer_length(plan, 4), nexthops.outer_length(plan, 6)) == (four, six)
 
 
 def test_dsr_backends_that_are_not_on_link() -> None:
