@@ -243,7 +243,8 @@ class Model:
         choice = got if got in allowed else allowed[0]
         if service["forward"] != "nat" or not self.conflict(flow, choice, now):
             return choice
-        return next((number for number in self.preferences(service, flow) if not self.conflict(flow, number, now)), None)
+        others = (number for number in self.preferences(service, flow) if not self.conflict(flow, number, now))
+        return next(others, None)
 
     def conflict(self, flow: Tuple, number: int, now: int) -> bool:
         """Does the backend already see this client port, through another VIP? One that is over gives way."""
