@@ -6,14 +6,26 @@ import json
 import os
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.frames import ACK, SYN, frame
 from tests.netns.balancer import Balancer, fastlb, until
-from tests.netns.rig import BACKEND, CLIENT, PORT, VIP, WORKERS, Flow, Rig, exchange, make_rig, new_flows, owner, port_of
+from tests.netns.rig import (
+    BACKEND,
+    CLIENT,
+    PORT,
+    VIP,
+    WORKERS,
+    Flow,
+    Rig,
+    exchange,
+    make_rig,
+    new_flows,
+    owner,
+    port_of,
+)
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
 
@@ -132,7 +144,7 @@ def test_a_walk_among_new_flows_shows_none_that_never_was(rig: Rig, balancer: Ba
         for _ in range(4):
             rows = asked(balancer, "conns", "--client", CLIENT[4], "--limit", 100_000)["flows"]
             for row in rows:
-                assert row["service"] in (f"{kind}-4-{protocol}" for kind in ("nat", "dsr") for protocol in ("tcp", "udp"))
+                assert row["service"] in ("nat-4-tcp", "nat-4-udp", "dsr-4-tcp", "dsr-4-udp")
                 assert row["vip"] == endpoint(VIP[row["service"].split("-")[0], 4], PORT)
                 assert row["protocol"] == row["service"].split("-")[2]
                 assert row["backend"] == endpoint(BACKEND[4], PORT)

@@ -19,7 +19,7 @@ import xxhash
 from tests.unit.test_maglev import slow_table
 
 SIZE = 251
-RING = 64
+RING = 16
 TIMEOUTS = {"tcp_syn": 2, "tcp_established": 10, "tcp_closing": 3, "udp": 4}
 TIMEOUT_OF = {
     **dict.fromkeys(("syn", "syn-ack", "picked-up"), 2000),
@@ -44,17 +44,12 @@ def maglev(keys: tuple[str, ...], weights: tuple[int, ...]) -> list[int] | None:
 
 @cache
 def ring(keys: tuple[str, ...], weights: tuple[int, ...]) -> list[tuple[int, int]]:
-    """(hash, position), ascending: as Envoy has it, in exact numbers."""
-    total = sum(weights)
-    least = Fraction(min((weight for weight in weights if weight), default=1), max(total, 1))
-    scale = math.ceil(least * RING) / least
-    points: list[tuple[int, int]] = []
-    target = Fraction(0)
-    for position, (key, weight) in enumerate(zip(keys, weights, strict=True)):
-        target += scale * Fraction(weight, max(total, 1))
-        own = math.ceil(target - len(points))
-        points += [(xxhash.xxh64_intdigest(f"{key}_{number}".encode()), position) for number in range(own)]
-    return sorted(points)
+    """(hash, position), ascending: RING points for the heaviest, for the others by weight, rounded up."""
+    return sorted(
+        (xxhash.xxh64_intdigest(f"{key}_{number}".encode()), position)
+        for position, (key, weight) in enumerate(zip(keys, weights, strict=True))
+        for number in range(math.ceil(Fraction(RING * weight, max(weights))))
+    )
 
 
 @cache

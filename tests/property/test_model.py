@@ -238,7 +238,7 @@ def entry_of(row: tuple[Any, ...]) -> Tuple:
 
 
 def configured(services: list[dict[str, Any]]) -> Any:
-    return config(*services, timeouts=TIMEOUTS, maglev_size=SIZE, ring_size=RING, flows=1024)
+    return config(*services, timeouts=TIMEOUTS, maglev_size=SIZE, ring_points=RING, flows=1024)
 
 
 @settings(max_examples=1000, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))

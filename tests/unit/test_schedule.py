@@ -117,7 +117,7 @@ def test_weights_that_overflow_32_bits_together(scheduler: str) -> None:
     """The highest there are, times the hundred by which a slow start counts: 6.5 * 10^9."""
     settings = config(
         service("nat", scheduler=scheduler, backends=weighted(dict.fromkeys(MANY, 65535)), slow_start={"window": 60}),
-        maglev_size=65537, ring_size=65536,
+        maglev_size=65537, ring_points=64,
     )  # fmt: skip
     real, standings = Balancer(settings), Standings()
     standings.follow(settings, 0.0)
@@ -131,8 +131,8 @@ def test_weights_that_overflow_32_bits_together(scheduler: str) -> None:
     elif scheduler in ("rr", "wrr", "lc", "wlc", "lrt"):
         assert {count for count in got.values() if not 3 <= count <= 5} <= {1}
     else:
-        assert len(got) > 950
-        assert max(got.values()) < 20
+        assert len(got) > 900
+        assert max(got.values()) < 25
 
 
 @pytest.mark.parametrize("scheduler", EVERY)
