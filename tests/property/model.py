@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from ipaddress import ip_address
@@ -20,10 +20,11 @@ from tests.unit.test_maglev import slow_table
 
 SIZE = 251
 RING = 16
-TIMEOUTS = {"tcp_syn": 2, "tcp_established": 10, "tcp_closing": 3, "udp": 4}
+TIMEOUTS = {"tcp_syn": 2, "tcp_established": 10, "tcp_half_closed": 6, "tcp_closing": 3, "udp": 4}
 TIMEOUT_OF = {
     **dict.fromkeys(("syn", "syn-ack", "picked-up"), 2000),
-    **dict.fromkeys(("established", "fin-client", "fin-backend"), 10_000),
+    "established": 10_000,
+    **dict.fromkeys(("fin-client", "fin-backend"), 6000),
     **dict.fromkeys(("closing", "reset"), 3000),
     **dict.fromkeys(("udp-new", "udp"), 4000),
 }
@@ -97,7 +98,9 @@ class Standing:
 
     health: str = "unchecked"
     draining: bool = False
+    deadline: int | None = None
     weight: int | None = None
+    removed: bool = False  # and known on for the sake of its flows
 
 
 @dataclass(frozen=True)
@@ -105,8 +108,8 @@ class Sight:
     """What the model is told of the data path: the backend that it chose, and what schedulers by load go by."""
 
     backend: str | None
-    flows: Callable[[int], int] = field(compare=False)  # by backend number, those that are not over
-    response: Callable[[int], float] = field(compare=False)  # by backend number, in seconds
+    flows: Callable[[Name], int]  # those that are not over
+    response: Callable[[Name], float]  # seconds
 
 
 class Model:
@@ -116,31 +119,71 @@ class Model:
         self.standings: dict[Name, Standing] = {}
         self.cursors: dict[int, int | None] = {}  # by the service's place; None: it is not known
         self.count = 0
+        self.services: list[dict[str, Any]] = []
         self.reload(services)
 
+    # --- backends that come and go -----------------------------------------------------------------------------------
+
     def reload(self, services: list[dict[str, Any]]) -> None:
-        self.services = services
-        wanted = [(service["name"], key) for service in services for key in keys_of(service)]
-        self.numbers = {backend: number for backend, number in self.numbers.items() if backend in wanted}
-        self.standings = {name: self.standings.get(name, Standing()) for name in wanted}
-        for backend in wanted:
-            if backend not in self.numbers:
-                self.count += 1
-                self.numbers[backend] = self.count
-        self.backends = {number: backend for backend, number in self.numbers.items()}
+        before, earlier = self.standings, {service["name"]: service for service in self.services}
+        self.services, self.standings = services, {}
         for service in services:
             for key in keys_of(service):
-                standing = self.standings[service["name"], key]
+                known = before.get((service["name"], key))
+                standing = Standing() if known is None or known.removed else known
                 if "check" not in service:
                     standing.health = "unchecked"
                 elif standing.health == "unchecked":
                     standing.health = "unknown"
+                self.standings[service["name"], key] = standing
+            same_vip = service["vip"] == earlier.get(service["name"], {}).get("vip")
+            for name, standing in before.items() if same_vip and service["on_leave"] != "rehash" else ():
+                if name[0] == service["name"] and name not in self.standings:
+                    self.standings[name] = standing
+                    standing.removed, standing.draining, standing.deadline = True, False, None
+        self.numbers = {name: number for name, number in self.numbers.items() if name in self.standings}
+        for name in self.standings:
+            if name not in self.numbers:
+                self.count += 1
+                self.numbers[name] = self.count
+        self.backends = {number: name for name, number in self.numbers.items()}
+
+    def keeping(self, number: int, now: int) -> str:
+        """What becomes of a backend's flows: stay, syn moves, move, reset (docs/backends.md)."""
+        service, standing = self.service_called(self.backends[number][0]), self.standings[self.backends[number]]
+        drained = standing.draining and standing.deadline is not None and standing.deadline <= now
+        down = standing.health == "down"
+        policies = []
+        if standing.removed or drained:
+            policies.append("rehash" if drained and service["on_leave"] == "keep" else service["on_leave"])
+        if down:
+            automatic = "keep" if service["protocol"] == "tcp" else "rehash"
+            policies.append(automatic if service["on_down"] == "auto" else service["on_down"])
+        if drained and policies[0] == "rehash" and service["on_leave"] == "keep" and "reset" in policies:
+            policies = ["reset"]  # that one is not kept is said by the other
+        policy = next((each for each in policies if each != "keep"), "keep")
+        if policy == "reset":
+            return "reset" if service["protocol"] == "tcp" else "move"
+        return "move" if policy == "rehash" else "syn moves" if down and service["protocol"] == "tcp" else "stay"
+
+    def service_called(self, name: str) -> dict[str, Any]:
+        return next(service for service in self.services if service["name"] == name)
 
     def service_of(self, flow: Flow) -> dict[str, Any]:
-        return next(service for service in self.services if service["name"] == self.backends[flow.number][0])
+        return self.service_called(self.backends[flow.number][0])
+
+    def is_known(self, flow: Flow, now: int) -> bool:
+        return flow.number in self.backends and now - flow.seen <= TIMEOUT_OF[flow.state]
 
     def alive(self, flow: Flow, now: int) -> bool:
-        return flow.number in self.backends and now - flow.seen <= TIMEOUT_OF[flow.state]
+        """Known, and not to leave its backend."""
+        return self.is_known(flow, now) and self.keeping(flow.number, now) != "move"
+
+    def sweep(self, entries: Iterable[Tuple], now: int) -> None:
+        """Flows that decide no more go when the sweep meets them, and may come back to life before; ``entries``: what
+        it has left."""
+        left = set(entries)
+        self.flows = {flow: entry for flow, entry in self.flows.items() if flow in left or self.alive(entry, now)}
 
     def find(self, vip: str, port: int, protocol: str) -> dict[str, Any] | None:
         here = [s for s in self.services if (s["vip"], s["protocol"]) == (vip, protocol)]
@@ -203,9 +246,9 @@ class Model:
             return [self.number(service, keys[turns[cursor if cursor < len(turns) else 0]])]
         shares = [weight for weight in weights if weight]
         loads = [
-            (seen.flows(number) + 1)
+            (seen.flows(self.backends[number]) + 1)
             / (1 if scheduler == "lc" else share)
-            * (max(seen.response(number), LEAST_RESPONSE) if scheduler == "lrt" else 1)
+            * (max(seen.response(self.backends[number]), LEAST_RESPONSE) if scheduler == "lrt" else 1)
             for number, share in zip(takers, shares, strict=True)
         ]
         least = [place for place, load in enumerate(loads) if load <= min(loads) * 1.000001]
@@ -262,8 +305,15 @@ class Model:
             return Outcome(("no_service",))
         syn = protocol == "tcp" and "S" in letters and "A" not in letters
         entry = self.flows.get(flow)
-        lives = entry is not None and self.alive(entry, now) and self.service_of(entry) is service
-        if entry and lives and not (syn and entry.state in (*OVER, "picked-up")):
+        if entry and self.alive(entry, now) and self.service_of(entry) is service:
+            keeping = self.keeping(entry.number, now)
+            if keeping == "reset" and not syn and "R" not in letters:
+                del self.flows[flow]
+                return Outcome(("reset",))
+            stays = keeping == "stay" or not syn
+        else:
+            stays = False
+        if entry and stays and not (syn and entry.state in (*OVER, "picked-up")):
             entry.state = step(entry.state, protocol, letters, True, service["forward"] == "nat")
             entry.seen = now
             return self.forwarded("conntrack", entry.number, service, vip, vport)
@@ -286,12 +336,12 @@ class Model:
     def from_backend(self, key: str, protocol: str, client: str, port: int, letters: str, now: int) -> Outcome:
         senders = [
             s for s in self.services
-            if s["forward"] == "nat" and s["protocol"] == protocol and key in keys_of(s)
+            if s["forward"] == "nat" and s["protocol"] == protocol and (s["name"], key) in self.standings
         ]  # fmt: skip
         if not senders:
             return Outcome(("no_service",))
         for flow, entry in self.flows.items():
-            if flow[:3] == (protocol, client, port) and self.alive(entry, now):
+            if flow[:3] == (protocol, client, port) and self.is_known(entry, now):
                 service = self.service_of(entry)
                 leads_here = service["forward"] == "nat" and (service["vip"], service["port"]) == flow[3:]
                 if leads_here and self.backends[entry.number][1] == key:

@@ -17,7 +17,6 @@ from fastlb import Datapath, flow_hash
 from fastlb._core import KetamaRing, Rotation
 from fastlb.ketama import build_ring, point_counts
 from fastlb.rotation import MOST_TURNS, turns
-from fastlb.standing import Standings
 from tests.balancers import CLIENT, VIP, Balancer, config, datapath, flags, reply_to, service
 from tests.frames import frame, mac_of
 
@@ -119,10 +118,9 @@ def test_weights_that_overflow_32_bits_together(scheduler: str) -> None:
         service("nat", scheduler=scheduler, backends=weighted(dict.fromkeys(MANY, 65535)), slow_start={"window": 60}),
         maglev_size=65537, ring_points=64,
     )  # fmt: skip
-    real, standings = Balancer(settings), Standings()
-    standings.follow(settings, 0.0)
-    standings.by_backend[settings.services[0].name, f"{MANY[0]}:80"].slow_since = 0.0
-    real.reload(settings, 0.0, standings)
+    real = Balancer(settings)
+    real.standings.by_backend[settings.services[0].name, f"{MANY[0]}:80"].slow_since = 0.0
+    real.plan()
     assert sum(member.weight for member in real.plans[0].members) > 1 << 32
     got = Counter(real.pipeline.process([syn(port)], 0)[0][3] for port in range(1000, 5000))
     assert 0 not in got
