@@ -209,7 +209,8 @@ cdef dict look_up_entry(Pipeline pipeline, const Snapshot *snap, const Packet *p
     return {
         "backend": backend_of(&copy.entry), "state": STATE_NAMES[state_of(&copy.entry)],
         "age": since(copy.flow.since, now_ms), "idle": since(copy.entry.seen, now_ms), "source": source,
-        "source_port": port, "is_load": not is_over(state_of(&copy.entry)), "void": why_void(snap, &copy.entry, p, now_ms)}
+        "source_port": port, "is_load": not is_over(state_of(&copy.entry)),
+        "void": why_void(snap, &copy.entry, p, now_ms)}
 
 
 cdef str why_void(const Snapshot *snap, const FlowEntry *entry, const Packet *p, uint32_t now_ms):
