@@ -115,7 +115,7 @@ def make_pipeline(version: int, mode: str, flows: int) -> Pipeline:
     sources = [cast.backends.format(200 + i) for i in range(SOURCES)] if mode == "fullnat" else []
     service = {"name": "web", "vip": cast.vip, "port": 80, "protocol": "tcp", "forward": mode}
     service["backends"] = [{"address": address, **port} for address in addresses]
-    config = Config.from_dict({"services": [service], "snat": sources})
+    config = Config.from_dict({"services": [service], "snat": sources, "new_flow_rate": 100_000_000})
     plans = reconcile.plan_services(config, reconcile.BackendIds(), 0.0)
     pipeline = Pipeline(FlowMemory(flows, sources=config.snat, ports=SOURCE_PORTS))
     pipeline.publish(reconcile.services_table(config, plans), make_routes(version, plans[0].members))

@@ -82,6 +82,7 @@ cdef class PublishedSnapshot:
 cdef class FlowMemory:
     cdef FlowTable table              # without an owner
     cdef FragmentNote *notes
+    cdef uint64_t *limits             # of sources
 
     cdef int open_pool(self, SourcePool *pool, list addresses, int lowest, int highest) except -1
     cdef int close_pool(self, SourcePool *pool) except -1

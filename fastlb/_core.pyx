@@ -26,6 +26,7 @@ from fastlb.dataplane.abi cimport (
     XDP_USE_NEED_WAKEUP, bind_socket, errno, eventfd, eventfd_write, getsockopt, madvise, mmap, munmap, open_socket,
     setsockopt, sockaddr_ll, sockaddr_xdp, tpacket3_hdr, tpacket_block_desc, umem_reg, xdp_desc, xdp_mmap_offsets,
     xdp_ring_offset)
+from fastlb.dataplane.admission cimport LIMIT_SETS, LIMIT_WAYS, MOST_BURST, SET_SHIFT, TICKS, source_meta
 from fastlb.dataplane.affinity cimport (
     HOST_BITS, TICK_BITS, WAYS_OF_AFFINITY, backend_of_host, backend_with_room, held_slot, host_of, is_free, tick_of,
     ticks_left)
@@ -50,12 +51,12 @@ from fastlb.dataplane.machine cimport (
 from fastlb.dataplane.maglev cimport MAX_MEMBERS, Turn, populate
 from fastlb.dataplane.pieces cimport MAX_HEADERS, Pieces, cut, next_piece
 from fastlb.dataplane.pipeline cimport (
-    MAX_ALTERNATIVES, backend_in_midflow, entry_of_port, explains, must_look, next_settled, run_batch,
-    set_flow_of_reply, sweep_tables)
+    MAX_ALTERNATIVES, MAX_SERVICES, ReasonCounts, backend_in_midflow, entry_of_port, explains, must_look, next_settled,
+    run_batch, set_flow_of_reply, sweep_tables)
 from fastlb.dataplane.publish cimport passed, pick_up, publish
 from fastlb.dataplane.reasons cimport (
-    DROP_NO_NEIGHBOUR, DROP_NO_ROUTE, DROP_NO_TUNNEL_SOURCE, DROP_NOT_ON_LINK, REASONS, VIA_REJECT, reason_name,
-    verdict_of)
+    DROP_NO_NEIGHBOUR, DROP_NO_ROUTE, DROP_NO_TUNNEL_SOURCE, DROP_NOT_ON_LINK, REASONS, VIA_REJECT, VIA_SCHEDULER,
+    reason_name, verdict_of)
 from fastlb.dataplane.ring cimport (
     BLOCK_HEADER, HEADROOM, SLOT_HEADER, RxRing, advance, has_frames, hold_block, init_ring, is_closed,
     kernel_may_refill, next_slot, take_frame)
@@ -72,16 +73,17 @@ from fastlb.dataplane.sourceport cimport (
 from fastlb.dataplane.transmit cimport MAX_XSKS
 from fastlb.dataplane.types cimport (
     BATCH, DF_ALWAYS, DF_INNER, DF_NEVER, FAMILY_4, FORWARD_DSR, FORWARD_FULLNAT, FORWARD_GRE, FORWARD_GUE,
-    FORWARD_IPIP, FORWARD_NAT, KEEP_ALL, KEEP_BUT_SYN, KEEP_NONE, KEEP_TO_RESET, LATER_BIT, LEG_CLIENT, LEG_REPLY,
-    NO_BACKEND_DROP, NO_BACKEND_RESET, NO_HOP, PROTO_TCP, PROTO_UDP, VNET_HDR_LEN, Addr, Affinity, Backend,
-    BackendStats, Candidate, FlowTuple, Hop, Host, LinkRoute, Packet, Service, Shape, ShapeList, Snapshot, Source,
-    Timeouts, VnetHdr)
+    FORWARD_IPIP, FORWARD_NAT, GATE_LIMIT, GATE_LISTS, KEEP_ALL, KEEP_BUT_SYN, KEEP_NONE, KEEP_TO_RESET, LATER_BIT,
+    LEG_CLIENT, LEG_REPLY, NO_BACKEND_DROP, NO_BACKEND_RESET, NO_HOP, PROTO_TCP, PROTO_UDP, VNET_HDR_LEN, Addr,
+    Admission, Affinity, Backend, BackendStats, Candidate, FlowTuple, Hop, Host, LinkRoute, Packet, Service,
+    ServiceTable, Shape, ShapeList, Snapshot, Source, Timeouts, VnetHdr)
 from fastlb.dataplane.wire cimport read_addr4, read_addr6, write_addr6
 from fastlb.dataplane.worker cimport MAX_RINGS, clock_ms, clock_ns, run_worker
 from fastlb.dataplane.xsk cimport XSK_CHUNK, XSK_METADATA, XSK_READY, XSK_RING, Xsk, XskRing
 
 include "dataplane/maglev.pxi"
 include "dataplane/schedule.pxi"
+include "dataplane/admission.pxi"
 include "dataplane/snapshot.pxi"
 include "dataplane/affinity.pxi"
 include "dataplane/pipeline.pxi"

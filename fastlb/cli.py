@@ -325,6 +325,7 @@ def _describe(status: dict[str, Any]) -> str:
             _table(("WORKER", *map(str.upper, _WORKER_COLUMNS)), _worker_rows(status["workers"])),
             "",
             _table(heads, rows),
+            *_by_service(status["services"]),
         )
     )
 
@@ -332,6 +333,18 @@ def _describe(status: dict[str, Any]) -> str:
 def _standing(backend: dict[str, Any]) -> str:
     left = backend.get("drain_remaining")
     return f"{backend['state']}, {left:.0f} s left" if left else str(backend["state"])
+
+
+def _by_service(services: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """What services have dropped, or forwarded by another path than usual."""
+    rows = [
+        (service["name"], _nonzero(service["drops"]), _nonzero(service["paths"]))
+        for service in services
+        if service["drops"] or service["paths"]
+    ]
+    if rows:
+        yield ""
+        yield _table(("SERVICE", "DROPS", "PATHS"), rows)
 
 
 def _worker_rows(workers: Sequence[dict[str, Any]]) -> Iterator[Sequence[object]]:

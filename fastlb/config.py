@@ -40,6 +40,9 @@ TWO_WAY = ("nat", "fullnat")
 HASHES = ("maglev", "ketama", "source-hash")
 
 
+SourcePrefixes = Annotated[tuple[fields.ClientNetwork, ...], AfterValidator(fields.all_different)]
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -136,6 +139,18 @@ class ServiceTimeouts(_Model):
     udp: fields.Timeout | None = Field(default=None, description="between two datagrams")
 
 
+class SourceLimit(_Model):
+    """How many flows the clients of one prefix may begin."""
+
+    rate: fields.ClientRate = Field(description="new flows a second, in the long run")
+    burst: fields.ClientBurst | None = Field(
+        default=None, description="new flows at once, after a time without any; as many as rate when not given"
+    )
+    prefix: fields.ClientPrefix | None = Field(
+        default=None, description="the bits of a client's address that count as one source; 32 (IPv4) or 64 (IPv6)"
+    )
+
+
 class Service(_Model):
     """One VIP, port and protocol, and the backends that share its traffic."""
 
@@ -188,6 +203,15 @@ class Service(_Model):
     )
     timeouts: ServiceTimeouts = Field(
         default=ServiceTimeouts(), description="where this service's flows are remembered for another time than others"
+    )
+    allow: SourcePrefixes = Field(
+        default=(), description="clients that may use the service, as prefixes; when there are any, no others may"
+    )
+    deny: SourcePrefixes = Field(
+        default=(), description="clients that may not; of the prefixes in both lists the longest one decides"
+    )
+    source_limit: SourceLimit | None = Field(
+        default=None, description="how many new flows a second each source may begin"
     )
     tunnel: Tunnel = Field(default=Tunnel(), description="how packets are wrapped (ipip, gre and gue only)")
     mss_clamp: fields.MssClamp = Field(
@@ -319,6 +343,11 @@ class Config(_Model):
         "object a line; none: no log",
     )
     flows: fields.FlowCapacity = Field(default=1_000_000, description="flows that the flow table can hold")
+    new_flow_rate: fields.NewFlowRate = Field(
+        default="auto",
+        description="new flows a second that get an entry in the flow table; those beyond it go by their hash without "
+        "one. auto: half of flows in the time that a flow of one packet is remembered",
+    )
     affinity_entries: fields.AffinityEntries = Field(
         default=65536, description="clients that services with affinity can remember, all together"
     )
@@ -391,6 +420,7 @@ def _rules(services: tuple[Service, ...], snat: tuple[Address, ...] | None, vip_
         own = (
             *_any_port(service), *_check(service), *_too_many(service), *_tunnel(service), *_prefix(service),
             *_bounded_load(service), *_source_ports(service, snat), *_held(service, vip_address), *_timeouts(service),
+            *_clients(service), *_source_limit(service),
         )  # fmt: skip
         for path, message in (*own, *_backends(service, vips)):
             yield (*loc, *path), message
@@ -511,15 +541,14 @@ def _check(service: Service) -> Found:
 
 
 def _prefix(service: Service) -> Found:
-    if service.affinity is None or service.vip is None or service.affinity.prefix is None:
-        return
-    longest = service.network.max_prefixlen
-    if service.affinity.prefix > longest:
-        yield (
-            ("affinity", "prefix"),
-            f"found {service.affinity.prefix}; clients of VIP {service.vip} are IPv{service.vip.version}, so it must "
-            f"be a whole number from 1 to {longest}",
-        )
+    for key, given in (("affinity", service.affinity), ("source_limit", service.source_limit)):
+        prefix = given.prefix if given is not None else None
+        if prefix is not None and service.vip is not None and prefix > service.network.max_prefixlen:
+            yield (
+                (key, "prefix"),
+                f"found {prefix}; clients of VIP {service.vip} are IPv{service.vip.version}, so it must "
+                f"be a whole number from 1 to {service.network.max_prefixlen}",
+            )
 
 
 def _groups(services: tuple[Service, ...]) -> Found:
@@ -561,6 +590,34 @@ def _source_ports(service: Service, snat: tuple[Address, ...] | None) -> Found:
             ("forward",),
             f"fullnat needs an IPv{service.vip.version} address to send from; add one of this host's to snat, "
             "which stands beside services",
+        )
+
+
+def _clients(service: Service) -> Found:
+    """Prefixes that no client of the VIP has, or of which nobody could say what they mean."""
+    if service.allow is None or service.deny is None:
+        return
+    for key, prefixes in (("allow", service.allow), ("deny", service.deny)):
+        for number, prefix in enumerate(prefixes):
+            if service.vip and prefix.version != service.vip.version:
+                yield (
+                    (key, number),
+                    f"{prefix} is IPv{prefix.version} and the VIP {service.vip} is IPv{service.vip.version}; "
+                    "no client of this service is in it; leave it out",
+                )
+    allowed = {prefix: number for number, prefix in enumerate(service.allow)}
+    for number, prefix in enumerate(service.deny):
+        if prefix in allowed:
+            yield ("deny", number), f"{prefix} is allow[{allowed[prefix]}] as well; keep one of the two"
+
+
+def _source_limit(service: Service) -> Found:
+    limit = service.source_limit
+    if limit is not None and limit.burst is not None and limit.burst > limit.rate * fields.MOST_BURST:
+        yield (
+            ("source_limit", "burst"),
+            f"found {limit.burst}; at {limit.rate} a second it must be at most {limit.rate * fields.MOST_BURST}, "
+            "an hour's worth",
         )
 
 
@@ -683,6 +740,7 @@ def _model_at(loc: Loc) -> type[_Model]:
         "affinity": Affinity,
         "check": Check,
         "slow_start": SlowStart,
+        "source_limit": SourceLimit,
         "services": Service,
         "backends": Backend,
     }
@@ -749,8 +807,8 @@ def _salvage(model: type[_M], raw: Mapping[str, object], loc: Loc, bad: set[Loc]
             values[name] = None
         elif name not in raw:
             values[name] = None if field.is_required() else field.default
-        elif name in ("tunnel", "timeouts", "affinity"):
-            values[name] = None  # its own rules wait until the rest is right
+        elif name in ("tunnel", "timeouts", "affinity", "allow", "deny", "source_limit"):
+            values[name] = None  # their own rules wait until the rest is right
         elif name == "check":
             inner = raw[name]
             values[name] = _salvage(Check, inner if isinstance(inner, Mapping) else {}, (*loc, name), bad)

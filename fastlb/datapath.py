@@ -100,12 +100,12 @@ class Datapath:
         plans = reconcile.plan_services(config, ids, now, standings)
         self._services = reconcile.services_table(config, plans)
         self._plans, self._ids, self._config, self._standings = plans, ids, config, standings
-        self._pipeline.renew(ids.reused)
+        self._pipeline.renew(ids.reused, ids.services.reused)
         self._keys = {member.id: member.key for plan in self._plans for member in plan.members}
         self._stale = True
 
     def _flows_of(self, backend: Name) -> int:
-        return self._pipeline.backend_stats(self._ids.by_backend[backend])["active_flows"]
+        return self._pipeline.backend_stats(self._ids.by_name[backend])["active_flows"]
 
     def set_neighbour(self, next_hop: str | Address, mac: str) -> None:
         """The MAC address ("02:00:00:00:00:0b") of a backend or client."""

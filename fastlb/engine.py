@@ -439,7 +439,7 @@ class Engine:
             log.info("removed backends have no flows any more", backends=[" ".join(name) for name in over])
 
     def _flows_of(self, name: Name) -> int:
-        number = self._now.ids.by_backend[name]
+        number = self._now.ids.by_name[name]
         return sum(pipeline.backend_stats(number)["active_flows"] for pipeline in self._pipelines)
 
     def _drain(self, request: Mapping[str, Any]) -> dict[str, str]:
@@ -584,8 +584,9 @@ class Engine:
             self._flow_log.know(generation.plans)
         self._add_vips()
         for pipeline in self._pipelines:
-            pipeline.renew(generation.ids.reused)
+            pipeline.renew(generation.ids.reused, generation.ids.services.reused)
         generation.ids.reused.clear()  # once: going back to this generation must not forget what is in use
+        generation.ids.services.reused.clear()
         self._classifier.replace(old & new, self._view.addresses)
         self._publish()
         self._fill_classifier()

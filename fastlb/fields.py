@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -46,6 +46,7 @@ FINE_SECONDS = {"us": 0.000001, "ms": 0.001}
 BYTES = {"KiB": 1 << 10, "MiB": 1 << 20}
 LONGEST = 7 * 24 * 3600  # seconds
 LONGEST_AFFINITY = 24 * 3600  # seconds; slots' ends are told apart over six days, affinity.pxd
+MOST_BURST = 3600  # seconds' worth, as in admission.pxd
 MAX_SOURCES = 255  # source addresses of one IP version, as in sourceport.pxd
 
 
@@ -215,6 +216,17 @@ def _source(value: object) -> Network:
     return prefix
 
 
+def _client_network(value: object) -> Network:
+    if isinstance(value, IPv4Network | IPv6Network):
+        return value
+    if not isinstance(value, str):
+        raise ValueError("not a prefix")
+    prefix = ip_network(value, strict=False)
+    if prefix.network_address != ip_address(value.split("/")[0]):
+        raise _refusal(f"found {show(value)}; it has bits behind the prefix; write {show(str(prefix))}, or one address")
+    return prefix
+
+
 def parse_ports(value: object) -> int | PortRange | Literal["any"]:
     """A port, a range of ports, or any; a range of one port is a port. ValueError for anything else."""
     if value == "any":
@@ -248,7 +260,10 @@ def _socket_path(value: str) -> str:
     return value
 
 
-def all_different(names: tuple[str, ...]) -> tuple[str, ...]:
+Listed = TypeVar("Listed", str, Network)
+
+
+def all_different(names: tuple[Listed, ...]) -> tuple[Listed, ...]:
     """For a list in which nothing may come twice."""
     twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
     if twice is not None:
@@ -464,6 +479,18 @@ Aggression = Annotated[
     float, Field(strict=True, ge=0.1, le=10), _expects("a number from 0.1 to 10")
 ]
 Floor = Annotated[float, Field(strict=True, ge=0.01, le=1), _expects("a number from 0.01 to 1")]
+ClientNetwork = Annotated[
+    Network,
+    PlainValidator(_client_network),
+    _expects("a prefix of client addresses, such as 198.51.100.0/24; or one address"),
+    WithJsonSchema({"type": "string"}),
+]
+ClientRate = Annotated[StrictInt, Field(ge=1, le=100_000), _expects("a whole number from 1 to 100000")]
+ClientBurst = Annotated[StrictInt, Field(ge=1, le=1_000_000), _expects("a whole number from 1 to 1000000")]
+NewFlowRate = Annotated[
+    Literal["auto"] | Annotated[StrictInt, Field(ge=1, le=100_000_000)],
+    _expects('"auto" or a whole number from 1 to 100000000'),
+]
 OnLeave = Annotated[Literal["keep", "rehash", "reset"], _one_of("keep", "rehash", "reset")]
 OnDown = Annotated[Literal["auto", "keep", "rehash", "reset"], _one_of("auto", "keep", "rehash", "reset")]
 DrainTime = Annotated[

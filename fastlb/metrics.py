@@ -9,7 +9,7 @@ from fastlb._core import Pipeline, reason_names, verdict_number
 from fastlb.reconcile import PROTOCOL_NAMES, Member, Plan
 from fastlb.standing import Standings
 
-_DROP, _PASS = 2, 1
+_FORWARD, _PASS, _DROP = 0, 1, 2
 
 
 def split_counters(counters: Mapping[str, int]) -> dict[str, Any]:
@@ -45,6 +45,7 @@ def describe_services(
             "protocol": plan.protocol,
             "forward": plan.forward,
             "scheduler": plan.scheduler,
+            **_count_service(pipelines, plan),
             "backends": [
                 _describe_member(pipelines, plan, member, standings, now)
                 | add_up(pipeline.backend_stats(member.id) for pipeline in pipelines)
@@ -53,6 +54,16 @@ def describe_services(
         }
         for plan in plans
     ]
+
+
+def _count_service(pipelines: Sequence[Pipeline], plan: Plan) -> dict[str, dict[str, int]]:
+    """``paths`` and ``drops`` that are not 0; the usual paths, conntrack and scheduled, follow from the backends."""
+    counters = add_up(pipeline.service_counters(plan.slot) for pipeline in pipelines)
+    seen = {name: value for name, value in counters.items() if value}
+    return {
+        "paths": {name: value for name, value in seen.items() if verdict_number(name) == _FORWARD},
+        "drops": {name: value for name, value in seen.items() if verdict_number(name) == _DROP},
+    }
 
 
 def _describe_member(

@@ -6,9 +6,9 @@ Nothing here opens a socket or knows a clock that was not handed in.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from socket import IPPROTO_TCP, IPPROTO_UDP
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from fastlb._core import KetamaRing, MaglevTable, Rotation, Services
 from fastlb.affinity import HostNumbers, Stickiness, group_of, stickiness_of
@@ -22,10 +22,17 @@ from fastlb.rotation import build_rotation
 from fastlb.shapes import PORT_BITS, Block
 from fastlb.standing import Share, Standings
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Name = TypeVar("Name")
+
 PROTOCOL_NUMBERS = {"tcp": IPPROTO_TCP, "udp": IPPROTO_UDP}
 PROTOCOL_NAMES = {number: name for name, number in PROTOCOL_NUMBERS.items()}
 CLAMP_TO_PATH = 65535
+MAX_FLOWS = 1 << 30
 MAX_BACKEND_ID = (1 << 20) - 1
+MAX_SERVICE_SLOT = (1 << 16) - 1
 ID_QUARANTINE = 60.0  # seconds; the sweep forgets the flows of a backend that left within ten
 
 NEEDS_RESTART = (
@@ -52,11 +59,20 @@ class Member:
     sticky: bool = False  # its clients of before still come to it
 
 
+class Limit(NamedTuple):
+    """A source limit without anything left open."""
+
+    rate: int
+    burst: int
+    prefix: int
+
+
 @dataclass(frozen=True)
 class Plan:
     """A service, as the data path knows it; ``members`` are sorted by key, as the table's positions are."""
 
     name: str
+    slot: int  # of its counters
     vip: Address | Network
     network: Network  # the same as a prefix
     ports: int | PortRange | str
@@ -66,6 +82,9 @@ class Plan:
     forward: str
     no_backend: str
     mss: int  # what TCP's MSS is lowered to; 0: nothing, 65535: what fits
+    allow: tuple[Network, ...]
+    deny: tuple[Network, ...]
+    source_limit: Limit | None
     tunnel: Tunnel
     scheduler: str
     table: MaglevTable | None  # of every service: also for packets in mid-flow
@@ -78,44 +97,70 @@ class Plan:
 
 
 @dataclass
-class BackendIds:
-    """Stable numbers for (service name, backend key), which flow entries carry.
+class StableNumbers(Generic[Name]):
+    """Numbers from 1 on that names keep as long as they are in use.
 
-    A number that is no longer used rests for ID_QUARANTINE seconds, so that no entry of its old backend is left when a
-    new backend gets it. ``reused`` collects such numbers for `Pipeline.renew`.
+    A number that is no longer used rests for ID_QUARANTINE seconds, so that nothing of what it stood for is left when
+    something new gets it. ``reused`` collects such numbers for `Pipeline.renew`.
     """
 
-    by_backend: dict[tuple[str, str], int] = field(default_factory=dict)
-    resting: list[tuple[float, int]] = field(default_factory=list)  # (when it was freed, id), oldest first
+    by_name: dict[Name, int] = field(default_factory=dict)
+    resting: list[tuple[float, int]] = field(default_factory=list)  # (when it was freed, number), oldest first
     highest: int = 0
     reused: set[int] = field(default_factory=set)
-    hosts: HostNumbers = field(default_factory=HostNumbers)  # of affinity, which has other numbers
 
-    def copy(self) -> BackendIds:
+    def copy(self) -> Self:
         """An independent copy, to try a configuration with."""
-        return BackendIds(dict(self.by_backend), list(self.resting), self.highest, hosts=self.hosts.copy())
+        return replace(self, by_name=dict(self.by_name), resting=list(self.resting), reused=set())
 
-    def assign(self, wanted: Iterable[tuple[str, str]], now: float) -> dict[tuple[str, str], int]:
-        """The numbers of exactly these backends; ``now`` in seconds. Raises FastlbError when none is left."""
+    def assign(self, wanted: Iterable[Name], now: float) -> dict[Name, int]:
+        """The numbers of exactly these names; ``now`` in seconds. Raises FastlbError when none is left."""
         self.reused = set()
         wanted = list(wanted)
         keep = set(wanted)
-        for gone in [backend for backend in self.by_backend if backend not in keep]:
-            self.resting.append((now, self.by_backend.pop(gone)))
-        for backend in wanted:
-            if backend not in self.by_backend:
-                self.by_backend[backend] = self._take(now)
-        return self.by_backend
+        for gone in [name for name in self.by_name if name not in keep]:
+            self.resting.append((now, self.by_name.pop(gone)))
+        for name in wanted:
+            if name not in self.by_name:
+                self.by_name[name] = self._take(now)
+        return self.by_name
 
     def _take(self, now: float) -> int:
         if self.resting and now - self.resting[0][0] >= ID_QUARANTINE:
             number = self.resting.pop(0)[1]
             self.reused.add(number)
             return number
-        if self.highest == MAX_BACKEND_ID:
-            raise FastlbError(f"more than {MAX_BACKEND_ID} backends, those that left within a minute included")
+        most, what = self._most()
+        if self.highest == most:
+            raise FastlbError(f"more than {most} {what}, those that left within a minute included")
         self.highest += 1
         return self.highest
+
+    def _most(self) -> tuple[int, str]:
+        """The highest number that there is, and of what they are."""
+        raise NotImplementedError
+
+
+class ServiceSlots(StableNumbers[str]):
+    """Of services by name, for what is counted by service."""
+
+    def _most(self) -> tuple[int, str]:
+        return MAX_SERVICE_SLOT, "services"
+
+
+@dataclass
+class BackendIds(StableNumbers[tuple[str, str]]):
+    """Of backends by (service name, backend key), which flow entries carry; and those of their services."""
+
+    services: ServiceSlots = field(default_factory=ServiceSlots)
+    hosts: HostNumbers = field(default_factory=HostNumbers)  # of affinity, which has other numbers
+
+    def copy(self) -> Self:
+        """As above, of all of them."""
+        return replace(super().copy(), services=self.services.copy(), hosts=self.hosts.copy())
+
+    def _most(self) -> tuple[int, str]:
+        return MAX_BACKEND_ID, "backends"
 
 
 def plan_services(config: Config, ids: BackendIds, now: float, standings: Standings | None = None) -> list[Plan]:
@@ -126,15 +171,20 @@ def plan_services(config: Config, ids: BackendIds, now: float, standings: Standi
     standings = standings or Standings()
     configured = ((service.name, service.key(backend)) for service in config.services for backend in service.backends)
     removed = ((service.name, key) for service in config.services for key in standings.removed.get(service.name, ()))
-    numbers = Numbers(ids.assign((*configured, *removed), now), ids.hosts.assign(config, now))
+    numbers = Numbers(
+        ids.assign((*configured, *removed), now),
+        ids.hosts.assign(config, now),
+        ids.services.assign((service.name for service in config.services), now),
+    )
     return [_plan_service(config, service, numbers, standings, now) for service in config.services]
 
 
 class Numbers(NamedTuple):
-    """What flow entries and the affinity table call a backend."""
+    """What flow entries and the affinity table call a backend, and counters a service."""
 
     ids: Mapping[tuple[str, str], int]  # by service and key
     hosts: Mapping[tuple[str, Address], int]  # by affinity group and address
+    slots: Mapping[str, int]  # of a service's counters, by its name
 
 
 def _plan_service(
@@ -148,6 +198,7 @@ def _plan_service(
     weights = [member.weight for member in members]
     return Plan(
         name=service.name,
+        slot=numbers.slots[service.name],
         vip=service.vip,
         network=service.network,
         ports=service.port,
@@ -157,6 +208,9 @@ def _plan_service(
         forward=service.forward,
         no_backend=service.no_backend,
         mss=_clamp(service.mss_clamp),
+        allow=service.allow,
+        deny=service.deny,
+        source_limit=_limit(service),
         tunnel=service.tunnel,
         scheduler=service.scheduler,
         table=build_table(keys, weights, config.maglev_size, config.hash_seed),
@@ -202,6 +256,13 @@ def _member(
     )
 
 
+def _limit(service: Service) -> Limit | None:
+    limit = service.source_limit
+    if limit is None:
+        return None
+    return Limit(limit.rate, limit.burst or limit.rate, limit.prefix or (32 if service.vip.version == 4 else 64))
+
+
 def _clamp(mss: int | bool) -> int:
     return CLAMP_TO_PATH if mss is True else int(mss)
 
@@ -209,7 +270,23 @@ def _clamp(mss: int | bool) -> int:
 def services_table(config: Config, plans: Iterable[Plan]) -> Services:
     """The plans as one immutable table of the data path."""
     timeouts = config.timeouts.model_dump()
-    return Services(plans, hash_seed=config.hash_seed, timeouts=timeouts, echo=config.icmp_echo)
+    return Services(
+        plans, hash_seed=config.hash_seed, timeouts=timeouts, echo=config.icmp_echo, new_flows=new_flows(config)
+    )
+
+
+def new_flows(config: Config) -> tuple[int, int]:
+    """How many entries the workers may make a second, and at once after a time without any.
+
+    A flow of one packet is remembered for tcp_syn, or for udp where there is no TCP. So by ``auto`` a flood fills half
+    of the table at once, and half of it in the long run.
+    """
+    only_udp = bool(config.services) and all(service.protocol == "udp" for service in config.services)
+    remembered = config.timeouts.udp if only_udp else config.timeouts.tcp_syn
+    if config.new_flow_rate == "auto":
+        rate = max(1, int(config.flows / 2 / remembered))
+        return rate, max(rate, config.flows // 2)
+    return config.new_flow_rate, min(int(config.new_flow_rate * remembered), MAX_FLOWS)
 
 
 def tunnel_sources(plans: Iterable[Plan], own: Callable[[Address], Network | None]) -> dict[int, Network]:

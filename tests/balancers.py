@@ -39,7 +39,8 @@ def service(forward: str, version: int = 4, protocol: str = "tcp", **changes: An
 
 
 def config(*services: Mapping[str, Any], **settings: Any) -> Config:
-    return Config.from_dict({"flows": 4096, "maglev_size": 251, **settings, "services": list(services)})
+    plain = {"flows": 4096, "maglev_size": 251, "new_flow_rate": 1_000_000}
+    return Config.from_dict({**plain, **settings, "services": list(services)})
 
 
 def datapath(*services: Mapping[str, Any], mtu: int = 1500, **settings: Any) -> Datapath:

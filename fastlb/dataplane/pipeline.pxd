@@ -8,6 +8,8 @@ gives their memory back.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
+from fastlb.dataplane.admission cimport (
+    FlowBudget, exceed, is_denied, may_go_by_hash, may_remember, remembered, source_may_begin)
 from fastlb.dataplane.affinity cimport AffinityTable, affine_backend, clear_ended, stuck_backend
 from fastlb.dataplane.conntrack cimport (
     FLOW_PICKED_UP, FLOW_SYN, FlowEntry, FlowTable, approach_room, backend_of, be_vport_of, conflicts, enter_flow,
@@ -23,28 +25,29 @@ from fastlb.dataplane.icmp cimport (
     RejectLimit, answer_time_exceeded, answer_too_big, answerable, may_reject, reject, send_back)
 from fastlb.dataplane.icmperror cimport (
     answer_echo, translate_client_in_error, translate_source_in_error, translate_to_backend, translate_to_client)
+from fastlb.dataplane.lookup cimport MISSING
 from fastlb.dataplane.machine cimport bswap16, likely, load_acquire_u32, must, prefetch, store_release_u32, unlikely
 from fastlb.dataplane.parse cimport parse
 from fastlb.dataplane.pieces cimport (
     GSO_ECN, GSO_TCP4, GSO_TCP6, GSO_UDP, MAX_GROWTH, MAX_HEADERS, MIN_MTU6, MIN_SEGMENT, cut_segment, cut_to,
     is_promised, may_be_fragmented)
 from fastlb.dataplane.reasons cimport (
-    DROP_BACKEND_LEFT, DROP_BACKENDS_FULL, DROP_FLOW_TABLE_FULL, DROP_FLOW_UNKNOWN, DROP_FRAGMENT_LIMIT,
-    DROP_FRAGMENT_OVERLAP, DROP_FRAGMENT_UNKNOWN, DROP_ICMP_UNKNOWN, DROP_NAT_CONFLICT, DROP_NO_BACKEND,
-    DROP_NO_NEIGHBOUR, DROP_NO_SOURCE_PORT, DROP_NO_TUNNEL_SOURCE, DROP_OVER_MTU, DROP_REJECT_LIMIT,
-    DROP_REPLY_UNKNOWN, DROP_TTL_EXPIRED, DROP_TUNNEL_OFFLOAD, DROP_WRONG_WORKER, PASS_NO_SERVICE, REASONS,
-    VIA_CONNTRACK, VIA_ECHO, VIA_FRAGMENT, VIA_HELD, VIA_ICMP, VIA_MAGLEV, VIA_REJECT, VIA_RESET, VIA_SCHEDULER,
-    VIA_TIME_EXCEEDED, VIA_TOO_BIG)
+    DROP_BACKENDS_FULL, DROP_BACKEND_LEFT, DROP_DENIED, DROP_FLOW_TABLE_FULL, DROP_FLOW_UNKNOWN, DROP_FRAGMENT_LIMIT,
+    DROP_FRAGMENT_OVERLAP, DROP_FRAGMENT_UNKNOWN, DROP_ICMP_UNKNOWN, DROP_NAT_CONFLICT, DROP_NEW_FLOW_RATE,
+    DROP_NO_BACKEND, DROP_NO_NEIGHBOUR, DROP_NO_SOURCE_PORT, DROP_NO_TUNNEL_SOURCE, DROP_OVER_MTU, DROP_REJECT_LIMIT,
+    DROP_REPLY_UNKNOWN, DROP_SOURCE_LIMIT, DROP_TTL_EXPIRED, DROP_TUNNEL_OFFLOAD, DROP_WRONG_WORKER, PASS_NO_SERVICE,
+    REASONS, VIA_CONNTRACK, VIA_ECHO, VIA_FRAGMENT, VIA_HELD, VIA_ICMP, VIA_MAGLEV, VIA_OVERLOAD, VIA_REJECT, VIA_RESET,
+    VIA_SCHEDULER, VIA_TIME_EXCEEDED, VIA_TOO_BIG)
 from fastlb.dataplane.rewrite cimport (
     clamp_mss, decrement_ttl, fits, set_link_header, translate_both, translate_destination, translate_source)
 from fastlb.dataplane.route cimport find_route, hop_to_address, hop_to_backend
 from fastlb.dataplane.schedule cimport (
-    Place, SchedulerState, has_room, hash_of_flow, hashed_backend, hashed_candidate, note_response, place_of,
+    BY_SOURCE, Place, SchedulerState, has_room, hash_of_flow, hashed_backend, hashed_candidate, note_response, place_of,
     placement_hash, prefetch_placement, scheduled_backend, start_tick)
 from fastlb.dataplane.service cimport classify
 from fastlb.dataplane.sourceport cimport SourcePool, SourcePort, address_of, be_port_of, give_back, take_port
 from fastlb.dataplane.types cimport (
-    BATCH, CLAMP_TO_PATH, FAMILY_4, FORWARD_FULLNAT, FORWARD_NAT, FRAGMENT_LATER, FRAGMENT_NONE, KEEP_ALL,
+    BATCH, CLAMP_TO_PATH, FAMILY_4, FORWARD_FULLNAT, FORWARD_NAT, FRAGMENT_LATER, FRAGMENT_NONE, GATE_LISTS, KEEP_ALL,
     KEEP_BUT_SYN, KEEP_TO_RESET, LEG_CLIENT, LEG_ECHO, LEG_NONE, LEG_REPLY, LOGGED_BIT, NO_BACKEND_RESET, NO_HOP,
     PROTO_TCP, Addr, Backend, BackendStats, Candidate, FlowTuple, Hop, LinkRoute, Packet, Service, Snapshot)
 from fastlb.dataplane.wire cimport IP4_LEN, IP6_LEN, TCP_ACK, TCP_LEN, TCP_RST, TCP_SYN, same_addr
@@ -54,12 +57,18 @@ cdef enum:
     # Other Maglev slots that a NAT conflict may look at, and backends that may share a reply's address and port.
     MAX_ALTERNATIVES = 16
     MAX_UNRESOLVED = 64      # clients on a link, without a MAC, that wait to be asked for
+    MAX_SERVICES = 1 << 16   # slots of counters
 
 
 cdef struct Unresolved:
     Addr addr
     uint32_t ifindex
     uint8_t family
+
+
+cdef struct ReasonCounts:
+    # Of one service; the two reasons of most packets, conntrack and scheduled, are not counted.
+    uint64_t by_reason[REASONS]
 
 
 cdef struct PipelineState:
@@ -78,6 +87,9 @@ cdef struct PipelineState:
     uint16_t outer_number    # of the next outer IPv4 header
     Unresolved unresolved[MAX_UNRESOLVED]
     uint32_t unresolved_count      # set back to 0 by Python, which asks the kernel to resolve them
+    FlowBudget budget
+    uint64_t *limits         # of sources (admission.pxd); everybody's
+    ReasonCounts *by_service  # by slot
 
 
 # --- track and schedule: the client's leg ----------------------------------------------------------------------------
@@ -183,7 +195,49 @@ cdef inline FlowEntry *enter_client(
     flow.source = p.source
     flow.since = now
     enter_flow(&pipe.flows, entry, p.shard, p.fingerprint, p.backend, first_state(p), now)
+    remembered(&pipe.budget)
     return entry
+
+
+cdef inline bint is_found_again(const Service *service) noexcept nogil:
+    """Do packets in mid-flow go where a new flow of their client would: by the same hash, by the affinity table?"""
+    if service.forward == FORWARD_FULLNAT or service.affinity != NULL:
+        return True
+    return service.scheduler <= BY_SOURCE and not service.restrained
+
+
+cdef inline bint needs_entry(
+        PipelineState *pipe, const Snapshot *snap, const Service *service, const Packet *p, uint32_t now,
+        ) noexcept nogil:
+    """Would nobody know whose flow it is that the packet's backend answers? (See `explains`.)"""
+    cdef uint64_t hashed
+    if not translates(service):
+        return False
+    if service.forward == FORWARD_FULLNAT or service.has_prefix:
+        return True
+    hashed = hash_of_flow(snap.services, service, p)
+    return backend_in_midflow(pipe, service, hashed, p.src, now) != p.backend
+
+
+cdef inline int pass_unremembered(
+        PipelineState *pipe, const Snapshot *snap, Packet *p, bint fresh, int reason, uint32_t now) noexcept nogil:
+    """A flow that gets no entry goes from its first packet on as the next ones will, with an entry or not: by its
+    client's affinity, or else by the hash.
+
+    `reason`: how it ends where nothing works without an entry.
+    """
+    cdef const Service *service = &snap.services.services[p.service]
+    cdef int fault
+    if not fresh and service.forward == FORWARD_FULLNAT:
+        return DROP_FLOW_UNKNOWN
+    exceed(&pipe.budget, now)
+    fault = choose_backend(pipe, snap, p, fresh and is_found_again(service), now)
+    if unlikely(fault):
+        return fault
+    if needs_entry(pipe, snap, service, p, now):
+        p.backend = 0
+        return reason
+    return VIA_OVERLOAD
 
 
 cdef inline int start_full_flow(
@@ -209,15 +263,28 @@ cdef inline int start_full_flow(
 
 cdef inline int start_flow(PipelineState *pipe, const Snapshot *snap, Packet *p, uint32_t now) noexcept nogil:
     """A packet without an entry: schedule a new flow, or pick one up in mid-flow."""
+    cdef const Service *service = &snap.services.services[p.service]
     cdef bint fresh = may_begin(p)
-    cdef int fault = choose_backend(pipe, snap, p, fresh, now)
+    cdef bint scheduled = fresh
+    cdef int fault
+    if unlikely(service.gates != 0) and fresh and not source_may_begin(
+            pipe.limits, &pipe.flows, service, p, pipe.now_us):
+        return DROP_SOURCE_LIMIT
+    if unlikely(not may_remember(&pipe.budget, snap.services, &pipe.flows, pipe.now_us)):
+        return pass_unremembered(pipe, snap, p, fresh, DROP_NEW_FLOW_RATE, now)
+    if unlikely(pipe.budget.exceeded_once):
+        scheduled = fresh and (
+            is_found_again(service) or not may_go_by_hash(&pipe.budget, snap.services, service, now))
+    fault = choose_backend(pipe, snap, p, scheduled, now)
     if unlikely(fault):
         return fault
-    if unlikely(snap.services.services[p.service].forward == FORWARD_FULLNAT):
+    if unlikely(service.forward == FORWARD_FULLNAT):
         return start_full_flow(pipe, snap, p, fresh, now)
-    if not p.tcp_flags & TCP_RST:                        # a RST ends what is not even there
-        enter_client(pipe, snap, p, now)
-    return VIA_SCHEDULER if fresh else VIA_MAGLEV
+    if unlikely(p.tcp_flags & TCP_RST):                  # ends what is not even there
+        return VIA_MAGLEV
+    if unlikely(enter_client(pipe, snap, p, now) == NULL):
+        return pass_unremembered(pipe, snap, p, fresh, DROP_FLOW_TABLE_FULL, now)
+    return VIA_SCHEDULER if scheduled else VIA_MAGLEV
 
 
 cdef inline bint still_holds(
@@ -323,13 +390,22 @@ cdef inline void set_flow_of_reply(
     flow.source = 0
 
 
-cdef inline void enter_picked_up(
-        PipelineState *pipe, const Snapshot *snap, const Packet *p, uint64_t fingerprint, const FlowTuple *flow,
-        uint32_t now) noexcept nogil:
-    cdef FlowEntry *entry = find_room(&pipe.flows, p.shard, fingerprint, snap.services, NULL, now)
+cdef inline int enter_picked_up(
+        PipelineState *pipe, const Snapshot *snap, const Packet *p, uint64_t fingerprint, FlowTuple *flow, uint32_t now,
+        ) noexcept nogil:
+    """Make an entry for the flow of a reply that the hash has explained, if it may have one. The packet's reason."""
+    cdef FlowEntry *entry
+    if p.protocol != PROTO_TCP or p.tcp_flags & TCP_RST:
+        return VIA_MAGLEV
+    if not may_remember(&pipe.budget, snap.services, &pipe.flows, pipe.now_us):
+        return VIA_OVERLOAD
+    flow.since = now
+    entry = find_room(&pipe.flows, p.shard, fingerprint, snap.services, NULL, now)
     if likely(entry != NULL):
         tuple_of(&pipe.flows, entry)[0] = flow[0]
         enter_flow(&pipe.flows, entry, p.shard, fingerprint, p.backend, FLOW_PICKED_UP, now)
+        remembered(&pipe.budget)
+    return VIA_MAGLEV
 
 
 cdef inline int pick_up_reply(
@@ -350,10 +426,7 @@ cdef inline int pick_up_reply(
             fingerprint = flow_fingerprint(pipe.flows.key, p.fingerprint, flow.vip, flow.be_vport, True)
             if lives_elsewhere(pipe, snap, p, fingerprint, now):
                 break
-            if p.protocol == PROTO_TCP and not p.tcp_flags & TCP_RST:
-                flow.since = now
-                enter_picked_up(pipe, snap, p, fingerprint, flow, now)
-            return VIA_MAGLEV
+            return enter_picked_up(pipe, snap, p, fingerprint, flow, now)
         backend = snap.services.backends[backend].next_reply
     p.backend = 0
     return DROP_REPLY_UNKNOWN
@@ -755,6 +828,10 @@ cdef inline int dispatch_later(PipelineState *pipe, const Snapshot *snap, Packet
     return VIA_HELD if hold(&pipe.fragments, p, key, now) else DROP_FRAGMENT_LIMIT
 
 
+cdef inline bint is_turned_away(const Snapshot *snap, const Packet *p) noexcept nogil:
+    return snap.services.services[p.service].gates & GATE_LISTS and is_denied(snap.services, p)
+
+
 cdef inline int follow_first(
         PipelineState *pipe, const Snapshot *snap, Packet *p, uint64_t key, uint32_t now) noexcept nogil:
     """VIA_HELD while it is not known where to."""
@@ -776,6 +853,8 @@ cdef inline int follow_first(
     if leg == LEG_REPLY:
         return forward_to_client(pipe, snap, p, &flow, VIA_FRAGMENT, now)
     p.service = snap.services.backends[p.backend].service
+    if unlikely(is_turned_away(snap, p)):
+        return DROP_DENIED
     return forward_to_backend(pipe, snap, p, VIA_FRAGMENT, now)
 
 
@@ -809,6 +888,8 @@ cdef inline int dispatch_packet(
     cdef int reason
     if unlikely(p.leg == LEG_ECHO):
         return echo(p)
+    if p.leg == LEG_CLIENT and unlikely(is_turned_away(snap, p)):
+        return DROP_DENIED
     if unlikely(p.quoted):
         return pass_error_on(pipe, snap, p, now)
     if p.leg == LEG_CLIENT:
@@ -849,13 +930,30 @@ cdef inline void run_batch(
         p = &packets[i]
         if likely(p.reason == 0):
             p.reason = <uint8_t>dispatch(pipe, snap, p, now)
-        count_end(pipe, p)
+        count_end(pipe, snap, p)
 
 
-cdef inline void count_end(PipelineState *pipe, const Packet *p) noexcept nogil:
+cdef inline uint32_t service_of(const Snapshot *snap, const Packet *p) noexcept nogil:
+    """The index of the service that a packet belongs to, or MISSING where that is not known."""
+    if p.leg == LEG_CLIENT and p.fragment != FRAGMENT_LATER:
+        return p.service
+    if p.leg == LEG_NONE or p.leg == LEG_ECHO or not 0 < p.backend < snap.services.backend_limit:
+        return MISSING
+    return snap.services.backends[p.backend].service if snap.services.backends[p.backend].present else <uint32_t>MISSING
+
+
+cdef inline void count_by_service(PipelineState *pipe, const Snapshot *snap, const Packet *p) noexcept nogil:
+    cdef uint32_t index = service_of(snap, p)
+    if index != MISSING and p.reason != VIA_HELD:
+        pipe.by_service[snap.services.services[index].slot].by_reason[p.reason] += 1
+
+
+cdef inline void count_end(PipelineState *pipe, const Snapshot *snap, const Packet *p) noexcept nogil:
     """A fragment that is held has not ended yet."""
     must(p.reason < REASONS)
     pipe.reasons[p.reason] += p.reason != VIA_HELD
+    if unlikely(p.reason > VIA_SCHEDULER):
+        count_by_service(pipe, snap, p)
     if likely(p.reason <= VIA_REJECT):
         pipe.forwarded += 1
         pipe.forwarded_bytes += p.length
@@ -892,7 +990,7 @@ cdef inline Packet *next_settled(
             reason = DROP_FRAGMENT_UNKNOWN
         if reason != VIA_HELD:
             held.packet.reason = <uint8_t>reason
-            count_end(pipe, &held.packet)
+            count_end(pipe, snap, &held.packet)
             return &held.packet
         at[0] += 1
     return NULL

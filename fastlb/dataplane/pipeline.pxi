@@ -32,6 +32,7 @@ cdef class FlowMemory:
         table.rows = <BackendStats **>zeroed(SHARDS, sizeof(BackendStats *))
         table.row_count = <uint32_t *>zeroed(1, sizeof(uint32_t))
         self.notes = <FragmentNote *>map_zeroed(SETS * WAYS * sizeof(FragmentNote))
+        self.limits = <uint64_t *>map_zeroed(LIMIT_SETS * LIMIT_WAYS * sizeof(uint64_t))
         for version in (4, 6):
             of_version = [address for address in sources if address.version == version]
             if of_version:
@@ -80,6 +81,7 @@ cdef class FlowMemory:
         free(self.table.rows)
         free(self.table.row_count)
         unmap(self.notes, SETS * WAYS * sizeof(FragmentNote))
+        unmap(self.limits, LIMIT_SETS * LIMIT_WAYS * sizeof(uint64_t))
         self.close_pool(&self.table.pools[0])
         self.close_pool(&self.table.pools[1])
 
@@ -100,6 +102,8 @@ cdef class Pipeline:
         self.state.affinity = self.memory_of_affinity.table
         self.state.flows = self.memory_of_flows.table
         self.state.fragments.notes = self.memory_of_flows.notes
+        self.state.limits = self.memory_of_flows.limits
+        self.state.by_service = <ReasonCounts *>map_zeroed(MAX_SERVICES * sizeof(ReasonCounts))
         self.state.fragments.places = <HeldFragment *>map_zeroed(HELD * sizeof(HeldFragment))
         for slot in range(HELD):
             self.state.fragments.order[slot] = slot
@@ -130,6 +134,7 @@ cdef class Pipeline:
 
     def __dealloc__(self):
         cdef int slot
+        unmap(self.state.by_service, MAX_SERVICES * sizeof(ReasonCounts))
         unmap(self.state.schedulers.places, PLACES * sizeof(Place))
         unmap(self.state.schedulers.responses, MAX_BACKENDS * sizeof(Response))
         free(self.state.flows.log.events)
@@ -154,8 +159,10 @@ cdef class Pipeline:
             del self.snapshots[0]
         return len(self.snapshots)
 
-    def renew(self, backends):
+    def renew(self, backends, services=()):
         """These backend ids pass to other backends: forget what is left of the former ones, flows and counters.
+
+        So do these slots of counters, to other services.
 
         While a worker runs, its sweep has long forgotten the flows, and only the counters start again.
         """
@@ -172,6 +179,8 @@ cdef class Pipeline:
         for backend in renewed:
             memset(&table.stats[<uint32_t>backend], 0, sizeof(BackendStats))
             memset(&self.state.schedulers.responses[<uint32_t>backend], 0, sizeof(Response))
+        for slot in services:
+            memset(&self.state.by_service[<uint16_t>slot], 0, sizeof(ReasonCounts))
 
     # --- packets -----------------------------------------------------------------------------------------------------
 
@@ -279,6 +288,15 @@ cdef class Pipeline:
         if backend >= MAX_BACKENDS:
             raise ValueError(f"backend ids end at {MAX_BACKENDS - 1}, got {backend}")
         return self.state.flows.stats[backend]
+
+    def service_counters(self, slot):
+        """Every reason but ``conntrack`` and ``scheduled``, by name, of the service that has this slot."""
+        cdef const ReasonCounts *counts
+        cdef int i
+        if not 0 <= slot < MAX_SERVICES:
+            raise ValueError(f"slots of services are 0..{MAX_SERVICES - 1}, not {slot}")
+        counts = &self.state.by_service[<uint32_t>slot]
+        return {(<bytes>reason_name(i)).decode(): counts.by_reason[i] for i in range(VIA_SCHEDULER + 1, <int>REASONS)}
 
     def response_time(self, uint32_t backend):
         """Peak-EWMA of the backend's handshakes as this worker saw them, in seconds; None before the first."""

@@ -15,6 +15,7 @@ cdef enum Reason:
     # forwarded
     VIA_CONNTRACK
     VIA_SCHEDULER
+    VIA_OVERLOAD
     VIA_MAGLEV
     VIA_FRAGMENT
     VIA_ICMP
@@ -41,6 +42,10 @@ cdef enum Reason:
     DROP_ICMP_HEADER
     DROP_FRAGMENT_SHAPE
     DROP_FRAGMENT_OVERLAP
+    # dropped: not let in
+    DROP_DENIED
+    DROP_SOURCE_LIMIT
+    DROP_NEW_FLOW_RATE
     # dropped: nowhere to go
     DROP_NO_BACKEND
     DROP_BACKENDS_FULL
@@ -78,6 +83,8 @@ cdef inline const char *reason_name(int reason) noexcept nogil:
         return "conntrack"
     elif reason == VIA_SCHEDULER:           # a new flow, placed by the service's scheduler
         return "scheduled"
+    elif reason == VIA_OVERLOAD:            # a flow that gets no entry, for now: its hash decided
+        return "overload"
     elif reason == VIA_MAGLEV:              # in mid-flow without an entry: the Maglev table decided
         return "maglev"
     elif reason == VIA_FRAGMENT:            # a later fragment: the way of the first one of its datagram
@@ -130,6 +137,12 @@ cdef inline const char *reason_name(int reason) noexcept nogil:
         return "fragment_limit"
     elif reason == DROP_ICMP_UNKNOWN:       # an ICMP error about no flow
         return "icmp_unknown"
+    elif reason == DROP_DENIED:             # the service's lists do not let this source in
+        return "denied"
+    elif reason == DROP_SOURCE_LIMIT:       # too many new flows from this source
+        return "source_limit"
+    elif reason == DROP_NEW_FLOW_RATE:      # too many new flows altogether, where a flow is nothing without an entry
+        return "new_flow_rate"
     elif reason == DROP_NO_BACKEND:
         return "no_backend"
     elif reason == DROP_BACKENDS_FULL:      # every backend has as many flows as it may have

@@ -69,24 +69,29 @@ cdef class Services:
     it, 65535: what fits), ``tunnel`` (as `fastlb.config.Tunnel`), ``scheduler``, ``table`` (MaglevTable or None),
     ``ring`` (KetamaRing or None), ``rotation`` (Rotation or None), ``bounded_load`` (0: not bounded), ``affinity``
     (None, or an object with ``group``, 64 bits that its services share, ``prefix`` and ``timeout`` in seconds),
-    ``timeouts`` (its own, or None) and ``members``: objects with ``id`` (1..2**20-1, stable over reloads), ``address``,
-    ``port`` (0: the packet's), ``weight``, ``even`` (in place of the weight where that does not count), ``response``
-    (seconds that health checks take; 0: unknown), ``max_flows`` (0: any number), ``host`` (1..2**18-1, of its address
-    in the affinity's group; 0: it has left), ``sticky`` (takes clients that stick to it) and ``keeping`` (what becomes
-    of its flows: all, but_syn, none, to_reset; see types.pxd), in the order of the tables' positions.
-    ``timeouts``: seconds by the keys tcp_syn, tcp_established, tcp_half_closed, tcp_closing, udp. ``echo``: VIPs answer
-    echo requests.
+    ``timeouts`` (its own, or None), ``allow``, ``deny`` (networks of the VIP's version), ``source_limit`` (with rate,
+    burst and prefix, or None), ``slot`` (of its counters, 1..65535, stable over reloads) and ``members``: objects with
+    ``id`` (1..2**20-1, stable over reloads), ``address``, ``port`` (0: the packet's), ``weight``, ``even`` (in place of
+    the weight where that does not count), ``response`` (seconds that health checks take; 0: unknown), ``max_flows`` (0:
+    any number), ``host`` (1..2**18-1, of its address in the affinity's group; 0: it has left), ``sticky`` (takes
+    clients that stick to it) and ``keeping`` (what becomes of its flows: all, but_syn, none, to_reset; see types.pxd),
+    in the order of the tables' positions. ``timeouts``: seconds by the keys tcp_syn, tcp_established, tcp_half_closed,
+    tcp_closing, udp. ``echo``: VIPs answer echo requests. ``new_flows``: at most how many entries all workers make a
+    second, and at once; 0: no limit.
     """
 
-    def __cinit__(self, specs, *, uint64_t hash_seed, timeouts, echo=False):
+    def __cinit__(self, specs, *, uint64_t hash_seed, timeouts, echo=False, new_flows=(0, 0)):
         specs = list(specs)
         self.tables = [(spec.table, spec.ring, spec.rotation) for spec in specs]
         self.allocate(specs)
         self.table.hash_seed = hash_seed
         profiles = self.set_timeouts([timeouts, *(spec.timeouts or timeouts for spec in specs)])
+        self.table.new_flow_rate, self.table.new_flow_burst = new_flows
         cdef uint32_t at = 0
         for index, spec in enumerate(specs):
             self.add_service(index, spec, &self.members[at])
+            self.table.services[<uint32_t>index].timeouts = profiles[index + 1]
+            put_admission(&self.table, &self.table.services[<uint32_t>index], index, spec)
             self.add_candidates(&self.table.services[<uint32_t>index], spec, at)
             if spec.affinity is not None:
                 self.add_affinity(index, spec)
@@ -117,7 +122,8 @@ cdef class Services:
         blocks = sum(len(spec.blocks) for spec in specs)
         if (not table_init(&self.table.vips, blocks + 2 * len(specs))
                 or not table_init(&self.table.replies, 2 * replies["nat"])
-                or not table_init(&self.table.full_replies, 2 * replies["fullnat"])):
+                or not table_init(&self.table.full_replies, 2 * replies["fullnat"])
+                or not table_init(&self.table.sources, sources_of(specs))):
             raise MemoryError
         self.set_shapes(specs)
 
@@ -189,6 +195,7 @@ cdef class Services:
         service.no_backend = NO_BACKEND_RESET if spec.no_backend == "reset" else NO_BACKEND_DROP
         service.members = members
         service.mss = spec.mss
+        service.slot = spec.slot
         self.set_tunnel(service, spec.tunnel)
         if table is not None:
             service.maglev = table.slots
@@ -296,6 +303,7 @@ cdef class Services:
                 free(self.affinities[<uint32_t>index].hosts)
         free(self.affinities)
         free(self.table.hosts)
+        free_admission(&self.table)
         free(self.table.services)
         free(self.table.backends)
         free(self.table.timeouts)

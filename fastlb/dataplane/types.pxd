@@ -166,6 +166,22 @@ cdef struct Affinity:
     uint32_t ticks           # the timeout
 
 
+cdef enum Gate:
+    # Of a service: what its clients' packets must pass (admission.pxd).
+    GATE_LISTS = 1           # every packet
+    GATE_LIMIT = 2           # the first of a flow
+
+
+cdef struct Admission:
+    # Whom a service lets in. Immutable.
+    uint8_t lengths[129]     # of the prefixes in its lists, longest first
+    uint8_t length_count
+    uint8_t only_allowed     # who is in no list is denied
+    uint8_t limit_prefix     # bits of an address that make a source
+    uint64_t limit_interval  # between new flows of a source in the long run, in ticks of admission.pxd
+    uint64_t limit_burst     # in ticks too: how far ahead of that a source may be
+
+
 cdef struct Service:
     Addr vip
     const uint16_t *maglev   # maglev_size slots, each a position in members; NULL without a backend
@@ -187,6 +203,7 @@ cdef struct Service:
     uint8_t zero_checksum6   # and over IPv6 (RFC 6935)
     uint8_t scheduler        # see Scheduler
     uint8_t ring_shift       # the hash's upper bits are the index
+    uint8_t gates            # see Gate
     const uint64_t *ring_points      # ketama: ring_size hashes, ascending
     const uint16_t *ring             # the position in members of each
     const uint32_t *ring_index       # the first point that is not below the index's part of the hashes
@@ -201,6 +218,9 @@ cdef struct Service:
     const Affinity *affinity     # NULL: none
     bint restrained          # the load is bounded, or a candidate has a cap
     uint16_t mss             # clamp TCP's MSS to this; 0: not at all, CLAMP_TO_PATH: to what fits
+    uint16_t slot            # of its counters: the same after a reload
+    uint16_t timeouts        # as its backends have it
+    const Admission *admission  # NULL without a gate
 
 
 cdef struct ServiceTable:
@@ -208,6 +228,7 @@ cdef struct ServiceTable:
     Table vips               # (VIP, port, protocol) -> index into services
     Table replies            # nat: (backend, port, protocol) -> the first backend id with it
     Table full_replies       # fullnat: (backend, port, protocol)
+    Table sources            # (service, prefix) -> whether it is allowed, of services with lists
     ShapeList vip_shapes[2]      # IPv4, IPv6
     ShapeList reply_shapes[2]    # of replies and full_replies
     Service *services
@@ -217,6 +238,8 @@ cdef struct ServiceTable:
     uint32_t backend_limit   # one above the largest id
     uint64_t hash_seed
     Timeouts *timeouts       # [0]: those of services without their own
+    uint64_t new_flow_rate   # entries a second, by all workers; 0: no limit
+    uint64_t new_flow_burst
 
 
 cdef struct Hop:

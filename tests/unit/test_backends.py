@@ -51,9 +51,9 @@ def test_the_table_stands_in_the_documentation() -> None:
 class Pair:
     """A service with two backends, the first of which has a flow: an established one where it is TCP."""
 
-    def __init__(self, forward: str, protocol: str, policy: str = "", *, checked: bool = False, **changes: Any) -> None:
+    def __init__(self, forward: str, protocol: str, policy: str = "", *, checked: bool = False) -> None:
         self.forward, self.protocol = forward, protocol
-        self.changes = changes | ({"check": {"type": "tcp", "rise": 1, "fall": 1}} if checked else {})
+        self.changes: dict[str, Any] = {"check": {"type": "tcp", "rise": 1, "fall": 1}} if checked else {}
         if policy:
             key, value = policy.strip("`").split(": ")
             self.changes[key] = value
@@ -110,9 +110,8 @@ class Pair:
             self.balancer.reload(self.settings(SECOND))
 
 
-def pair_in(state: str, policy: str, forward: str, protocol: str, **changes: Any) -> Pair:
-    checked = state in ("`up`", "`down`") or "unknown" in state
-    pair = Pair(forward, protocol, policy, checked=checked, **changes)
+def pair_in(state: str, policy: str, forward: str, protocol: str) -> Pair:
+    pair = Pair(forward, protocol, policy, checked=state in ("`up`", "`down`") or "unknown" in state)
     pair.enter(state)
     return pair
 
@@ -130,17 +129,6 @@ def test_new_flows(
     pair = pair_in(state, policy, forward, protocol)
     placed = {pair.client("S", sport)[2] for sport in range(41000, 41100)}
     assert placed == ({pair.keys[1]} if new == "none" else set(pair.keys))
-
-
-@every_state
-@every_mode
-@pytest.mark.parametrize("protocol", ["tcp", "udp"])
-def test_new_flows_of_a_client_that_is_bound_to_it(
-    state: str, policy: str, new: str, tcp: str, udp: str, affinity: str, forward: str, protocol: str
-) -> None:
-    pair = pair_in(state, policy, forward, protocol, affinity={"timeout": "1h"}, scheduler="rr")
-    placed = {pair.client("S", sport)[2] for sport in range(41000, 41020)}
-    assert placed == {pair.keys[0] if affinity == "kept" else pair.keys[1]}
 
 
 @every_state
@@ -278,7 +266,7 @@ def test_a_removed_backend_is_known_until_its_last_flow_is_over(policy: str) -> 
     assert [(each.key, each.weight, each.removed) for each in pair.balancer.plans[0].members] == [
         (pair.keys[0], 0, True), (pair.keys[1], 1, False),
     ]  # fmt: skip
-    number = pair.balancer.ids.by_backend[name]
+    number = pair.balancer.ids.by_name[name]
     looks = [(0.0, 1), (500.0, 1), (501.0, 0), (520.0, 2), (521.0, 0), (549.9, 0), (550.0, 0), (551.0, 0)]
     gone = [(now, standings.let_go({name: flows}.__getitem__, now)) for now, flows in looks]
     assert [now for now, names in gone if names] == [550.0]  # 30 seconds, tcp_closing, after its last flow was seen
@@ -306,7 +294,7 @@ def test_kept_flows_go_on_until_they_end() -> None:
     assert pair.backend("FA", now=241.0) == "conntrack"
     assert pair.client("FA", now=241.0)[0] == "conntrack"
     assert pair.client("S", now=241.0)[::2] != ("conntrack", pair.keys[0])
-    assert pair.balancer.pipeline.backend_stats(pair.balancer.ids.by_backend["web", pair.keys[0]])["active_flows"] == 0
+    assert pair.balancer.pipeline.backend_stats(pair.balancer.ids.by_name["web", pair.keys[0]])["active_flows"] == 0
 
 
 @pytest.mark.parametrize("policy", ["keep", "reset"])

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import re
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,13 @@ from fastlb.config import (
     Ring,
     Service,
     SlowStart,
+    SourceLimit,
     Timeouts,
     Tunnel,
     json_schema,
     load_config,
 )
-from fastlb.errors import ConfigError, FastlbError
-from fastlb.fields import drain_time
+from fastlb.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples/fastlb.yaml"
@@ -46,7 +45,7 @@ DSR = NAT.replace("nat", "dsr")
 NAT_ANY = NAT.replace("port: 80", "port: any")
 
 TOP_KEYS = (
-    "interfaces, vip_address, workers, hash_seed, snat, snat_ports, flow_log, flows, affinity_entries, "
+    "interfaces, vip_address, workers, hash_seed, snat, snat_ports, flow_log, flows, new_flow_rate, affinity_entries, "
     "maglev_size, ring_points, transmit, control, icmp_echo, timeouts, ring, services"
 )
 SERVICE_KEYS = ", ".join(Service.model_fields)
@@ -941,6 +940,7 @@ DOCUMENTED = {
     "check": Check,
     "slow_start": SlowStart,
     "affinity": Affinity,
+    "source_limit": SourceLimit,
     "tunnel": Tunnel,
     "backends": Backend,
 }
@@ -1034,6 +1034,51 @@ def test_an_ipv6_prefix() -> None:
     assert conf.services[0].client_prefix == 128
 
 
+PREFIX = "a prefix of client addresses, such as 198.51.100.0/24; or one address"
+
+
+@pytest.mark.parametrize(("changes", "path", "message"), [
+    ({"allow": "10.0.0.0/8"}, "allow", 'found "10.0.0.0/8"; it must be a list ([] when there are none)'),
+    ({"allow": ["10.0.0.0/33"]}, "allow[0]", f'found "10.0.0.0/33"; it must be {PREFIX}'),
+    ({"deny": ["10.0.0.0/8", "web"]}, "deny[1]", f'found "web"; it must be {PREFIX}'),
+    ({"deny": [10]}, "deny[0]", f"found 10; it must be {PREFIX}"),
+    ({"deny": ["10.0.0.1/8"]}, "deny[0]",
+     'found "10.0.0.1/8"; it has bits behind the prefix; write "10.0.0.0/8", or one address'),
+    ({"deny": ["10.0.0.1", "10.0.0.1/32"]}, "deny", '"10.0.0.1/32" is listed twice; keep one'),
+    ({"allow": ["10.0.0.0/8", "fd00::/8"]}, "allow[1]",
+     "fd00::/8 is IPv6 and the VIP 203.0.113.10 is IPv4; no client of this service is in it; leave it out"),
+    ({"allow": ["10.0.0.1", "10.0.0.0/8"], "deny": ["10.0.0.0/8"]}, "deny[0]",
+     "10.0.0.0/8 is allow[1] as well; keep one of the two"),
+    ({"source_limit": 5}, "source_limit", "found 5; it must be a mapping with keys among: rate, burst, prefix"),
+    ({"source_limit": {"burst": 5}}, "source_limit.rate", "it is missing; add it: new flows a second, in the long run"),
+    ({"source_limit": {"rate": 0}}, "source_limit.rate", "found 0; it must be a whole number from 1 to 100000"),
+    ({"source_limit": {"rate": 1.5}}, "source_limit.rate", "found 1.5; it must be a whole number from 1 to 100000"),
+    ({"source_limit": {"rate": 1, "burst": 0}}, "source_limit.burst",
+     "found 0; it must be a whole number from 1 to 1000000"),
+    ({"source_limit": {"rate": 2, "burst": 7201}}, "source_limit.burst",
+     "found 7201; at 2 a second it must be at most 7200, an hour's worth"),
+    ({"source_limit": {"rate": 1, "prefix": 33}}, "source_limit.prefix",
+     "found 33; clients of VIP 203.0.113.10 are IPv4, so it must be a whole number from 1 to 32"),
+    ({"source_limit": {"rate": 1, "prefix": 129}}, "source_limit.prefix",
+     "found 129; it must be a whole number from 1 to 32 with an IPv4 VIP, from 1 to 128 with IPv6"),
+])  # fmt: skip
+def test_who_may_open_flows(changes: dict[str, Any], path: str, message: str) -> None:
+    assert messages_of({"services": [service(**changes)]}) == [(f"services[0].{path}", message)]
+
+
+def test_lists_may_hold_what_ipaddress_makes() -> None:
+    config = Config.from_dict({"services": [service(allow=[IPv4Network("10.0.0.0/8")], deny=["0.0.0.0/0"])]})
+    assert config.services[0].allow == (IPv4Network("10.0.0.0/8"),)
+    assert json.loads(config.model_dump_json())["services"][0]["deny"] == ["0.0.0.0/0"]
+
+
+@pytest.mark.parametrize("value", [0, 100_000_001, 2.5, "all", True])
+def test_rates_of_new_flows_that_cannot_be(value: object) -> None:
+    [(path, message)] = messages_of({"new_flow_rate": value})
+    assert path == "new_flow_rate"
+    assert message.endswith('it must be "auto" or a whole number from 1 to 100000000')
+
+
 @pytest.mark.parametrize(("section", "model"), DOCUMENTED.items())
 def test_the_reference_has_every_key_with_its_default(section: str, model: Any) -> None:
     text = (ROOT / "docs/configuration.md").read_text()
@@ -1055,6 +1100,7 @@ def written_default(model: Any, key: str, text: str) -> object:
     value = yaml.safe_load(text.strip("`"))
     required = {
         Service: service(), Backend: {"address": "10.0.0.1"}, Check: {"type": "http"}, SlowStart: {"window": 30},
+        SourceLimit: {"rate": 1},
     }.get(model, {})  # fmt: skip
     return getattr(model.model_validate({**required, key: value}), key)
 
@@ -1075,14 +1121,3 @@ def test_more_interfaces_than_a_worker_reads() -> None:
     assert [(problem.path, problem.message) for problem in caught.value.problems] == [
         ("interfaces", "17 interfaces; a worker reads at most 16")
     ]
-
-
-@pytest.mark.parametrize(("given", "seconds"), [("5m", 300), ("0s", 0), ("90s", 90), (1.5, 1.5), ("168h", 604800)])
-def test_the_time_of_a_drain(given: object, seconds: float) -> None:
-    assert drain_time(given) == seconds
-
-
-@pytest.mark.parametrize("given", [-1, "-1s", "8d", "169h", "soon", "", True, None, [], {}, math.nan, math.inf])
-def test_what_is_no_time_of_a_drain(given: object) -> None:
-    with pytest.raises(FastlbError, match="it must be a time from 0s to 168h"):
-        drain_time(given)

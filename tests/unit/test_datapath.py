@@ -206,7 +206,7 @@ def test_stats() -> None:
     assert stats["counters"]["packets"] == 3
     assert stats["counters"]["forwarded"] == 1
     assert stats["counters"]["paths"] == {
-        "conntrack": 0, "scheduled": 1, "maglev": 0, "fragment": 0, "held": 0, "icmp": 0,
+        "conntrack": 0, "scheduled": 1, "overload": 0, "maglev": 0, "fragment": 0, "held": 0, "icmp": 0,
         "echo": 0, "too_big": 0, "time_exceeded": 0,
         "reset": 0, "rejected": 0,
     }  # fmt: skip
@@ -229,8 +229,8 @@ def test_every_reason_has_a_counter_and_one_verdict() -> None:
     counters = datapath().stats()["counters"]
     groups = [set(counters[group]) for group in ("paths", "passed", "drops")]
     assert groups[0] == {
-        "conntrack", "scheduled", "maglev", "fragment", "icmp", "echo", "too_big", "time_exceeded", "rejected", "held",
-        "reset",
+        "conntrack", "scheduled", "overload", "maglev", "fragment", "icmp", "echo", "too_big", "time_exceeded",
+        "rejected", "held", "reset",
     }  # fmt: skip
     assert {"no_service", "icmp_fragment", "not_ip"} <= groups[1]
     assert {"no_backend", "no_neighbour", "over_mtu", "ip_length", "tcp_header", "ring_hole"} <= groups[2]

@@ -1,0 +1,189 @@
+"""Who may open a flow, and how many flows are remembered.
+
+    is_denied         every packet of a client    the service's lists, by the longest prefix that matches
+    source_may_begin  the first of a flow         how many flows its source has begun lately, with any worker
+    may_remember      before an entry is made     how many entries this worker has made lately
+
+The second is a table of slots of eight bytes, each the bucket of one source of one service by the virtual scheduling
+algorithm of ITU-T I.371: not how many flows are left, but when the bucket will be full again.
+
+    slot  | tag of the source : 24 | when it is full again, in ticks of 1/16 us : 40 |
+
+Its size is fixed. A source that comes takes the slot of its set that is full first, which mostly is full already and
+has nothing to remember; sources that are at their limit are the last to be forgotten. Bounded: one cache line,
+LIMIT_TRIES exchanges. The time wraps in 19 hours; a bucket is never further from full than MOST_BURST seconds, and what
+seems to be further has been full for long.
+"""
+
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+from fastlb.dataplane.conntrack cimport FLOW_SYN, FLOW_UDP_NEW, FlowTable
+from fastlb.dataplane.flowhash cimport SHARDS, client_mix
+from fastlb.dataplane.lookup cimport MISSING, find
+from fastlb.dataplane.machine cimport compare_and_swap_u64, load_acquire_u64
+from fastlb.dataplane.route cimport mask_addr
+from fastlb.dataplane.types cimport GATE_LIMIT, PROTO_TCP, Addr, Admission, Packet, Service, ServiceTable
+
+
+cdef enum:
+    LIMIT_SETS = 1 << 15
+    LIMIT_WAYS = 8           # a cache line
+    LIMIT_TRIES = 4
+    TICKS = 16               # a microsecond
+    TIME_BITS = 40
+    TAG_MASK = 0xFFFFFF
+    MOST_BURST = 3600        # seconds
+    SET_SHIFT = 49           # the upper 15 bits of a key name its set
+    ENTRY_COST = SHARDS * 1000000  # of an entry: time pays rate × owned shards a microsecond
+    MOST_PAID = 1000000000   # us: so much time pays at once at most, which keeps the products within 64 bits
+
+
+cdef struct FlowBudget:
+    # Of the entries that one worker makes.
+    uint64_t used            # ENTRY_COST each, less what time has paid
+    uint64_t paid            # until when, us
+    uint32_t exceeded        # when a flow last got no entry, ms
+    bint exceeded_once       # that has happened at all
+
+
+# --- lists -----------------------------------------------------------------------------------------------------------
+
+cdef inline uint64_t source_meta(uint8_t family, uint32_t length, uint32_t service) noexcept nogil:
+    return <uint64_t>family << 24 | <uint64_t>length << 32 | <uint64_t>service << 40
+
+
+cdef inline uint32_t listed(const ServiceTable *services, uint32_t index, Addr addr) noexcept nogil:
+    """1: allowed, 0: denied, MISSING: neither. Bounded by the different lengths of prefixes in the service's lists."""
+    cdef const Service *service = &services.services[index]
+    cdef const Admission *admission = service.admission
+    cdef uint32_t found
+    cdef int i
+    for i in range(admission.length_count):
+        found = find(
+            &services.sources, mask_addr(addr, service.family, admission.lengths[i]),
+            source_meta(service.family, admission.lengths[i], index))
+        if found != MISSING:
+            return found
+    return MISSING
+
+
+cdef inline bint is_denied(const ServiceTable *services, const Packet *p) noexcept nogil:
+    """Of a client-leg packet, of a service that has lists.
+
+    An ICMP error is judged as its flow's client is, for the routers that complain may have any address; and as its
+    sender, if that is denied by name.
+    """
+    cdef uint32_t found = listed(services, p.service, p.src)
+    if found == 0 or (found == MISSING and services.services[p.service].admission.only_allowed):
+        return True
+    return p.quoted != 0 and listed(services, p.service, p.sender) == 0
+
+
+# --- new flows by source ----------------------------------------------------------------------------------------------
+
+cdef inline uint64_t ticks_mask() noexcept nogil:
+    return ((<uint64_t>1) << TIME_BITS) - 1
+
+
+cdef inline uint64_t source_key(const uint64_t *key, const Service *service, Addr client) noexcept nogil:
+    """Under the flow table's secret key, so that nobody outside can aim at a slot."""
+    return client_mix(
+        key, mask_addr(client, service.family, service.admission.limit_prefix), service.slot, 0, service.family)
+
+
+cdef inline uint64_t until_full(uint64_t slot, uint64_t now, uint64_t most) noexcept nogil:
+    """Ticks; 0 for a bucket that is full."""
+    cdef uint64_t left = (slot - now) & ticks_mask()
+    return left if left <= most else 0
+
+
+cdef inline uint64_t *slot_of_source(uint64_t *slots, uint64_t key, uint64_t now, uint64_t *seen) noexcept nogil:
+    """The slot of a source, or the one that it may take; `seen`: what is in it."""
+    cdef uint64_t *ways = &slots[(key >> SET_SHIFT) * LIMIT_WAYS]
+    cdef uint64_t *first = ways
+    cdef uint64_t least = ~<uint64_t>0
+    cdef uint64_t value, left
+    cdef int way
+    for way in range(LIMIT_WAYS):
+        value = load_acquire_u64(&ways[way])
+        if value >> TIME_BITS == key & TAG_MASK:
+            seen[0] = value
+            return &ways[way]
+        left = until_full(value, now, <uint64_t>MOST_BURST * 1000000 * TICKS)
+        if left < least:
+            seen[0], first, least = value, &ways[way], left
+    return first
+
+
+cdef inline bint takes_turn(
+        uint64_t *slots, const Admission *admission, uint64_t key, uint64_t now_us) noexcept nogil:
+    """May this source begin another flow at this moment? Then it is counted.
+
+    Where other workers change the slot LIMIT_TRIES times meanwhile, it may, uncounted.
+    """
+    cdef uint64_t now = now_us * TICKS & ticks_mask()
+    cdef uint64_t seen = 0
+    cdef uint64_t full = 0
+    cdef uint64_t *slot
+    cdef int _try
+    for _try in range(LIMIT_TRIES):
+        slot = slot_of_source(slots, key, now, &seen)
+        full = until_full(seen, now, admission.limit_burst) if seen >> TIME_BITS == key & TAG_MASK else 0
+        full += admission.limit_interval
+        if full > admission.limit_burst:
+            return False
+        if compare_and_swap_u64(slot, seen, (key & TAG_MASK) << TIME_BITS | ((now + full) & ticks_mask())):
+            return True
+    return True
+
+
+cdef inline bint source_may_begin(
+        uint64_t *slots, const FlowTable *flows, const Service *service, const Packet *p, uint64_t now_us,
+        ) noexcept nogil:
+    if not service.gates & GATE_LIMIT:
+        return True
+    return takes_turn(slots, service.admission, source_key(flows.key, service, p.src), now_us)
+
+
+# --- entries by time --------------------------------------------------------------------------------------------------
+
+cdef inline void pay(FlowBudget *budget, uint64_t each_us, uint64_t now_us) noexcept nogil:
+    """A clock that steps back pays nothing."""
+    cdef int64_t elapsed = <int64_t>(now_us - budget.paid)
+    cdef uint64_t paid = each_us * min(max(elapsed, <int64_t>0), <int64_t>MOST_PAID)
+    budget.used -= min(budget.used, paid)
+    budget.paid = now_us
+
+
+cdef inline bint may_remember(
+        FlowBudget *budget, const ServiceTable *services, const FlowTable *flows, uint64_t now_us) noexcept nogil:
+    """Is there room for one more entry? A worker's share of it is that of its shards, and at least one entry."""
+    cdef uint64_t room
+    if services.new_flow_rate == 0:
+        return True
+    if budget.paid != now_us:
+        pay(budget, services.new_flow_rate * flows.owned_shards, now_us)
+    room = services.new_flow_burst * 1000000 * flows.owned_shards
+    return budget.used + ENTRY_COST <= max(room, <uint64_t>ENTRY_COST)
+
+
+cdef inline void remembered(FlowBudget *budget) noexcept nogil:
+    """An entry was made."""
+    budget.used += ENTRY_COST
+
+
+cdef inline void exceed(FlowBudget *budget, uint32_t now) noexcept nogil:
+    """A flow gets no entry."""
+    budget.exceeded = now
+    budget.exceeded_once = True
+
+
+cdef inline bint may_go_by_hash(
+        const FlowBudget *budget, const ServiceTable *services, const Service *service, uint32_t now) noexcept nogil:
+    """May a fresh packet be of a flow that was forwarded without an entry, so that it must go by the hash as well?
+
+    A datagram, or a SYN that is sent again, does not tell. It is ruled out when no flow went without an entry for as
+    long as a flow of one packet is remembered. (The clock comes round in 49 days; then it may be thought so again.)
+    """
+    cdef int state = FLOW_SYN if service.protocol == PROTO_TCP else FLOW_UDP_NEW
+    return now - budget.exceeded <= services.timeouts[service.timeouts].of_state[state]
