@@ -117,6 +117,7 @@ class _FoundEntry(TypedDict):
     idle: int
     source: _Address | None
     source_port: int
+    is_load: bool
     void: str | None
 
 class _Candidate(TypedDict):

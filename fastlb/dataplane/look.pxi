@@ -169,19 +169,22 @@ cdef dict look_up_flow(Pipeline pipeline, const Snapshot *snap, Packet *p, uint3
     cdef uint64_t slot = 0
     cdef uint32_t scheduled
     cdef uint32_t backend
+    cdef bint forgotten
     if service.affinity != NULL:
         slot = held_slot(&pipeline.state.affinity, &pipeline.state.flows, service.affinity, p.src, now_ms)
-    scheduled = peek(pipeline, service, p.service, hashed, slot)
-    backend = without_conflict(pipeline, snap, p, scheduled, hashed, now_ms)
     entry = look_up_entry(pipeline, snap, p, now_ms)
+    forgotten = entry is not None and entry["void"] is not None and entry["is_load"]
+    counts = FlowCounts(pipeline, snap.services.backend_limit, entry["backend"] if forgotten else 0)
+    scheduled = peek(pipeline, counts, service, p.service, hashed, slot)
+    backend = without_conflict(pipeline, counts, snap, p, scheduled, hashed, now_ms)
     if entry is not None and entry["void"] is None:
         backend = entry["backend"]
     return {
         "service": p.service,
         "hash": hashed,
         "entry": entry,
-        "placement": look_up_placement(pipeline, service, p.service, hashed),
-        "affine": look_up_affine(pipeline, service.affinity, slot, now_ms) if slot != 0 else None,
+        "placement": look_up_placement(pipeline, counts, service, p.service, hashed),
+        "affine": look_up_affine(counts, service.affinity, slot, now_ms) if slot != 0 else None,
         "scheduled": scheduled,
         "full": scheduled == 0 and service.candidate_count != 0,
         "hashed": backend_in_midflow(&pipeline.state, service, hashed, p.src, now_ms),
@@ -206,7 +209,8 @@ cdef dict look_up_entry(Pipeline pipeline, const Snapshot *snap, const Packet *p
     return {
         "backend": backend_of(&copy.entry), "state": STATE_NAMES[state_of(&copy.entry)],
         "age": since(copy.flow.since, now_ms), "idle": since(copy.entry.seen, now_ms), "source": source,
-        "source_port": port, "void": why_void(snap, &copy.entry, p, now_ms)}
+        "source_port": port, "is_load": not is_over(state_of(&copy.entry)),
+        "void": why_void(snap, &copy.entry, p, now_ms)}
 
 
 cdef str why_void(const Snapshot *snap, const FlowEntry *entry, const Packet *p, uint32_t now_ms):
@@ -220,23 +224,50 @@ cdef str why_void(const Snapshot *snap, const FlowEntry *entry, const Packet *p,
         return "of another service"
     if backend.keeping == KEEP_TO_RESET:
         return "to reset"
-    if backend.keeping == KEEP_BUT_SYN:
+    if backend.keeping == KEEP_BUT_SYN and p.protocol == PROTO_TCP:
         return "down"
     return "over" if is_over(state_of(entry)) else None
 
 
-cdef dict look_up_affine(Pipeline pipeline, const Affinity *by, uint64_t slot, uint32_t now_ms):
+cdef dict look_up_affine(FlowCounts counts, const Affinity *by, uint64_t slot, uint32_t now_ms):
     """What is remembered of a client: ``backend`` is 0 when it is released, ``left`` is in seconds; ``full``: it has
     all the flows that it may have."""
     cdef uint32_t backend = backend_of_host(by, host_of(slot))
     return {
         "backend": backend, "host": host_of(slot),
         "left": ticks_left(slot, tick_of(now_ms)) * (1 << TICK_BITS) / 1000,
-        "full": backend != 0 and backend_with_room(&pipeline.state.flows, by, host_of(slot)) == 0}
+        "full": backend != 0 and backend_with_room(&counts.table, by, host_of(slot)) == 0}
+
+
+cdef class FlowCounts:
+    """Backends' flows as a scheduler meets them: without the entry that does not decide, which is forgotten by then.
+
+    One more row of counts, which takes it away: nobody else's are touched.
+    """
+    cdef FlowTable table
+    cdef BackendStats *rows[SHARDS + 1]
+    cdef BackendStats *less
+    cdef uint32_t row_count
+
+    def __cinit__(self, Pipeline pipeline, uint32_t backend_limit, uint32_t forgotten):
+        """``forgotten``: the backend id of such an entry; 0: there is none."""
+        cdef uint32_t count = pipeline.state.flows.row_count[0]
+        self.table = pipeline.state.flows
+        self.less = <BackendStats *>zeroed(backend_limit, sizeof(BackendStats))
+        memcpy(self.rows, self.table.rows, count * sizeof(BackendStats *))
+        self.rows[count] = self.less
+        self.row_count = count + 1
+        self.table.rows, self.table.row_count = self.rows, &self.row_count
+        if 0 < forgotten < backend_limit:
+            self.less[forgotten].active_flows = -1
+
+    def __dealloc__(self):
+        free(self.less)
 
 
 cdef uint32_t peek(
-        Pipeline pipeline, const Service *service, uint32_t index, uint64_t hashed, uint64_t slot) noexcept:
+        Pipeline pipeline, FlowCounts counts, const Service *service, uint32_t index, uint64_t hashed, uint64_t slot,
+        ) noexcept:
     """The backend id that the next new flow would get. It is drawn from copies: turn and lot stay what they were.
 
     ``slot``: the client's in the affinity table, or 0.
@@ -246,15 +277,15 @@ cdef uint32_t peek(
     cdef uint32_t backend = 0
     schedulers.batch += 1                                # flows are added up anew
     if slot != 0:
-        backend = backend_with_room(&pipeline.state.flows, service.affinity, host_of(slot))
+        backend = backend_with_room(&counts.table, service.affinity, host_of(slot))
     if backend != 0:
         return backend
-    return scheduled_backend(&schedulers, &pipeline.state.flows, service, &place, hashed)
+    return scheduled_backend(&schedulers, &counts.table, service, &place, hashed)
 
 
 cdef uint32_t without_conflict(
-        Pipeline pipeline, const Snapshot *snap, const Packet *p, uint32_t backend, uint64_t hashed, uint32_t now_ms,
-        ) noexcept:
+        Pipeline pipeline, FlowCounts counts, const Snapshot *snap, const Packet *p, uint32_t backend, uint64_t hashed,
+        uint32_t now_ms) noexcept:
     """As `choose_backend` has it: in nat, one that does not already talk to this client port, by the hash; or 0."""
     cdef const Service *service = &snap.services.services[p.service]
     cdef SchedulerState schedulers = pipeline.state.schedulers
@@ -266,7 +297,7 @@ cdef uint32_t without_conflict(
         return backend
     for offset in range(MAX_ALTERNATIVES if service.candidate_count != 0 else 0):
         candidate = hashed_candidate(service, hashed, offset)
-        if (has_room(&schedulers, &pipeline.state.flows, service, &place, candidate)
+        if (has_room(&schedulers, &counts.table, service, &place, candidate)
                 and not in_conflict(pipeline, snap, p, candidate.backend, now_ms)):
             return candidate.backend
     return 0
@@ -279,7 +310,8 @@ cdef bint in_conflict(
     return entry != NULL and not gives_way(entry, snap.services, now_ms)
 
 
-cdef dict look_up_placement(Pipeline pipeline, const Service *service, uint32_t index, uint64_t hashed):
+cdef dict look_up_placement(
+        Pipeline pipeline, FlowCounts counts, const Service *service, uint32_t index, uint64_t hashed):
     """Where the hash and the turn point to, and what schedulers by load compare."""
     cdef SchedulerState *schedulers = &pipeline.state.schedulers
     cdef uint32_t turn = place_of(schedulers, index).cursor
@@ -297,9 +329,9 @@ cdef dict look_up_placement(Pipeline pipeline, const Service *service, uint32_t 
         candidate = &service.candidates[at]
         found["candidates"].append({
             "backend": candidate.backend, "weight": candidate.weight,
-            "flows": active_flows(&pipeline.state.flows, candidate.backend),
+            "flows": active_flows(&counts.table, candidate.backend),
             "response": None if service.scheduler == BY_FLOWS else response_of(schedulers, candidate) / 1e6,
-            "load": load_of(schedulers, &pipeline.state.flows, service, candidate)})
+            "load": load_of(schedulers, &counts.table, service, candidate)})
     return found
 
 

@@ -51,9 +51,9 @@ def test_the_table_stands_in_the_documentation() -> None:
 class Pair:
     """A service with two backends, the first of which has a flow: an established one where it is TCP."""
 
-    def __init__(self, forward: str, protocol: str, policy: str = "", *, checked: bool = False) -> None:
+    def __init__(self, forward: str, protocol: str, policy: str = "", *, checked: bool = False, **changes: Any) -> None:
         self.forward, self.protocol = forward, protocol
-        self.changes: dict[str, Any] = {"check": {"type": "tcp", "rise": 1, "fall": 1}} if checked else {}
+        self.changes = changes | ({"check": {"type": "tcp", "rise": 1, "fall": 1}} if checked else {})
         if policy:
             key, value = policy.strip("`").split(": ")
             self.changes[key] = value
@@ -110,8 +110,9 @@ class Pair:
             self.balancer.reload(self.settings(SECOND))
 
 
-def pair_in(state: str, policy: str, forward: str, protocol: str) -> Pair:
-    pair = Pair(forward, protocol, policy, checked=state in ("`up`", "`down`") or "unknown" in state)
+def pair_in(state: str, policy: str, forward: str, protocol: str, **changes: Any) -> Pair:
+    checked = state in ("`up`", "`down`") or "unknown" in state
+    pair = Pair(forward, protocol, policy, checked=checked, **changes)
     pair.enter(state)
     return pair
 
@@ -129,6 +130,17 @@ def test_new_flows(
     pair = pair_in(state, policy, forward, protocol)
     placed = {pair.client("S", sport)[2] for sport in range(41000, 41100)}
     assert placed == ({pair.keys[1]} if new == "none" else set(pair.keys))
+
+
+@every_state
+@every_mode
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_new_flows_of_a_client_that_is_bound_to_it(
+    state: str, policy: str, new: str, tcp: str, udp: str, affinity: str, forward: str, protocol: str
+) -> None:
+    pair = pair_in(state, policy, forward, protocol, affinity={"timeout": "1h"}, scheduler="rr")
+    placed = {pair.client("S", sport)[2] for sport in range(41000, 41020)}
+    assert placed == {pair.keys[0] if affinity == "kept" else pair.keys[1]}
 
 
 @every_state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from pathlib import Path
@@ -27,7 +28,8 @@ from fastlb.config import (
     json_schema,
     load_config,
 )
-from fastlb.errors import ConfigError
+from fastlb.errors import ConfigError, FastlbError
+from fastlb.fields import drain_time
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples/fastlb.yaml"
@@ -1121,3 +1123,14 @@ def test_more_interfaces_than_a_worker_reads() -> None:
     assert [(problem.path, problem.message) for problem in caught.value.problems] == [
         ("interfaces", "17 interfaces; a worker reads at most 16")
     ]
+
+
+@pytest.mark.parametrize(("given", "seconds"), [("5m", 300), ("0s", 0), ("90s", 90), (1.5, 1.5), ("168h", 604800)])
+def test_the_time_of_a_drain(given: object, seconds: float) -> None:
+    assert drain_time(given) == seconds
+
+
+@pytest.mark.parametrize("given", [-1, "-1s", "8d", "169h", "soon", "", True, None, [], {}, math.nan, math.inf])
+def test_what_is_no_time_of_a_drain(given: object) -> None:
+    with pytest.raises(FastlbError, match="it must be a time from 0s to 168h"):
+        drain_time(given)

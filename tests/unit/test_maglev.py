@@ -73,6 +73,24 @@ def test_the_worked_example_of_the_paper() -> None:
     assert [(0, 2)[position] for position in positions(without)] == paper["table_without_B1"]
 
 
+def test_cilium() -> None:
+    """Its backends take turns in another order, which those hashes and the published table prove; nearly ours."""
+    case = GOLDEN["cilium"]
+    size, weights = case["size"], [weight for *_, weight in case["backends"]]
+    orders = [iter([(offset + turn * skip) % size for turn in range(size)]) for offset, skip, _ in case["backends"]]
+    table: list[int | None] = [None] * size
+    targets = [0] * len(weights)
+    for step in range(size):
+        at = step % len(weights)
+        while (step + 1) * weights[at] < targets[at]:
+            at = (at + 1) % len(weights)
+        targets[at] += sum(weights)
+        table[next(slot for slot in orders[at] if table[slot] is None)] = at
+    assert table == case["table"]
+    ours = positions(MaglevTable([(offset, skip - 1, weight) for offset, skip, weight in case["backends"]], size))
+    assert sum(mine != theirs for mine, theirs in zip(ours, table, strict=True)) == 3
+
+
 # --- against the model --------------------------------------------------------
 
 WEIGHTS = [
@@ -107,6 +125,20 @@ def test_shares_follow_weights() -> None:
     counts = Counter(fastlb.maglev_table(TEN, weights))
     for index, weight in enumerate(weights):
         assert counts[index] == pytest.approx(65537 * weight / sum(weights), rel=0.01)
+
+
+@pytest.mark.parametrize("weights", [[1] * 10, [3] * 9 + [1], [1, 2, 3, 4, 5, 6, 7, 8, 9, 55], [65535] * 9 + [20_000]])
+def test_flows_are_within_2_percent_of_the_slots(weights: list[int]) -> None:
+    """Of the share by weight; what is left of it is the hash's own scatter (test_schedule.py)."""
+    counts = Counter(fastlb.maglev_table(TEN, weights))
+    for index, weight in enumerate(weights):
+        assert counts[index] / 65537 == pytest.approx(weight / sum(weights), rel=0.02)
+
+
+@pytest.mark.parametrize("highest", [65535, 65535 * 100, (1 << 32) - 1])
+def test_weights_whose_sums_and_products_overflow_32_bits(highest: int) -> None:
+    weights = [highest] * 5 + [highest // 3] * 4 + [0]
+    assert list(fastlb.maglev_table(TEN, weights, 509)) == slow_table(TEN, weights, 509)
 
 
 def test_weight_zero_takes_nothing() -> None:

@@ -17,8 +17,8 @@ from fastlb import Datapath, flow_hash
 from fastlb._core import KetamaRing, Rotation
 from fastlb.ketama import build_ring, point_counts
 from fastlb.rotation import MOST_TURNS, turns
-from tests.balancers import CLIENT, VIP, config, datapath, flags, reply_to, service
-from tests.frames import frame
+from tests.balancers import CLIENT, VIP, Balancer, config, datapath, flags, reply_to, service
+from tests.frames import frame, mac_of
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "ring.json").read_text())
 WEIGHTS = {"10.3.0.11": 1, "10.3.0.12": 2, "10.3.0.13": 5}
@@ -58,6 +58,18 @@ def test_wrr_is_exact_and_smooth() -> None:
     assert max(map(len, rows.split("."))) <= 3  # it has five turns of eight
 
 
+@pytest.mark.parametrize("weights", [[1, 2, 5], [7, 11, 13, 17], [1] * 60, [100, 1, 1], [65535, 65534, 3, 30_000]])
+def test_wrr_is_within_1_percent_of_the_weights(weights: list[int]) -> None:
+    by_address = {f"10.3.0.{11 + at}": weight for at, weight in enumerate(weights)}
+    dp = datapath(service("dsr", scheduler="wrr", backends=weighted(by_address)), flows=20_000)
+    for address in by_address:
+        dp.set_neighbour(address, mac_of(address))
+    got = shares(dp, range(1000, 11_000))
+    for address, weight in by_address.items():
+        due = 10_000 * weight / sum(weights)
+        assert abs(got.get(address, 0) - due) <= max(1, 0.01 * due)
+
+
 @pytest.mark.parametrize(("scheduler", "within"), [("random", 0.03), ("maglev", 0.03), ("ketama", 0.04)])
 def test_shares_by_weight(scheduler: str, within: float) -> None:
     dp = datapath(service("dsr", scheduler=scheduler, backends=weighted()), flows=20_000, maglev_size=65537)
@@ -94,6 +106,42 @@ def test_turns_of_large_weights_are_scaled() -> None:
     assert sum(order.values()) <= MOST_TURNS + 3
     assert order[2] == 1
     assert order[0] / sum(order.values()) == pytest.approx(0.5, abs=0.001)
+
+
+MANY = [f"10.4.{number // 250}.{number % 250 + 1}" for number in range(1000)]
+
+
+@pytest.mark.parametrize("scheduler", EVERY)
+def test_weights_that_overflow_32_bits_together(scheduler: str) -> None:
+    """The highest there are, times the hundred by which a slow start counts: 6.5 * 10^9."""
+    settings = config(
+        service("nat", scheduler=scheduler, backends=weighted(dict.fromkeys(MANY, 65535)), slow_start={"window": 60}),
+        maglev_size=65537, ring_points=64,
+    )  # fmt: skip
+    real = Balancer(settings)
+    real.standings.by_backend[settings.services[0].name, f"{MANY[0]}:80"].slow_since = 0.0
+    real.plan()
+    assert sum(member.weight for member in real.plans[0].members) > 1 << 32
+    got = Counter(real.pipeline.process([syn(port)], 0)[0][3] for port in range(1000, 5000))
+    assert 0 not in got
+    if scheduler == "source-hash":
+        assert len(got) == 1
+    elif scheduler in ("rr", "wrr", "lc", "wlc", "lrt"):
+        assert {count for count in got.values() if not 3 <= count <= 5} <= {1}
+    else:
+        assert len(got) > 900
+        assert max(got.values()) < 25
+
+
+@pytest.mark.parametrize("scheduler", EVERY)
+def test_the_highest_weight_beside_the_lowest(scheduler: str) -> None:
+    got = shares(balancer(scheduler, {"10.3.0.11": 65535, "10.3.0.12": 1, "10.3.0.13": 0}), range(1000, 1500))
+    assert sum(got.values()) == 500
+    assert "10.3.0.13" not in got
+    if scheduler in ("rr", "lc"):
+        assert got == {"10.3.0.11": 250, "10.3.0.12": 250}
+    elif scheduler not in ("source-hash", "p2c"):
+        assert got["10.3.0.11"] >= 490
 
 
 # ---- load

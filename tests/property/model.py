@@ -1,0 +1,397 @@
+"""A slow model of the data path: what a flow table that is never full must do, and where new flows may go.
+
+Flows are kept in a dict, and nothing is known here of fingerprints, buckets, sweeps, snapshots or tables in C. Where
+chance decides, the model says which backends are right, and goes on with the one that the data path has taken.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache
+from ipaddress import ip_address
+from typing import Any
+
+import xxhash
+
+from tests.unit.test_maglev import slow_table
+
+SIZE = 251
+RING = 16
+TIMEOUTS = {"tcp_syn": 2, "tcp_established": 10, "tcp_half_closed": 6, "tcp_closing": 3, "udp": 4}
+TIMEOUT_OF = {
+    **dict.fromkeys(("syn", "syn-ack", "picked-up"), 2000),
+    "established": 10_000,
+    **dict.fromkeys(("fin-client", "fin-backend"), 6000),
+    **dict.fromkeys(("closing", "reset"), 3000),
+    **dict.fromkeys(("udp-new", "udp"), 4000),
+}
+OVER = ("closing", "reset")
+LEAST_RESPONSE = 64e-6  # seconds: faster answers do not count
+
+Tuple = tuple[str, str, int, str, int]  # protocol, client, port, VIP, port
+Name = tuple[str, str]  # service, backend key
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+@cache
+def maglev(keys: tuple[str, ...], weights: tuple[int, ...]) -> list[int] | None:
+    return slow_table(list(keys), list(weights), SIZE) if any(weights) else None
+
+
+@cache
+def ring(keys: tuple[str, ...], weights: tuple[int, ...]) -> list[tuple[int, int]]:
+    """(hash, position), ascending: RING points for the heaviest, for the others by weight, rounded up."""
+    return sorted(
+        (xxhash.xxh64_intdigest(f"{key}_{number}".encode()), position)
+        for position, (key, weight) in enumerate(zip(keys, weights, strict=True))
+        for number in range(math.ceil(Fraction(RING * weight, max(weights))))
+    )
+
+
+@cache
+def rotation(weights: tuple[int, ...]) -> list[int]:
+    """The k-th of w turns is due at (k + 1/2) / w of the round."""
+    common = math.gcd(*weights) or 1
+    due = (
+        (Fraction(2 * turn + 1, 2 * (weight // common)), position)
+        for position, weight in enumerate(weights)
+        for turn in range(weight // common)
+    )
+    return [position for _, position in sorted(due)]
+
+
+def xxh3(client: str, port: int, vip: str, vport: int, protocol: int) -> int:
+    data = ip_address(client).packed + ip_address(vip).packed + port.to_bytes(2, "big") + vport.to_bytes(2, "big")
+    return xxhash.xxh3_64_intdigest(data + bytes([protocol]))
+
+
+def keys_of(service: dict[str, Any]) -> list[str]:
+    default = 0 if service["port"] == "any" else service["port"]
+    return [f"{backend['address']}:{backend.get('port', default)}" for backend in service["backends"]]
+
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Flow:
+    number: int
+    state: str
+    seen: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    reasons: tuple[str, ...]  # more than one where either is right
+    backend: str | None = None
+    to: tuple[str, int] | None = None  # the destination on the client's leg, the source on the reply's
+
+
+@dataclass
+class Standing:
+    """What is known of a backend beside its configuration."""
+
+    health: str = "unchecked"
+    draining: bool = False
+    deadline: int | None = None
+    weight: int | None = None
+    removed: bool = False  # and known on for the sake of its flows
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What the model is told of the data path: the backend that it chose, and what schedulers by load go by."""
+
+    backend: str | None
+    flows: Callable[[Name], int]  # those that are not over
+    response: Callable[[Name], float]  # seconds
+
+
+class Model:
+    def __init__(self, services: list[dict[str, Any]]) -> None:
+        self.flows: dict[Tuple, Flow] = {}
+        self.numbers: dict[Name, int] = {}
+        self.standings: dict[Name, Standing] = {}
+        self.cursors: dict[int, int | None] = {}  # by the service's place; None: it is not known
+        self.count = 0
+        self.services: list[dict[str, Any]] = []
+        self.reload(services)
+
+    # --- backends that come and go -----------------------------------------------------------------------------------
+
+    def reload(self, services: list[dict[str, Any]]) -> None:
+        before, earlier = self.standings, {service["name"]: service for service in self.services}
+        self.services, self.standings = services, {}
+        for service in services:
+            for key in keys_of(service):
+                known = before.get((service["name"], key))
+                standing = Standing() if known is None or known.removed else known
+                if "check" not in service:
+                    standing.health = "unchecked"
+                elif standing.health == "unchecked":
+                    standing.health = "unknown"
+                self.standings[service["name"], key] = standing
+            same_vip = service["vip"] == earlier.get(service["name"], {}).get("vip")
+            for name, standing in before.items() if same_vip and service["on_leave"] != "rehash" else ():
+                if name[0] == service["name"] and name not in self.standings:
+                    self.standings[name] = standing
+                    standing.removed, standing.draining, standing.deadline = True, False, None
+        self.numbers = {name: number for name, number in self.numbers.items() if name in self.standings}
+        for name in self.standings:
+            if name not in self.numbers:
+                self.count += 1
+                self.numbers[name] = self.count
+        self.backends = {number: name for name, number in self.numbers.items()}
+
+    def keeping(self, number: int, now: int) -> str:
+        """What becomes of a backend's flows: stay, syn moves, move, reset (docs/backends.md)."""
+        service, standing = self.service_called(self.backends[number][0]), self.standings[self.backends[number]]
+        drained = standing.draining and standing.deadline is not None and standing.deadline <= now
+        down = standing.health == "down"
+        policies = []
+        if standing.removed or drained:
+            policies.append("rehash" if drained and service["on_leave"] == "keep" else service["on_leave"])
+        if down:
+            automatic = "keep" if service["protocol"] == "tcp" else "rehash"
+            policies.append(automatic if service["on_down"] == "auto" else service["on_down"])
+        if drained and policies[0] == "rehash" and service["on_leave"] == "keep" and "reset" in policies:
+            policies = ["reset"]  # that one is not kept is said by the other
+        policy = next((each for each in policies if each != "keep"), "keep")
+        if policy == "reset":
+            return "reset" if service["protocol"] == "tcp" else "move"
+        return "move" if policy == "rehash" else "syn moves" if down and service["protocol"] == "tcp" else "stay"
+
+    def service_called(self, name: str) -> dict[str, Any]:
+        return next(service for service in self.services if service["name"] == name)
+
+    def service_of(self, flow: Flow) -> dict[str, Any]:
+        return self.service_called(self.backends[flow.number][0])
+
+    def is_known(self, flow: Flow, now: int) -> bool:
+        return flow.number in self.backends and now - flow.seen <= TIMEOUT_OF[flow.state]
+
+    def alive(self, flow: Flow, now: int) -> bool:
+        """Known, and not to leave its backend."""
+        return self.is_known(flow, now) and self.keeping(flow.number, now) != "move"
+
+    def sweep(self, entries: Iterable[Tuple], now: int) -> None:
+        """Flows that decide no more go when the sweep meets them, and may come back to life before; ``entries``: what
+        it has left."""
+        left = set(entries)
+        self.flows = {flow: entry for flow, entry in self.flows.items() if flow in left or self.alive(entry, now)}
+
+    def find(self, vip: str, port: int, protocol: str) -> dict[str, Any] | None:
+        here = [s for s in self.services if (s["vip"], s["protocol"]) == (vip, protocol)]
+        return next((s for wanted in (port, "any") for s in here if s["port"] == wanted), None)
+
+    # --- where new flows go ------------------------------------------------------------------------------------------
+
+    def weights(self, service: dict[str, Any]) -> list[int]:
+        """As health and the operator leave them, in the configuration's order."""
+        by_state: dict[str, list[int]] = {}
+        for backend, key in zip(service["backends"], keys_of(service), strict=True):
+            standing = self.standings[service["name"], key]
+            weight = backend["weight"] if standing.weight is None else standing.weight
+            for health in ("unchecked", "up", "unknown", "down"):
+                taken = weight if standing.health == health and not standing.draining else 0
+                by_state.setdefault(health, []).append(taken)
+        working = [a + b for a, b in zip(by_state.get("unchecked", []), by_state.get("up", []), strict=True)]
+        return working if any(working) else by_state.get("unknown", [])
+
+    def sorted(self, service: dict[str, Any]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """Keys and weights, by key."""
+        pairs = sorted(zip(keys_of(service), self.weights(service), strict=True))
+        return tuple(key for key, _ in pairs), tuple(weight for _, weight in pairs)
+
+    def number(self, service: dict[str, Any], key: str) -> int:
+        return self.numbers[service["name"], key]
+
+    def preferences(self, service: dict[str, Any], flow: Tuple) -> Iterator[int]:
+        """Backend numbers in the order of the hash, from the flow's own on."""
+        protocol, client, port, vip, vport = flow
+        keys, weights = self.sorted(service)
+        if not any(weights):
+            return
+        hashed = xxh3(client, port, vip, vport, 6 if protocol == "tcp" else 17)
+        if service["scheduler"] == "source-hash":
+            hashed = xxh3(client, 0, client, 0, 0)
+        order = maglev(keys, weights)
+        first = hashed % SIZE
+        if service["scheduler"] == "ketama":
+            points = ring(keys, weights)
+            order = [position for _, position in points]
+            first = next((place for place, (at, _) in enumerate(points) if at >= hashed), 0)
+        assert order is not None
+        for offset in range(16 if service["forward"] == "nat" else 1):
+            yield self.number(service, keys[order[(first + offset) % len(order)]])
+
+    def scheduled(self, service: dict[str, Any], flow: Tuple, seen: Sight) -> list[int]:
+        """The backends that a new flow may get from the scheduler."""
+        keys, weights = self.sorted(service)
+        scheduler, cursor = service["scheduler"], self.cursors.get(self.place(service), 0)
+        if scheduler in ("maglev", "ketama", "source-hash") or not any(weights):
+            return list(self.preferences(service, flow))[:1]
+        takers = [self.number(service, key) for key, weight in zip(keys, weights, strict=True) if weight]
+        if scheduler in ("random", "p2c"):
+            return takers
+        if scheduler in ("rr", "wrr"):
+            turns = rotation(tuple(map(bool, weights)) if scheduler == "rr" else weights)
+            if cursor is None:
+                return takers
+            return [self.number(service, keys[turns[cursor if cursor < len(turns) else 0]])]
+        shares = [weight for weight in weights if weight]
+        loads = [
+            (seen.flows(self.backends[number]) + 1)
+            / (1 if scheduler == "lc" else share)
+            * (max(seen.response(self.backends[number]), LEAST_RESPONSE) if scheduler == "lrt" else 1)
+            for number, share in zip(takers, shares, strict=True)
+        ]
+        least = [place for place, load in enumerate(loads) if load <= min(loads) * 1.000001]
+        if cursor is None or scheduler == "lrt":
+            return [takers[place] for place in least]
+        return [takers[min(least, key=lambda place: (place - cursor) % len(takers))]]
+
+    def place(self, service: dict[str, Any]) -> int:
+        return self.services.index(service)
+
+    def advance(self, service: dict[str, Any], allowed: list[int], taken: int | None) -> None:
+        """The scheduler was asked. ``taken``: what it said; None: that is not known."""
+        keys, weights = self.sorted(service)
+        place, cursor = self.place(service), self.cursors.get(self.place(service), 0)
+        if service["scheduler"] in ("rr", "wrr") and cursor is not None and any(weights):
+            turns = rotation(tuple(map(bool, weights)) if service["scheduler"] == "rr" else weights)
+            self.cursors[place] = (cursor if cursor < len(turns) else 0) + 1
+        elif service["scheduler"] in ("lc", "wlc", "lrt") and any(weights):
+            takers = [self.number(service, key) for key, weight in zip(keys, weights, strict=True) if weight]
+            said = taken if taken in allowed else allowed[0] if len(allowed) == 1 else None
+            self.cursors[place] = None if said is None else takers.index(said) + 1
+
+    def place_flow(self, service: dict[str, Any], flow: Tuple, fresh: bool, now: int, seen: Sight) -> int | None:
+        """The backend of a flow without an entry; None: all are in conflict. In nat, one that already sees this client
+        port through another VIP is passed over, and the hash says for which."""
+        got = self.numbers.get((service["name"], seen.backend or ""))
+        allowed = self.scheduled(service, flow, seen) if fresh else list(self.preferences(service, flow))[:1]
+        if fresh:
+            self.advance(service, allowed, got)
+        choice = got if got in allowed else allowed[0]
+        if service["forward"] != "nat" or not self.conflict(flow, choice, now):
+            return choice
+        others = (number for number in self.preferences(service, flow) if not self.conflict(flow, number, now))
+        return next(others, None)
+
+    def conflict(self, flow: Tuple, number: int, now: int) -> bool:
+        """Does the backend already see this client port, through another VIP? One that is over gives way."""
+        for other, entry in list(self.flows.items()):
+            if other[:3] != flow[:3] or other == flow or entry.number not in self.backends:
+                continue
+            if self.service_of(entry)["forward"] != "nat" or self.backends[entry.number][1] != self.backends[number][1]:
+                continue
+            if entry.state not in OVER and self.alive(entry, now):
+                return True
+            del self.flows[other]
+        return False
+
+    # --- packets -----------------------------------------------------------------------------------------------------
+
+    def from_client(self, flow: Tuple, letters: str, now: int, seen: Sight) -> Outcome:
+        protocol, _, _, vip, vport = flow
+        service = self.find(vip, vport, protocol)
+        if service is None:
+            return Outcome(("no_service",))
+        syn = protocol == "tcp" and "S" in letters and "A" not in letters
+        entry = self.flows.get(flow)
+        if entry and self.alive(entry, now) and self.service_of(entry) is service:
+            keeping = self.keeping(entry.number, now)
+            if keeping == "reset" and not syn and "R" not in letters:
+                del self.flows[flow]
+                return Outcome(("reset",))
+            stays = keeping == "stay" or not syn
+        else:
+            stays = False
+        if entry and stays and not (syn and entry.state in (*OVER, "picked-up")):
+            entry.state = step(entry.state, protocol, letters, True, service["forward"] == "nat")
+            entry.seen = now
+            return self.forwarded("conntrack", entry.number, service, vip, vport)
+        self.flows.pop(flow, None)
+        if not any(self.weights(service)):
+            return Outcome(("no_backend",))
+        fresh = syn or protocol == "udp"
+        number = self.place_flow(service, flow, fresh, now, seen)
+        if number is None:
+            return Outcome(("nat_conflict",))
+        if not (protocol == "tcp" and "R" in letters):
+            self.flows[flow] = Flow(number, "udp-new" if protocol == "udp" else "syn" if syn else "picked-up", now)
+        return self.forwarded("scheduled" if fresh else "maglev", number, service, vip, vport)
+
+    def forwarded(self, reason: str, number: int, service: dict[str, Any], vip: str, vport: int) -> Outcome:
+        key = self.backends[number][1]
+        host, _, port = key.rpartition(":")
+        return Outcome((reason,), key, (host, int(port)) if service["forward"] == "nat" else (vip, vport))
+
+    def from_backend(self, key: str, protocol: str, client: str, port: int, letters: str, now: int) -> Outcome:
+        senders = [
+            s for s in self.services
+            if s["forward"] == "nat" and s["protocol"] == protocol and (s["name"], key) in self.standings
+        ]  # fmt: skip
+        if not senders:
+            return Outcome(("no_service",))
+        for flow, entry in self.flows.items():
+            if flow[:3] == (protocol, client, port) and self.is_known(entry, now):
+                service = self.service_of(entry)
+                leads_here = service["forward"] == "nat" and (service["vip"], service["port"]) == flow[3:]
+                if leads_here and self.backends[entry.number][1] == key:
+                    entry.state, entry.seen = step(entry.state, protocol, letters, False, True), now
+                    return Outcome(("conntrack",), key, flow[3:])
+        for service in reversed(senders):
+            flow = (protocol, client, port, service["vip"], service["port"])
+            number = self.number(service, key)
+            if next(self.preferences(service, flow), None) != number:
+                continue
+            entry = self.flows.get(flow)
+            if entry and self.alive(entry, now) and self.service_of(entry) is service:
+                # The flow lives at another backend: whatever becomes of this reply, the flow stays there.
+                return Outcome(("maglev", "reply_unknown"), key, flow[3:])
+            self.flows.pop(flow, None)
+            if protocol == "tcp" and "R" not in letters:
+                self.flows[flow] = Flow(number, "picked-up", now)
+            return Outcome(("maglev",), key, flow[3:])
+        return Outcome(("reply_unknown",))
+
+    def table(self, now: int) -> list[tuple[Any, ...]]:
+        return sorted(
+            (*flow, self.backends[entry.number][1], entry.state, entry.seen)
+            for flow, entry in self.flows.items()
+            if self.alive(entry, now)
+        )
+
+
+def step(state: str, protocol: str, letters: str, from_client: bool, two_way: bool) -> str:
+    """A flow's next state; "closing" is left by a RST only, "reset" by a client that does not keep to it."""
+    if protocol == "udp":
+        return "udp" if not two_way or not from_client else state
+    if "R" in letters:
+        return "reset"
+    if state == "reset" and from_client and letters.strip("A") == "":
+        return "picked-up"
+    if state in OVER:
+        return state
+    if "F" in letters and two_way and from_client and state in ("syn", "picked-up"):
+        return "closing"
+    mine, theirs = ("fin-client", "fin-backend") if from_client else ("fin-backend", "fin-client")
+    if "F" in letters:
+        return "closing" if not two_way or state == theirs else mine
+    if "S" in letters:
+        return "syn-ack" if state == "syn" and not from_client else state
+    if not two_way and state in ("syn", "picked-up"):
+        return "established"
+    answers = {("syn", False), ("syn-ack", True), ("picked-up", False)}
+    return "established" if (state, from_client) in answers else state
+
+
+def named(services: Iterable[dict[str, Any]]) -> list[Name]:
+    return [(service["name"], key) for service in services for key in keys_of(service)]
