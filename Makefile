@@ -20,7 +20,7 @@ help: ## this list
 demo: build ## traffic through a lab of network namespaces, verified (root, or sudo; TRANSMIT=xdp|sendmmsg forces the way out, WORKERS=2)
 	tools/as_root.sh $(PY) netns-lab/demo.py --transmit $(TRANSMIT) --workers $(WORKERS)
 
-interop: build ## fastlb beside the kernel's own balancer (IPVS), in a Linux 6.1 by user-mode-linux (Debian; minutes)
+interop: build ## fastlb beside the kernel's own balancer (IPVS), in a Linux 6.1 by user-mode-linux (Debian; ten minutes)
 	$(PY) netns-lab/uml.py netns-lab/interop.py
 
 test: build ## all tests; those in namespaces need root, or sudo

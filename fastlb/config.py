@@ -694,7 +694,7 @@ def _backend_address_fits(service: Service, backend: Backend, vips: _Vips) -> Fo
         yield (
             ("address",),
             f"{backend.address} is IPv{backend.address.version} and the VIP {service.vip} is "
-            f"IPv{service.vip.version}; both must be of one family",
+            f"IPv{service.vip.version}; both must be of one family (tunnels may mix them)",
         )
     if owner := vips.owner(backend.address):
         yield ("address",), f"{backend.address} is {owner}; it must be the server's own address"

@@ -5,7 +5,7 @@ Run it by `make interop`, inside a kernel that has IPVS and tunnel devices (uml.
 kernel's devices, set up with the commands of docs/decap.md.
 
     IPv4, in tunnels over IPv4      every scenario, beside IPVS where it has the mode
-    IPv6, and tunnels that mix      MAIN scenarios
+    IPv6, and tunnels that mix      MAIN scenarios, and tunnels narrower than what IPv6 promises
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ IPVS_METHODS = {"nat": 0, "dsr": 3, "ipip": 2}  # IP_VS_CONN_F_MASQ, DROUTE, TUN
 MODES = ("nat", "dsr", "ipip", "fullnat", "gre", "gue")
 TUNNELS = ("ipip", "gre", "gue")
 MIXED = {(6, 6): MODES, (4, 6): TUNNELS, (6, 4): TUNNELS}  # IP versions inside and outside; outside of a tunnel: both
-NARROW = 1400  # bytes
+NARROW, NARROWEST = 1400, 1280  # bytes
 FEW, SIZE = 30, 3_000_000
 PATIENCE = 4.0  # seconds for an answer
 START = 90.0  # seconds until fastlb must run, in a kernel that is a process on a machine that may be busy
@@ -191,11 +191,23 @@ def path_mtu(lab: Lab, vip: str) -> str:
     """The links of client and VIP are wider than the one to the backends."""
     for version in ("-4", "-6"):
         lab.check("client", ["ip", version, "route", "flush", "cache"])
-    lab.set_link("lb", "eth1", mtu=NARROW)
-    try:
+    with narrow(lab, NARROW):
         return "intact" if lab.client("upload", vip, "--bytes", SIZE)["verified"] else "broken"
+
+
+@contextmanager
+def narrow(lab: Lab, mtu: int) -> Iterator[None]:
+    lab.set_link("lb", "eth1", mtu=mtu)
+    try:
+        yield
     finally:
         lab.set_link("lb", "eth1", mtu=1500)
+
+
+def narrowest(lab: Lab, vip: str) -> str:
+    """What IPv6 promises its senders, a tunnel does not leave: its own packets come in fragments."""
+    with narrow(lab, NARROWEST):
+        return transfer(lab, vip)
 
 
 def loss(lab: Lab, vip: str) -> str:
@@ -236,10 +248,11 @@ SCENARIOS: list[tuple[str, Scenario, tuple[str, ...]]] = [  # and the backends t
     ("every backend gone", nobody, ()),
 ]
 MAIN = ("connect", "transfer", "path MTU")
+IN_FRAGMENTS = ("narrow tunnel", narrowest)  # of IPv6 in tunnels
 EXPECTED = {
     "connect": f"{FEW} of {FEW} answered by 3", "transfer": "intact", "half-close": "300000 bytes",
     "reset": "HTTP/1.1 200 OK", "path MTU": "intact", "loss and reordering": "intact",
-    "a backend gone": f"{FEW} of {FEW} answered by 2", "every backend gone": "refused",
+    "a backend gone": f"{FEW} of {FEW} answered by 2", "every backend gone": "refused", "narrow tunnel": "intact",
 }  # fmt: skip
 
 
@@ -274,11 +287,12 @@ def mixed_outcomes(lab: Lab, inner: int, outer: int, modes: Iterable[str]) -> It
     if inner != outer:
         for each in services:
             each["backends"] = [{"address": address(node, "eth0", outer)} for node in BACKENDS]
+    scenarios = [(name, scenario) for name, scenario, _ in SCENARIOS if name in MAIN]
     with running(lab, services):
         for forward in modes:
-            for name, scenario, _ in SCENARIOS:
-                if name in MAIN:
-                    yield forward, name, outcome(scenario, lab, ALL_VIPS[forward, inner])
+            special = [IN_FRAGMENTS] if inner == 6 and forward in TUNNELS else []
+            for name, scenario in (*scenarios, *special):
+                yield forward, name, outcome(scenario, lab, ALL_VIPS[forward, inner])
 
 
 def main() -> None:

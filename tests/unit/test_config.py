@@ -505,7 +505,7 @@ def test_a_message_is_one_line_whatever_the_value() -> None:
             (
                 8,
                 "services[0].backends[0].address",
-                "fd00::1 is IPv6 and the VIP 203.0.113.10 is IPv4; both must be of one family",
+                "fd00::1 is IPv6 and the VIP 203.0.113.10 is IPv4; both must be of one family (tunnels may mix them)",
             ),
             id="an IPv4 VIP with an IPv6 backend",
         ),
@@ -514,7 +514,7 @@ def test_a_message_is_one_line_whatever_the_value() -> None:
             (
                 8,
                 "services[0].backends[0].address",
-                "10.0.0.1 is IPv4 and the VIP 2001:db8::1 is IPv6; both must be of one family",
+                "10.0.0.1 is IPv4 and the VIP 2001:db8::1 is IPv6; both must be of one family (tunnels may mix them)",
             ),
             id="an IPv6 VIP with an IPv4 backend",
         ),
@@ -701,7 +701,7 @@ FULL = {"forward": "fullnat"}
         (
             {"snat": ["10.0.0.5"], "services": [service(**FULL, backends=[{"address": "fd00::1"}])]},
             "services[0].backends[0].address",
-            "fd00::1 is IPv6 and the VIP 203.0.113.10 is IPv4; both must be of one family",
+            "fd00::1 is IPv6 and the VIP 203.0.113.10 is IPv4; both must be of one family (tunnels may mix them)",
         ),
         ({"snat": ["10.0.0.5", "10.0.0.5"]}, "snat", '"10.0.0.5" is listed twice; keep one'),
         (
