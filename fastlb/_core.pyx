@@ -42,7 +42,7 @@ from fastlb.dataplane.decap cimport (
 from fastlb.dataplane.encap cimport is_tunnel, outer_length
 from fastlb.dataplane.flowhash cimport SHARDS, flow_hash, shard_of
 from fastlb.dataplane.flowlog cimport FlowEvent, FlowLog
-from fastlb.dataplane.fragment cimport HELD, SETS, WAYS, FragmentNote, HeldFragment, let_go
+from fastlb.dataplane.fragment cimport HELD, SETS, WAYS, FragmentNote, HeldFragment, let_go, release_claimed
 from fastlb.dataplane.icmp cimport REJECTS_PER_SECOND
 from fastlb.dataplane.look cimport FlowCopy, copy_entry, count_flows, entry_at, next_flow
 from fastlb.dataplane.lookup cimport MISSING, find, key_meta, table_free, table_init, table_put

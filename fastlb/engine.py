@@ -175,6 +175,7 @@ class Engine:
     def _reopen_packet_path(self) -> None:
         """Rings of an interface that was deleted and made again are gone, and so is its guard. Flows stay."""
         self._workers.close()
+        self._pipelines[0].release_fragments()
         try:
             for interface in self._interface_links(self._view):
                 outside_the_loop(guard.attach, interface, self._classifier.guard_fd)

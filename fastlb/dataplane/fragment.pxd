@@ -105,6 +105,15 @@ cdef inline FragmentNote *find_note(FragmentState *state, uint64_t key, uint32_t
     return NULL
 
 
+cdef inline void release_claimed(FragmentState *state) noexcept nogil:
+    """Only while no worker runs. Whoever still has a claim died with it, and what it was writing means nothing."""
+    cdef int at
+    for at in range(SETS * WAYS):
+        if state.notes[at].claimed:
+            store_release_u64(&state.notes[at].key, 0)
+            release(&state.notes[at])
+
+
 cdef inline uint32_t quiet_for(const FragmentNote *note, uint32_t now) noexcept nogil:
     """Milliseconds; an empty slot has been quiet for ever."""
     return now - note.time if note.key != 0 else 0xFFFFFFFFU

@@ -159,6 +159,15 @@ cdef class Pipeline:
             del self.snapshots[0]
         return len(self.snapshots)
 
+    def release_fragments(self):
+        """After a worker died: what it had claimed of the memory for fragments is everybody's again.
+
+        Raises RuntimeError while a worker runs.
+        """
+        if self.running:
+            raise RuntimeError("a worker runs")
+        release_claimed(&self.state.fragments)
+
     def renew(self, backends, services=()):
         """These backend ids pass to other backends: forget what is left of the former ones, flows and counters.
 

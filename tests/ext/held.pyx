@@ -16,6 +16,7 @@ from fastlb._core cimport Pipeline
 from fastlb.dataplane.abi cimport (
     TP_STATUS_KERNEL, TP_STATUS_USER, TP_STATUS_VLAN_TPID_VALID, TP_STATUS_VLAN_VALID, sockaddr_ll, tpacket3_hdr,
     tpacket_block_desc, xdp_desc)
+from fastlb.dataplane.fragment cimport SETS, WAYS
 from fastlb.dataplane.reasons cimport reason_name
 from fastlb.dataplane.ring cimport RxRing, advance, init_ring, is_closed, next_slot, take_frame
 from fastlb.dataplane.sendmmsg cimport init_messages
@@ -28,6 +29,13 @@ cdef enum:
     FIRST_SLOT = 48          # behind the block's own header
     MAC = 158                # of a frame in its slot, with HEADROOM and the virtio_net_hdr in front
     BEYOND = 128             # bytes behind the last block, where nobody may read: they would look like a frame
+
+
+def claim_notes(Pipeline pipeline not None):
+    """What a worker leaves that dies while it has a fragment's note; here it had all of them."""
+    cdef int at
+    for at in range(SETS * WAYS):
+        pipeline.state.fragments.notes[at].claimed = 1
 
 
 cdef class Worker:
