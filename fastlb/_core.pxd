@@ -83,7 +83,12 @@ cdef class FlowMemory:
     cdef FlowTable table              # without an owner
     cdef FragmentNote *notes
     cdef uint64_t *limits             # of sources
+    cdef size_t hot_bytes
+    cdef size_t cold_bytes
+    cdef bint taken_over              # a pipeline finds flows that it has not counted
+    cdef readonly bint large_pages    # back the file, if there is one
 
+    cdef int map_entries(self, file) except -1
     cdef int open_pool(self, SourcePool *pool, list addresses, int lowest, int highest) except -1
     cdef int close_pool(self, SourcePool *pool) except -1
     cdef BackendStats *add_row(self) except NULL

@@ -218,8 +218,16 @@ class PublishedSnapshot:
 @final
 class FlowMemory:
     def __new__(
-        cls, flows: int, key: bytes | None = ..., sources: Iterable[_Address] = ..., ports: tuple[int, int] = ...
+        cls,
+        flows: int,
+        key: bytes | None = ...,
+        sources: Iterable[_Address] = ...,
+        ports: tuple[int, int] = ...,
+        file: tuple[int, int, int] | None = ...,
     ) -> Self: ...
+    @property
+    def large_pages(self) -> bool: ...
+    def take_over(self, services: Services, highest: int, now_ms: int, logged: bool = ...) -> tuple[int, int, int]: ...
 
 @final
 class AffinityMemory:
@@ -336,6 +344,16 @@ class Decapsulator:
     def stop(self) -> None: ...
     def counters(self) -> _DecapCounters: ...
 
+class _FlowLayout(TypedDict):
+    shards: int
+    buckets_per_shard: int
+    buckets: int
+    tuples: int
+    entry: dict[str, int]
+    tuple: dict[str, int]
+    states: list[str]
+
+def flow_layout(flows: int) -> _FlowLayout: ...
 def packet_socket() -> object: ...
 def reason_names() -> list[str]: ...
 def verdict_number(reason: str) -> int: ...

@@ -17,15 +17,15 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from fastlb.dataplane.abi cimport (
-    AF_PACKET, AF_XDP, EBUSY, EFD_CLOEXEC, EFD_NONBLOCK, ENOBUFS, ETH_P_ALL, MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED,
-    MAP_FIXED, MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, PACKET_FANOUT, PACKET_IGNORE_OUTGOING,
-    PACKET_RESERVE, PACKET_RX_RING, PACKET_STATISTICS, PACKET_VERSION, PACKET_VNET_HDR, POLLIN, PROT_NONE, PROT_READ,
-    PROT_WRITE, SO_ATTACH_BPF, SO_DETACH_FILTER, SO_SNDBUFFORCE, SOCK_CLOEXEC, SOCK_RAW, SOL_PACKET, SOL_SOCKET,
-    SOL_XDP, TPACKET_V3, UMEM_TX_METADATA, UMEM_UNALIGNED, XDP_COPY, XDP_MMAP_OFFSETS, XDP_PGOFF_TX_RING, XDP_TX_RING,
-    XDP_SHARED_UMEM, XDP_UMEM_COMPLETION_RING, XDP_UMEM_FILL_RING, XDP_UMEM_PGOFF_COMPLETION_RING, XDP_UMEM_REG,
-    XDP_USE_NEED_WAKEUP, bind_socket, errno, eventfd, eventfd_write, getsockopt, madvise, mmap, munmap, open_socket,
-    setsockopt, sockaddr_ll, sockaddr_xdp, tpacket3_hdr, tpacket_block_desc, umem_reg, xdp_desc, xdp_mmap_offsets,
-    xdp_ring_offset)
+    AF_PACKET, AF_XDP, EBUSY, EFD_CLOEXEC, EFD_NONBLOCK, ENOBUFS, ETH_P_ALL, MADV_COLLAPSE, MADV_HUGEPAGE,
+    MADV_POPULATE_WRITE, MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED,
+    PACKET_FANOUT, PACKET_IGNORE_OUTGOING, PACKET_RESERVE, PACKET_RX_RING, PACKET_STATISTICS, PACKET_VERSION,
+    PACKET_VNET_HDR, POLLIN, PROT_NONE, PROT_READ, PROT_WRITE, SO_ATTACH_BPF, SO_DETACH_FILTER, SO_SNDBUFFORCE,
+    SOCK_CLOEXEC, SOCK_RAW, SOL_PACKET, SOL_SOCKET, SOL_XDP, TPACKET_V3, UMEM_TX_METADATA, UMEM_UNALIGNED, XDP_COPY,
+    XDP_MMAP_OFFSETS, XDP_PGOFF_TX_RING, XDP_TX_RING, XDP_SHARED_UMEM, XDP_UMEM_COMPLETION_RING, XDP_UMEM_FILL_RING,
+    XDP_UMEM_PGOFF_COMPLETION_RING, XDP_UMEM_REG, XDP_USE_NEED_WAKEUP, bind_socket, errno, eventfd, eventfd_write,
+    getsockopt, madvise, mmap, munmap, open_socket, setsockopt, sockaddr_ll, sockaddr_xdp, tpacket3_hdr,
+    tpacket_block_desc, umem_reg, xdp_desc, xdp_mmap_offsets, xdp_ring_offset)
 from fastlb.dataplane.admission cimport LIMIT_SETS, LIMIT_WAYS, MOST_BURST, SET_SHIFT, TICKS, source_meta
 from fastlb.dataplane.affinity cimport (
     HOST_BITS, TICK_BITS, WAYS_OF_AFFINITY, backend_of_host, backend_with_room, held_slot, host_of, is_free, tick_of,
@@ -70,6 +70,7 @@ from fastlb.dataplane.sendmmsg cimport init_messages
 from fastlb.dataplane.sourceport cimport (
     MAX_SOURCES, PROTOCOL_ROWS, ROW_BITS, FreePorts, SourcePool, SourcePort, address_of, free_ports, port_of,
     ports_per_address)
+from fastlb.dataplane.takeover cimport DAMAGED, MOST_DAMAGED, SOUND, UNWANTED, TakenOver, count_owned, take_over
 from fastlb.dataplane.transmit cimport MAX_XSKS
 from fastlb.dataplane.types cimport (
     BATCH, DF_ALWAYS, DF_INNER, DF_NEVER, FAMILY_4, FORWARD_DSR, FORWARD_FULLNAT, FORWARD_GRE, FORWARD_GUE,
@@ -85,6 +86,7 @@ include "dataplane/maglev.pxi"
 include "dataplane/schedule.pxi"
 include "dataplane/admission.pxi"
 include "dataplane/snapshot.pxi"
+include "dataplane/takeover.pxi"
 include "dataplane/affinity.pxi"
 include "dataplane/pipeline.pxi"
 include "dataplane/look.pxi"

@@ -10,14 +10,18 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastlb import __version__, conns, log, trace
 from fastlb._core import flow_states
 from fastlb.config import TWO_WAY, Config, control_path, json_schema, load_config
-from fastlb.control import call
+from fastlb.control import call, wait_for_end
 from fastlb.errors import FastlbError
 from fastlb.fields import drain_time
+
+if TYPE_CHECKING:  # only commands that need them load netlink and eBPF
+    from fastlb.flowfile import LeftFile
+    from fastlb.leftovers import Leftover
 
 DEFAULT_SOCKET = str(Config.model_fields["control"].default)
 
@@ -88,12 +92,20 @@ def _parser() -> argparse.ArgumentParser:
     _add_socket(reload)
     reload.set_defaults(run=_reload)
 
+    stop = commands.add_parser("stop", help="make a running fastlb stop, and wait until it has")
+    stop.add_argument(
+        "--handover", action="store_true", help="leave guard, VIPs and flows to the next run, as a restart wants it"
+    )
+    _add_socket(stop)
+    stop.set_defaults(run=_stop)
+
     schema = commands.add_parser("schema", help="print the JSON Schema of the configuration")
     schema.set_defaults(run=_schema)
 
-    guard = commands.add_parser("guard", help="show or remove what a crash leaves behind: guards, and VIPs it held")
+    guard = commands.add_parser("guard", help="show or remove what a crash leaves behind: guards, VIPs, flow files")
     guard.add_argument("action", choices=("show", "remove"), help="remove refuses while a running fastlb uses them")
     guard.add_argument("--json", action="store_true", help="print what was found as JSON")
+    guard.add_argument("-c", "--config", metavar="FILE", help="also look for the flow file of this configuration")
     guard.set_defaults(run=_guard)
 
     _add_decap(commands.add_parser("decap", help="on a backend: take packets out of tunnels, until SIGTERM"))
@@ -244,6 +256,18 @@ def _reload(arguments: argparse.Namespace) -> None:
     print(f"reloaded: {call(_socket_of(arguments), 'reload')['services']} services")
 
 
+def _stop(arguments: argparse.Namespace) -> None:
+    path = _socket_of(arguments)
+    stays = call(path, "stop", handover=arguments.handover)
+    wait_for_end(path)
+    if not arguments.handover:
+        print("stopped")
+        return
+    flows = f"{_count(stays['flows'], 'flow')} in {stays['flow_file']}" if stays["flow_file"] else "no flow"
+    vips = f"; VIPs {', '.join(stays['vips'])}" if stays["vips"] else ""
+    print(f"stopped; for the next run there stay: the guard on {', '.join(stays['interfaces'])}{vips}; {flows}")
+
+
 def _drain(arguments: argparse.Namespace) -> None:
     print("draining: " + _change(arguments, "drain", deadline=arguments.deadline))
 
@@ -264,19 +288,30 @@ def _change(arguments: argparse.Namespace, command: str, **more: float | None) -
 def _guard(arguments: argparse.Namespace) -> None:
     from fastlb import leftovers
 
-    found = leftovers.remove() if arguments.action == "remove" else leftovers.show()
+    config = load_config(arguments.config) if arguments.config else None
+    found, files = leftovers.remove(config) if arguments.action == "remove" else leftovers.show(config)
     if arguments.json:
-        print(json.dumps([asdict(leftover) for leftover in found], indent=2))
-    elif not found:
+        listed = {"interfaces": [asdict(each) for each in found], "flow_files": [asdict(each) for each in files]}
+        print(json.dumps(listed, indent=2))
+        return
+    if not found and not files:
         print("there is no guard")
     elif arguments.action == "remove":
-        print(f"removed from: {', '.join(leftover.interface for leftover in found)}")
+        print(f"removed from: {', '.join([*(each.interface for each in found), *(each.path for each in files)])}")
     else:
+        print("\n\n".join(_describe_leftovers(found, files)))
+
+
+def _describe_leftovers(found: Sequence[Leftover], files: Sequence[LeftFile]) -> Iterator[str]:
+    if found:
         rows = (
-            (leftover.interface, leftover.program_id or "-", ", ".join(leftover.vips) or "-", _state(leftover.in_use))
-            for leftover in found
+            (each.interface, each.program_id or "-", ", ".join(each.vips) or "-", _state(each.in_use))
+            for each in found
         )
-        print(_table(("INTERFACE", "PROGRAM", "VIPS", "STATE"), rows))
+        yield _table(("INTERFACE", "PROGRAM", "VIPS", "STATE"), rows)
+    if files:
+        sized = ((each.path, f"{each.bytes >> 20} MiB", each.state) for each in files)
+        yield _table(("FLOW FILE", "SIZE", "STATE"), sized)
 
 
 def _state(in_use: bool) -> str:

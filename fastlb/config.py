@@ -343,6 +343,11 @@ class Config(_Model):
         "object a line; none: no log",
     )
     flows: fields.FlowCapacity = Field(default=1_000_000, description="flows that the flow table can hold")
+    flow_file: fields.FlowFile = Field(
+        default="auto",
+        description="the file that the flow table is in, so that it outlives a crash or a restart: a path on tmpfs or "
+        "ramfs; auto, beside the control socket or in /dev/shm; or none",
+    )
     new_flow_rate: fields.NewFlowRate = Field(
         default="auto",
         description="new flows a second that get an entry in the flow table; those beyond it go by their hash without "

@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import socket
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from fastlb.errors import ControlError, FastlbError
 
 LINE_LIMIT = 1 << 16  # bytes of a request
 TIMEOUT = 10.0  # seconds that a client waits for an answer
+END_TIMEOUT = 20.0  # and for the end of a fastlb that was told to stop
+LOOK_EVERY, ASK_EVERY = 0.01, 0.5  # seconds; one that ends takes no more connections out of its socket's queue
 
 
 class RefusedError(ControlError):
@@ -127,6 +130,21 @@ def call(path: str, command: str, **arguments: Any) -> Any:
     if not answer["ok"]:
         raise RefusedError(answer["error"], answer.get("exit_code", ControlError.exit_code))
     return answer["result"]
+
+
+def wait_for_end(path: str) -> None:
+    """Wait until the fastlb on ``path``, which was told to stop, has taken everything down; raises ControlError."""
+    end = time.monotonic() + END_TIMEOUT
+    ask = time.monotonic() + ASK_EVERY
+    while os.path.exists(path):
+        now = time.monotonic()
+        if now > ask:
+            if not _answers(Path(path)):
+                return
+            ask = now + ASK_EVERY
+        if now > end:
+            raise ControlError(f"the fastlb on {path} has not ended after {END_TIMEOUT:.0f} s; its log may say why")
+        time.sleep(LOOK_EVERY)
 
 
 def _explain(path: str, error: OSError) -> str:

@@ -1,5 +1,8 @@
 """A running balancer: set up in order, watched by one event loop, torn down in reverse.
 
+It may leave guard, VIPs and flow table to the next process (`fastlb stop --handover`), as a crash does. The next one
+takes them over; when it fails before it runs, it leaves them in its turn.
+
 Threads: the workers (packets, without the GIL), the watcher of the kernel's tables, and this one, which does whatever
 happens once a second or slower. Everything that changes the data path happens here, so nothing here needs a lock.
 """
@@ -25,6 +28,7 @@ from fastlb import (
     __version__,
     conns,
     cores,
+    flowfile,
     guard,
     leftovers,
     metrics,
@@ -35,7 +39,7 @@ from fastlb import (
     selftest,
     trace,
 )
-from fastlb._core import Services, shard_of_client
+from fastlb._core import FlowMemory, Services, shard_of_client
 from fastlb.classifier import Classifier, Keys, Sources
 from fastlb.config import Address, Config, load_config
 from fastlb.control import ControlServer
@@ -93,6 +97,10 @@ class Generation:
         """What the filter and the guard take of it."""
         return reconcile.classifier_keys(self.plans, self.config.icmp_echo)
 
+    def saved(self) -> dict[str, Any]:
+        """What the next process must know of it to take its flows over; for JSON."""
+        return {"ids": self.ids.saved()}
+
     def summary(self) -> dict[str, int]:
         return {"services": len(self.plans), "backends": sum(len(plan.members) for plan in self.plans)}
 
@@ -116,14 +124,17 @@ class Engine:
         self._links: dict[str, int] = {}  # the interfaces whose rings are open
         self._gone: set[str] = set()  # those that do not exist, or were never up
         self._replaced: list[float] = []  # when workers were replaced, lately
+        self._flow_file: flowfile.FlowFile | None = None
         self._flow_log: FlowLog | None = None
         self._flow_log_fails = False
         self._closed_since: float | None = None  # that the rings could not be opened again
         self._started = time.time()
         self._failure: FastlbError | None = None
+        self._handover = False  # what stays over a crash stays: for the next process, or because this one took it over
+        self._stop: asyncio.Event | None = None
 
     def run(self) -> None:
-        """Raises FastlbError when the balancer cannot start, or fails; nothing is left behind then."""
+        """Raises FastlbError when the balancer cannot start, or fails; nothing is left behind then that it has made."""
         check_runnable(self._path, self._now.config)
         check_privileges()
         self._plan_cores()
@@ -133,12 +144,15 @@ class Engine:
             try:
                 self._open(stack)
                 asyncio.run(self._serve())
+            except SystemExit:  # asked to stop while things were set up
+                self._handover = False
+                raise
             finally:
                 on_stop_signals(signal.SIG_IGN)  # another one must not cut the taking down short
                 signal.signal(signal.SIGHUP, signal.SIG_IGN)
         if self._failure is not None:
             raise self._failure
-        log.info("stopped")
+        log.info("stopped; guard, VIPs and flows stay" if self._handover else "stopped")
 
     def _plan_cores(self) -> None:
         allowed = os.sched_getaffinity(0)
@@ -155,7 +169,7 @@ class Engine:
         self._follow_kernel(stack)
         self._hold_vips(stack)
         self._load_classifier(stack)
-        self._open_pipelines()
+        self._open_pipelines(stack)
         self._listen_for_errors(stack)
         self._open_flow_log(stack)
         self._attach_guard(stack)
@@ -206,10 +220,12 @@ class Engine:
     def _leave_without(self, numbers: Sequence[int]) -> NoReturn:
         """The process's end closes the rest. The event loop may be running."""
         log.error("workers do not stop; leaving without them", workers=list(numbers))
+        self._handover = False
         try:
             self._drop_vips()  # first, so that the host never answers for them
             for interface in self._now.config.interfaces:
                 outside_the_loop(self._detach_guard, interface)
+            self._close_flow_file()
             self._control.close()
             sys.stderr.flush()
         finally:
@@ -220,7 +236,7 @@ class Engine:
             self._now.config.control,
             {
                 "status": self._status, "reload": self._reload_command, "drain": self._drain, "enable": self._enable,
-                "weight": self._set_weight, "conns": self._conns, "trace": self._trace,
+                "weight": self._set_weight, "conns": self._conns, "trace": self._trace, "stop": self._stop_command,
             },
         )
         stack.callback(self._control.close)
@@ -241,7 +257,7 @@ class Engine:
     def _hold_vips(self, stack: ExitStack) -> None:
         interface = self._now.config.interfaces[0]
         self._held_vips = {vip for name, vip in outside_the_loop(neighbour.marked_vips) if name == interface}
-        stack.callback(self._drop_vips)
+        stack.callback(self._leave_vips)
         self._add_vips()
         self._drop_vips(keep=frozenset(reconcile.held_vips(self._now.config)))  # what a crash left
 
@@ -251,9 +267,30 @@ class Engine:
         self._classifier = stack.enter_context(Classifier(self._count, sources))
         self._fill_classifier()
 
-    def _open_pipelines(self) -> None:
-        self._pipelines = open_pipelines(self._now.config, self._count)
+    def _open_pipelines(self, stack: ExitStack) -> None:
+        self._flow_file = flowfile.open_file(self._now.config, self._now.saved())
+        stack.callback(self._close_flow_file)
+        memory = None
+        if self._flow_file is not None:
+            memory = self._take_over(self._flow_file) or self._flow_file.memory(self._now.config)
+        self._pipelines = open_pipelines(self._now.config, self._count, memory)
         self._publish()
+
+    def _take_over(self, file: flowfile.FlowFile) -> FlowMemory | None:
+        """The flows that another process has left: those of backends that are configured, under the ids they had."""
+        if file.found is None:
+            return None
+        ids = reconcile.BackendIds.restored(file.found["ids"], time.monotonic())
+        heir = Generation.of(self._now.config, ids, self._standings)
+        memory = file.take_over(heir.config, heir.services, ids.highest)
+        file.save(heir.saved())
+        self._now = heir
+        self._handover = memory is not None
+        return memory
+
+    def _close_flow_file(self) -> None:
+        if self._flow_file is not None:
+            self._flow_file.close(keep=self._handover)
 
     def _listen_for_errors(self, stack: ExitStack) -> None:
         self._listeners = {}
@@ -274,6 +311,8 @@ class Engine:
             guard.attach(interface, self._classifier.guard_fd)
 
     def _detach_guard(self, interface: str) -> None:
+        if self._handover:
+            return
         try:
             guard.detach(interface)
         except KernelError as error:  # an interface that is gone took its guard with it
@@ -283,7 +322,8 @@ class Engine:
 
     async def _serve(self) -> None:
         loop = self._loop = asyncio.get_running_loop()
-        stop = asyncio.Event()
+        stop = self._stop = asyncio.Event()
+        self._handover = False
         on_stop_signals(lambda *_: loop.call_soon_threadsafe(stop.set))
         self._on_kernel_view(self._view)  # what changed while the rest was set up
         await self._first_neighbours()
@@ -299,6 +339,7 @@ class Engine:
             workers=self._count,
             open_blocks=self._open_blocks,
             transmit=self._paths(),
+            flow_file=self._flow_file and str(self._flow_file.path),
             **self._now.summary(),
         )
         while not stop.is_set() and self._failure is None:
@@ -314,7 +355,7 @@ class Engine:
             log.warning("replies will not be seen", problem=line)
         for line in nexthops.narrow_tunnels(view, self._now.plans):
             log.warning("a tunnel is narrow", problem=line)
-        for leftover in outside_the_loop(leftovers.show):
+        for leftover in outside_the_loop(leftovers.interfaces):
             if not leftover.in_use:
                 log.warning("a crash left a guard on an interface that this configuration does not use; "
                             "fastlb guard remove removes it", interface=leftover.interface)
@@ -531,6 +572,10 @@ class Engine:
             if outside_the_loop(neighbour.add_vip, self._now.config.interfaces[0], address):
                 self._held_vips.add(address)  # else it is the administrator's, and stays his
 
+    def _leave_vips(self) -> None:
+        if not self._handover:
+            self._drop_vips()
+
     def _drop_vips(self, keep: frozenset[Address] = frozenset()) -> None:
         for address in sorted(self._held_vips - keep, key=str):
             self._held_vips.discard(address)
@@ -540,6 +585,21 @@ class Engine:
                 log.warning("VIP not removed", vip=str(address), error=str(error))
 
     # --- commands --------------------------------------------------------------------------------------------
+
+    def _stop_command(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Stop as by SIGTERM; with ``handover``, what stays over a crash stays, and the answer says what that is."""
+        assert self._stop is not None, "commands are answered within the loop"
+        self._stop.set()
+        self._handover = request.get("handover") is True
+        if not self._handover:
+            return {}
+        file = self._flow_file
+        return {
+            "interfaces": list(self._now.config.interfaces),
+            "vips": sorted(map(str, self._held_vips)),
+            "flow_file": None if file is None else str(file.path),
+            "flows": self._pipelines[0].flow_count(),
+        }
 
     def _reload_signal(self) -> None:
         with contextlib.suppress(FastlbError):
@@ -580,6 +640,8 @@ class Engine:
         """The filter keeps an old VIP's packets out before the data path forgets it, and lets in those of a new one
         after the data path has learnt it."""
         old, new = self._now.classifier_keys(), generation.classifier_keys()
+        if self._flow_file is not None:
+            self._flow_file.save(generation.saved())
         self._now = generation
         if self._flow_log is not None:
             self._flow_log.know(generation.plans)
@@ -606,7 +668,8 @@ class Engine:
             "workers": self._workers.describe(self._pipelines, self._view, self._links_out()),
             "counters": metrics.split_counters(counters),
             "services": metrics.describe_services(self._pipelines, self._now.plans, self._standings, time.monotonic()),
-            "flows": metrics.describe_flows(self._pipelines[0]),
+            "flows": metrics.describe_flows(self._pipelines[0])
+            | {"file": self._flow_file and str(self._flow_file.path)},
             "affinity": metrics.describe_affinity(self._pipelines[0]),
         }
 
@@ -681,7 +744,7 @@ def check_runnable(path: str, config: Config) -> None:
 def check_memory(config: Config, workers: int) -> None:
     """The kernel hands out memory for rings until none is left for anybody else: refuse what there is not."""
     rings = config.ring.block_size * config.ring.blocks * len(config.interfaces) * workers >> 20
-    table = config.flows * FLOW_BYTES >> 20
+    table = max(0, config.flows * FLOW_BYTES - flowfile.held_bytes(config)) >> 20
     with open("/proc/meminfo") as meminfo:
         free = next(int(line.split()[1]) for line in meminfo if line.startswith("MemAvailable:")) >> 10
     if rings > free:

@@ -410,6 +410,11 @@ FilePath = Annotated[
     _expects("an absolute path"),
     WithJsonSchema({"type": "string", "pattern": "^/"}),
 ]
+FlowFile = Annotated[
+    Literal["auto", "none"] | FilePath,
+    _expects('auto, none or an absolute path'),
+    WithJsonSchema({"anyOf": [{"enum": ["auto", "none"]}, {"type": "string", "pattern": "^/"}]}),
+]
 Flag = Annotated[StrictBool, _expects("true or false")]
 Forward = Annotated[
     Literal["nat", "fullnat", "dsr", "ipip", "gre", "gue"],

@@ -1,8 +1,8 @@
 """What stays in the kernel when fastlb crashes, and how one tells that from what a running fastlb uses.
 
 The guard stays on purpose: without it the host would answer clients with RST. With vip_address: interface the VIPs stay
-too, and without the guard they would have the host answer. So both are taken over by the next start, or removed
-together by `fastlb guard remove`.
+too, and without the guard they would have the host answer. So both are taken over by the next start, with the file of
+the flow table (flowfile.py), or removed together by `fastlb guard remove`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fastlb import guard, neighbour
-from fastlb.config import Address
+from fastlb.config import Address, Config
 from fastlb.errors import KernelError
+from fastlb.flowfile import LeftFile, left_files, remove_files
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,13 @@ def is_claimed(interface: str) -> bool:
     return False
 
 
-def show() -> list[Leftover]:
+def show(config: Config | None = None) -> tuple[list[Leftover], list[LeftFile]]:
+    """Every interface of this network namespace with something of fastlb's on it, and flow files: those of this
+    namespace in /dev/shm, those that ``config`` names. Raises KernelError."""
+    return interfaces(), left_files(config)
+
+
+def interfaces() -> list[Leftover]:
     """Every interface of this network namespace with something of fastlb's on it. Raises KernelError."""
     guards = {info.interface: info.program_id for info in guard.show()}
     vips = _by_interface(neighbour.marked_vips())
@@ -60,17 +67,20 @@ def show() -> list[Leftover]:
     ]
 
 
-def remove() -> list[Leftover]:
-    """Remove all of it; returns what there was. Raises KernelError, and removes nothing, while any of it is in use."""
-    found = show()
+def remove(config: Config | None = None) -> tuple[list[Leftover], list[LeftFile]]:
+    """Remove all of it; returns what there was, as `show`. Raises KernelError, and removes nothing, while any of it is
+    in use."""
+    found, files = show(config)
     used = [leftover.interface for leftover in found if leftover.in_use]
+    used = used or [file.path for file in files if file.state == "in use"]
     if used:
         raise KernelError(f"a running fastlb uses {', '.join(used)}; stop it, which removes everything by itself")
     for name, address in neighbour.marked_vips():  # first, so that the host never answers for them
         neighbour.remove_vip(name, address)
     for leftover in found:
         guard.detach(leftover.interface)
-    return found
+    remove_files(files)
+    return found, files
 
 
 def _by_interface(vips: Iterable[tuple[str, Address]]) -> dict[str, list[Address]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from socket import IPPROTO_TCP, IPPROTO_UDP
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from fastlb._core import KetamaRing, MaglevTable, Rotation, Services
 from fastlb.affinity import HostNumbers, Stickiness, group_of, stickiness_of
@@ -37,7 +37,7 @@ ID_QUARANTINE = 60.0  # seconds; the sweep forgets the flows of a backend that l
 
 NEEDS_RESTART = (
     *("interfaces", "workers", "flows", "ring", "transmit", "control", "vip_address"),
-    *("snat", "snat_ports", "flow_log", "affinity_entries"),
+    *("snat", "snat_ports", "flow_log", "flow_file", "affinity_entries"),
 )
 
 
@@ -154,6 +154,17 @@ class BackendIds(StableNumbers[tuple[str, str]]):
 
     services: ServiceSlots = field(default_factory=ServiceSlots)
     hosts: HostNumbers = field(default_factory=HostNumbers)  # of affinity, which has other numbers
+
+    def saved(self) -> dict[str, Any]:
+        """What flow entries need of it, for JSON."""
+        named = [[service, key, number] for (service, key), number in self.by_name.items()]
+        return {"highest": self.highest, "named": named, "resting": [number for _, number in self.resting]}
+
+    @classmethod
+    def restored(cls, saved: Mapping[str, Any], now: float) -> BackendIds:
+        """What ``saved`` gave, perhaps in another process; what rests begins to do so ``now``."""
+        named = {(service, key): number for service, key, number in saved["named"]}
+        return cls(named, [(now, number) for number in saved["resting"]], saved["highest"])
 
     def copy(self) -> Self:
         """As above, of all of them."""

@@ -51,9 +51,10 @@ def owner_of_shard(shard: int, workers: int) -> int:
     return shard * workers // SHARDS
 
 
-def open_pipelines(config: Config, workers: int) -> list[Pipeline]:
-    """One for each worker, over one flow table and one affinity table."""
-    memory = FlowMemory(config.flows, sources=config.snat, ports=config.snat_ports)
+def open_pipelines(config: Config, workers: int, memory: FlowMemory | None = None) -> list[Pipeline]:
+    """One for each worker, over one flow table and one affinity table; ``memory``: that flow table, where it is not of
+    this process alone."""
+    memory = memory or FlowMemory(config.flows, sources=config.snat, ports=config.snat_ports)
     affinity = AffinityMemory(config.affinity_entries)
     owned: list[list[int]] = [[] for _ in range(workers)]
     for shard in range(SHARDS):

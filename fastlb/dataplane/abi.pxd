@@ -36,6 +36,8 @@ cdef extern from "abi.h" nogil:
         MAP_NORESERVE
         MAP_POPULATE
         MADV_HUGEPAGE
+        MADV_COLLAPSE
+        MADV_POPULATE_WRITE
         SOL_PACKET
         SOL_SOCKET
         SO_ATTACH_BPF

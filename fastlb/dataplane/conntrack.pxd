@@ -3,7 +3,8 @@
 Its memory is shared by all workers; a shard is read and written only by the worker that owns it, so nothing is locked.
 
 Invariant: a flow has at most one entry, in one of the two buckets that the upper half of its fingerprint names within
-its shard. A shard's count is of entries. A backend's is of flows that are not over: a closed connection is remembered
+its shard. An entry's fingerprint is written last and cleared first, so that a process may be killed at any point: what
+is in the table has been written whole (takeover.pxd). A shard's count is of entries. A backend's is of flows that are not over: a closed connection is remembered
 for a while, but is no load. Both change only where an entry is written, ends, or is forgotten.
 
     hot    shard 0                              shard 1                        … 63
@@ -22,7 +23,7 @@ from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from fastlb.dataplane.flowhash cimport SHARDS
 from fastlb.dataplane.flowhash cimport fingerprint as flow_fingerprint
 from fastlb.dataplane.flowlog cimport FlowLog, log_flow
-from fastlb.dataplane.machine cimport likely, lowest_bit, must, prefetch, unlikely
+from fastlb.dataplane.machine cimport in_order, likely, lowest_bit, must, prefetch, unlikely
 from fastlb.dataplane.sourceport cimport SourcePool, give_back
 from fastlb.dataplane.types cimport (
     FAMILY_6, KEEP_NONE, LEG_CLIENT, LOGGED_BIT, PROTO_TCP, Backend, BackendStats, FlowTuple, Packet, Service,
@@ -333,9 +334,14 @@ cdef inline Bucket *other_bucket(
 
 
 cdef inline FlowEntry *moved(FlowTable *table, FlowEntry *entry, FlowEntry *room) noexcept nogil:
-    """Move an entry; its old place is free."""
-    room[0] = entry[0]
+    """Move an entry; its old place is free. Killed in between, a process leaves it in both."""
+    in_order()
+    room.owner = entry.owner
+    room.seen = entry.seen
     tuple_of(table, room)[0] = tuple_of(table, entry)[0]
+    in_order()
+    room.fingerprint = entry.fingerprint
+    in_order()
     entry.fingerprint = 0
     return entry
 
@@ -425,6 +431,7 @@ cdef inline FlowEntry *find_room(
         return entry
     entry = make_room(table, shard, fingerprint, services, now)
     table.untracked += entry == NULL
+    in_order()                                           # an entry that made way is empty before its tuple changes
     return entry
 
 
@@ -435,9 +442,10 @@ cdef inline void enter_flow(
     cdef const FlowTuple *flow = tuple_of(table, entry)
     must(owns(table, shard) and 0 < backend < MAX_BACKENDS and FLOW_NONE < state < FLOW_CLOSING)
     must(entry.fingerprint == 0)
-    entry.fingerprint = fingerprint
     entry.owner = backend | state << BACKEND_BITS
     entry.seen = now
+    in_order()
+    entry.fingerprint = fingerprint
     if unlikely(flow.began & LOGGED_BIT):
         log_flow(&table.log, flow, backend, state, True, now)
     table.flows[shard] += 1

@@ -17,6 +17,8 @@ static inline int fastlb_claim(uint32_t *p) {
 static inline int fastlb_compare_and_swap_u64(uint64_t *p, uint64_t seen, uint64_t wanted) {
     return __atomic_compare_exchange_n(p, &seen, wanted, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
 }
+/* Keeps the compiler to the order in which stores are written: a process that is killed has done the first of them. */
+#define fastlb_in_order() __atomic_signal_fence(__ATOMIC_SEQ_CST)
 #define fastlb_store_fence() __atomic_thread_fence(__ATOMIC_SEQ_CST)
 #define fastlb_load_fence() __atomic_thread_fence(__ATOMIC_ACQUIRE)
 #if defined(__x86_64__)

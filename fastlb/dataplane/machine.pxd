@@ -15,6 +15,7 @@ cdef extern from "machine.h" nogil:
     void store_release_u32 "fastlb_store_release"(uint32_t *p, uint32_t value) noexcept
     void store_release_ptr "fastlb_store_release"(void **p, void *value) noexcept
 
+    void in_order "fastlb_in_order"() noexcept           # to somebody who finds the memory of a killed process
     void store_fence "fastlb_store_fence"() noexcept     # every store before it is seen before any load after it
     void load_fence "fastlb_load_fence"() noexcept       # every load before it is done before any load after it
     void spin_pause "fastlb_spin_pause"() noexcept       # tells the core that this loop waits for another one

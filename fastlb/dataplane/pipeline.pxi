@@ -12,22 +12,19 @@ cdef class FlowMemory:
 
     ``flows``: how many flows the table is meant for, at three quarters of its entries. ``key``: 32 secret bytes; drawn
     at random when not given. ``sources``: the addresses of full NAT, and ``ports`` the range of their ports that is
-    taken from, both ends included. Raises ValueError, and MemoryError when there is no room.
+    taken from, both ends included. ``file``: where to keep the entries so that they outlive this process, as (file
+    descriptor, offset of the hot part, offset of the cold part), of the sizes that `flow_layout` gives; zeros, or what
+    `take_over` is to be called for. Raises ValueError, OSError, and MemoryError when there is no room.
     """
 
-    def __cinit__(self, uint64_t flows, key=None, sources=(), ports=(1024, 32767)):
+    def __cinit__(self, uint64_t flows, key=None, sources=(), ports=(1024, 32767), file=None):
         cdef FlowTable *table = &self.table
-        cdef uint64_t buckets
         key = urandom(32) if key is None else bytes(key)
         if len(key) != 32:
             raise ValueError(f"the flow table's key has 32 bytes, not {len(key)}")
-        if not 0 < flows <= 1 << 30:
-            raise ValueError(f"a flow table takes 1..{1 << 30} flows, not {flows}")
         memcpy(table.key, <const char *>key, 32)
-        table.per_shard = (flows + SHARDS * 3 - 1) // (SHARDS * 3)
-        buckets = <uint64_t>table.per_shard * SHARDS
-        table.buckets = <Bucket *>map_zeroed(buckets * sizeof(Bucket))
-        table.tuples = <FlowTuple *>map_zeroed(buckets * ENTRIES * sizeof(FlowTuple))
+        table.per_shard = buckets_per_shard(flows)
+        self.map_entries(file)
         table.flows = <uint64_t *>zeroed(SHARDS, sizeof(uint64_t))
         table.rows = <BackendStats **>zeroed(SHARDS, sizeof(BackendStats *))
         table.row_count = <uint32_t *>zeroed(1, sizeof(uint32_t))
@@ -37,6 +34,42 @@ cdef class FlowMemory:
             of_version = [address for address in sources if address.version == version]
             if of_version:
                 self.open_pool(pool_of(table, version), of_version, ports[0], ports[1])
+
+    cdef int map_entries(self, file) except -1:
+        cdef uint64_t buckets = <uint64_t>self.table.per_shard * SHARDS
+        self.hot_bytes = whole_pages(buckets * sizeof(Bucket))
+        self.cold_bytes = whole_pages(buckets * ENTRIES * sizeof(FlowTuple))
+        if file is None:
+            self.table.buckets = <Bucket *>map_zeroed(self.hot_bytes)
+            self.table.tuples = <FlowTuple *>map_zeroed(self.cold_bytes)
+            return 0
+        fd, hot, cold = file
+        self.table.buckets = <Bucket *>map_file(fd, hot, self.hot_bytes)
+        self.table.tuples = <FlowTuple *>map_file(fd, cold, self.cold_bytes)
+        self.large_pages = make_ready(self.table.buckets, self.hot_bytes)
+        self.large_pages &= make_ready(self.table.tuples, self.cold_bytes)
+        return 0
+
+    def take_over(self, Services services not None, uint32_t highest, uint32_t now_ms, bint logged=False):
+        """Verify the entries that another process has left in the file, and keep those that are worth it.
+
+        ``services``: what holds from now on. ``highest``: of all backend ids that were ever given. ``logged``: the end
+        of a flow is logged if its beginning was. Returns how many entries were kept, how many belong to no service or
+        backend any more, and how many are damaged. Raises ValueError when those are more than MOST_DAMAGED: the walk
+        has ended early, and this memory must not be used. Before any pipeline is made.
+        """
+        cdef FlowTable *table = &self.table
+        cdef const ServiceTable *held = &services.table
+        cdef TakenOver result
+        if table.row_count[0] != 0:
+            raise ValueError("pipelines use this memory")
+        memset(&result, 0, sizeof(result))
+        with nogil:
+            take_over(table, held, highest, now_ms, logged, &result)
+        if result.found[<int>DAMAGED] > MOST_DAMAGED:
+            raise ValueError(f"more than {<int>MOST_DAMAGED} entries are damaged")
+        self.taken_over = True
+        return result.found[<int>SOUND], result.found[<int>UNWANTED], result.found[<int>DAMAGED]
 
     cdef int open_pool(self, SourcePool *pool, list addresses, int lowest, int highest) except -1:
         if not 0 < lowest <= highest <= 0xFFFF or len(addresses) > MAX_SOURCES:
@@ -72,9 +105,8 @@ cdef class FlowMemory:
         return 0
 
     def __dealloc__(self):
-        cdef uint64_t buckets = <uint64_t>self.table.per_shard * SHARDS
-        unmap(self.table.buckets, buckets * sizeof(Bucket))
-        unmap(self.table.tuples, buckets * ENTRIES * sizeof(FlowTuple))
+        unmap(self.table.buckets, self.hot_bytes)
+        unmap(self.table.tuples, self.cold_bytes)
         free(self.table.flows)
         for row in range(self.table.row_count[0] if self.table.row_count != NULL else 0):
             unmap(self.table.rows[<uint32_t>row], MAX_BACKENDS * sizeof(BackendStats))
@@ -111,6 +143,8 @@ cdef class Pipeline:
         self.own(shards)
         self.state.rejects.tokens = REJECTS_PER_SECOND
         self.state.flows.stats = self.memory_of_flows.add_row()
+        if self.memory_of_flows.taken_over:
+            count_owned(&self.state.flows)
         self.state.schedulers.places = <Place *>map_zeroed(PLACES * sizeof(Place))
         self.state.schedulers.responses = <Response *>map_zeroed(MAX_BACKENDS * sizeof(Response))
         self.state.schedulers.lottery = unpack("Q", urandom(8))[0] | 1

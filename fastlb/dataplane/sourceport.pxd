@@ -94,18 +94,22 @@ cdef inline uint32_t ports_per_address(const SourcePool *pool, uint32_t shard) n
     return 0 if first > pool.highest else (pool.highest - first) // SHARDS + 1
 
 
+cdef inline uint32_t nth_port(const SourcePool *pool, uint8_t protocol, uint32_t shard, uint32_t nth) noexcept nogil:
+    """The shard's ports in the order in which they are taken for the first time, as from take_port."""
+    return 1 + number_of(
+        row_of(pool, protocol, nth % pool.count), first_port(pool, shard) + nth // pool.count * SHARDS)
+
+
 cdef inline uint32_t take_port(SourcePool *pool, uint8_t protocol, uint32_t shard) noexcept nogil:
     """A port's number + 1; 0 when all of the shard's are taken. Those never used come first, address by address."""
     cdef FreePorts *free
-    cdef uint32_t taken, total, nth
+    cdef uint32_t taken, total
     if pool.count == 0:
         return 0
     free = free_ports(pool, protocol, shard)
     total = ports_per_address(pool, shard) * pool.count
     if free.fresh < total:
-        nth = <uint32_t>((<uint64_t>free.start + free.fresh) % total)
-        taken = 1 + number_of(
-            row_of(pool, protocol, nth % pool.count), first_port(pool, shard) + nth // pool.count * SHARDS)
+        taken = nth_port(pool, protocol, shard, <uint32_t>((<uint64_t>free.start + free.fresh) % total))
         free.fresh += 1
     else:
         taken = free.first
@@ -119,10 +123,8 @@ cdef inline uint32_t take_port(SourcePool *pool, uint8_t protocol, uint32_t shar
     return taken
 
 
-cdef inline void give_back(SourcePool *pool, uint8_t protocol, uint32_t shard, uint32_t taken) noexcept nogil:
-    """To the end of the queue. `taken`: as from take_port."""
-    cdef FreePorts *free = free_ports(pool, protocol, shard)
-    must(free.used > 0 and port_of(taken - 1) & (SHARDS - 1) == shard)
+cdef inline void put_in_queue(SourcePool *pool, FreePorts *free, uint32_t taken) noexcept nogil:
+    """At its end. `taken`: as from take_port."""
     pool.ports[taken - 1].fingerprint = 0
     pool.ports[taken - 1].next = 0
     if free.last != 0:
@@ -130,6 +132,13 @@ cdef inline void give_back(SourcePool *pool, uint8_t protocol, uint32_t shard, u
     else:
         free.first = taken
     free.last = taken
+
+
+cdef inline void give_back(SourcePool *pool, uint8_t protocol, uint32_t shard, uint32_t taken) noexcept nogil:
+    """`taken`: as from take_port."""
+    cdef FreePorts *free = free_ports(pool, protocol, shard)
+    must(free.used > 0 and port_of(taken - 1) & (SHARDS - 1) == shard)
+    put_in_queue(pool, free, taken)
     free.used -= 1
 
 

@@ -3,8 +3,8 @@
     with Balancer(lab.namespace("lb"), lab.config(workers=1), tmp_path) as balancer:
         balancer.status()["counters"]["packets"]
 
-It is running when the block begins. Whatever happens, the process is ended by its own number, and the guard
-that a killed one leaves behind is removed; when the block fails, its log is printed.
+It is running when the block begins. Whatever happens, the process is ended by its own number, and what a
+killed one leaves behind, its guard and its flow file, is removed; when the block fails, its log is printed.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from typing import Any, TypeVar
 import yaml
 from pyroute2 import IPRoute, NetlinkError, netns
 
-from fastlb import guard
+from fastlb import flowfile, guard
+from fastlb.config import Config
 from fastlb.control import call
-from fastlb.errors import ControlError
+from fastlb.errors import ConfigError, ControlError
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 20.0  # seconds until something that should have happened is called missing
@@ -165,6 +166,15 @@ class Balancer:
             self.kill()
         for found in within(self.namespace, guard.show):
             within(self.namespace, guard.detach, found.interface)
+        for path in self.flow_files():
+            path.unlink(missing_ok=True)
+
+    def flow_files(self) -> list[Path]:
+        """Where its flow table may be, and where one that was set aside is."""
+        with suppress(ConfigError):
+            found = flowfile.places(Config.from_dict(self.config))
+            return [each for path in found for each in (path, path.with_name(path.name + flowfile.REJECTED))]
+        return []
 
     def logs(self) -> list[dict[str, Any]]:
         """What it has logged, one dict an event; lines that are not JSON become {"event": line}."""
