@@ -411,8 +411,9 @@ FilePath = Annotated[
     WithJsonSchema({"type": "string", "pattern": "^/"}),
 ]
 FlowFile = Annotated[
-    Literal["auto", "none"] | FilePath,
-    _expects('auto, none or an absolute path'),
+    StrictStr,
+    AfterValidator(lambda value: value if value in ("auto", "none") else _file_path(value)),
+    _expects("auto, none or an absolute path"),
     WithJsonSchema({"anyOf": [{"enum": ["auto", "none"]}, {"type": "string", "pattern": "^/"}]}),
 ]
 Flag = Annotated[StrictBool, _expects("true or false")]

@@ -195,7 +195,8 @@ class FlowFile:
         self._sequence, self._lists, self._saved = 0, [(0, 0), (0, 0)], None
         os.pwrite(self._fd, _HEAD.pack(MAGIC, VERSION, 0, 0, 0, 0, 0, 0), 0)
         self.save(backends)
-        os.link(f"/proc/self/fd/{self._fd}", self.path, src_dir_fd=self._fd)  # else Python calls link(2): it does not follow
+        # linkat(2) follows to the file itself; without a descriptor Python calls link(2), which does not
+        os.link(f"/proc/self/fd/{self._fd}", self.path, src_dir_fd=self._fd)
 
     def _reserve(self, start: int, size: int) -> None:
         """Have the memory now: else a packet would end the process when there is none left."""
@@ -354,13 +355,14 @@ def _seal(sequence: int, data: Mapping[str, Any]) -> bytes:
 
 def _unseal(fd: int, offset: int, room: int) -> tuple[int, dict[str, Any]] | None:
     """A record's sequence and data; None when it is not whole."""
-    if offset + room > os.fstat(fd).st_size:
+    size = os.fstat(fd).st_size
+    if offset >= size:
         return None
     head = os.pread(fd, _RECORD.size, offset)
     if len(head) < _RECORD.size:
         return None
     sequence, length, digest = _RECORD.unpack(head)
-    if length > room:
+    if length > min(room, size):
         return None
     body = os.pread(fd, length, offset + _RECORD.size)
     if hashlib.sha256(head[:16] + body).digest() != digest:

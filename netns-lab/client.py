@@ -4,6 +4,8 @@ client.py fetch HOST [--port 80] [--count 200]       GET / over COUNT connection
 client.py echo HOST [--port 5000] [--count 200] [--rounds 3]   UDP echo from COUNT ports at once
 client.py download HOST [--port 80] [--bytes N]      GET /bytes/N, SHA-256 verified
 client.py upload HOST [--port 80] [--bytes N]        POST N bytes, SHA-256 verified
+client.py trickle HOST [--port 80] [--count 200] [--bytes N] [--seconds 6]
+                                                     COUNT such downloads at once, none of which ends before SECONDS
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ import http.client
 import json
 import random
 import resource
+import socket
 import time
 from collections import Counter
 from collections.abc import Awaitable, Iterable, Iterator
+from itertools import pairwise
 from typing import Any
 
 PATIENCE = 20.0  # seconds for one connection or one answer
@@ -166,18 +170,75 @@ def upload(host: str, port: int, size: int) -> dict[str, Any]:
     return {"bytes": size, "seconds": seconds, "verified": theirs == digest.hexdigest(), "backend": backend}
 
 
+TRICKLE_CHUNK = 4096
+TRICKLED_BYTES = 200_000
+TRICKLE_BUFFER = 16 << 10  # bytes; little, so that a server waits for its client and the transfer stays in progress
+
+
+async def trickle(host: str, port: int, count: int, size: int, seconds: float) -> dict[str, Any]:
+    """Downloads at once, each read evenly over at least ``seconds``; ``longest_silence``: without a byte for anybody.
+
+    ``ends``: when each ended, by time.monotonic. ``verified``: as in `download`.
+    """
+    arrivals: list[float] = []
+    start = time.monotonic()
+    ended, errors = await settle(
+        asyncio.wait_for(trickle_one(host, port, size, seconds, arrivals), seconds + 3 * PATIENCE)
+        for _ in range(count)
+    )
+    return {
+        "asked": count,
+        "verified": len(ended),
+        "ends": sorted(ended),
+        "longest_silence": max((later - earlier for earlier, later in pairwise(arrivals)), default=0.0),
+        "errors": Counter(map(describe, errors)),
+        "seconds": time.monotonic() - start,
+    }
+
+
+async def trickle_one(host: str, port: int, size: int, seconds: float, arrivals: list[float]) -> float:
+    """One download; when it ended. Raises ConnectionError when anything but the whole came."""
+    sock = await connect_narrow(host, port)
+    reader, writer = await asyncio.open_connection(sock=sock, limit=TRICKLE_CHUNK)
+    writer.write(b"GET /bytes/%d HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n" % size)
+    head = (await reader.readuntil(b"\r\n\r\n")).decode()
+    announced = head.partition("X-SHA256: ")[2].split("\r\n")[0]
+    digest, got, began = hashlib.sha256(), 0, time.monotonic()
+    while chunk := await reader.read(TRICKLE_CHUNK):
+        digest.update(chunk)
+        got += len(chunk)
+        arrivals.append(time.monotonic())
+        await asyncio.sleep(max(0.0, began + seconds * got / size - time.monotonic()))
+    writer.close()
+    if (got, digest.hexdigest()) != (size, announced):
+        raise ConnectionError(f"{got} of {size} bytes, or other ones")
+    return time.monotonic()
+
+
+async def connect_narrow(host: str, port: int) -> socket.socket:
+    """With a small receive buffer, which is told before the handshake."""
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, TRICKLE_BUFFER)
+    sock.setblocking(False)
+    await asyncio.wait_for(asyncio.get_running_loop().sock_connect(sock, (host, port)), PATIENCE)
+    return sock
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Clients of the lab; each prints one JSON object.")
     commands = parser.add_subparsers(dest="command", required=True)
-    for function, port in ((fetch, 80), (echo, 5000), (download, 80), (upload, 80)):
+    for function, port in ((fetch, 80), (echo, 5000), (download, 80), (upload, 80), (trickle, 80)):
         command = commands.add_parser(function.__name__, help=function.__doc__)
         command.set_defaults(function=function)
         command.add_argument("host")
         command.add_argument("--port", type=int, default=port)
-        if function in (fetch, echo):
+        if function in (fetch, echo, trickle):
             command.add_argument("--count", type=int, default=200)
-        else:
-            command.add_argument("--bytes", dest="size", type=int, default=DEFAULT_BYTES)
+        if function in (download, upload, trickle):
+            size = TRICKLED_BYTES if function is trickle else DEFAULT_BYTES
+            command.add_argument("--bytes", dest="size", type=int, default=size)
+        if function is trickle:
+            command.add_argument("--seconds", type=float, default=6.0)
         if function is echo:
             command.add_argument("--rounds", type=int, default=3)
     return parser.parse_args()

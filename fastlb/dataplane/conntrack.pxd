@@ -4,8 +4,9 @@ Its memory is shared by all workers; a shard is read and written only by the wor
 
 Invariant: a flow has at most one entry, in one of the two buckets that the upper half of its fingerprint names within
 its shard. An entry's fingerprint is written last and cleared first, so that a process may be killed at any point: what
-is in the table has been written whole (takeover.pxd). A shard's count is of entries. A backend's is of flows that are not over: a closed connection is remembered
-for a while, but is no load. Both change only where an entry is written, ends, or is forgotten.
+is in the table has been written whole (takeover.pxd). A shard's count is of entries. A backend's is of flows that are
+not over: a closed connection is remembered for a while, but is no load. Both change only where an entry is written,
+ends, or is forgotten.
 
     hot    shard 0                              shard 1                        … 63
            ┌ bucket: 64 bytes, one cache line ┐
@@ -427,11 +428,10 @@ cdef inline FlowEntry *find_room(
     until the store buffer has let go of them, and of everything older.
     """
     cdef FlowEntry *entry = expected
-    if likely(entry != NULL and entry.fingerprint == 0):
-        return entry
-    entry = make_room(table, shard, fingerprint, services, now)
-    table.untracked += entry == NULL
-    in_order()                                           # an entry that made way is empty before its tuple changes
+    if unlikely(entry == NULL or entry.fingerprint != 0):
+        entry = make_room(table, shard, fingerprint, services, now)
+        table.untracked += entry == NULL
+    in_order()                                           # what made way is gone before its tuple changes
     return entry
 
 

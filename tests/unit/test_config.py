@@ -47,8 +47,8 @@ DSR = NAT.replace("nat", "dsr")
 NAT_ANY = NAT.replace("port: 80", "port: any")
 
 TOP_KEYS = (
-    "interfaces, vip_address, workers, hash_seed, snat, snat_ports, flow_log, flows, new_flow_rate, affinity_entries, "
-    "maglev_size, ring_points, transmit, control, icmp_echo, timeouts, ring, services"
+    "interfaces, vip_address, workers, hash_seed, snat, snat_ports, flow_log, flows, flow_file, new_flow_rate, "
+    "affinity_entries, maglev_size, ring_points, transmit, control, icmp_echo, timeouts, ring, services"
 )
 SERVICE_KEYS = ", ".join(Service.model_fields)
 NAME = '1 to 64 letters, digits, "_", "." or "-" (in quotes if YAML would take it for a number)'
@@ -722,6 +722,7 @@ FULL = {"forward": "fullnat"}
             )
         ),
         ({"flow_log": "flows.log"}, "flow_log", 'found "flows.log"; it must be an absolute path'),
+        ({"flow_file": "shm/x"}, "flow_file", 'found "shm/x"; it must be auto, none or an absolute path'),
     ],
 )  # fmt: skip
 def test_fullnat(data: dict[str, Any], path: str, message: str) -> None:
