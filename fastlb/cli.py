@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
 
     drain = commands.add_parser("drain", help="give a backend no new flows; those that it has stay")
     enable = commands.add_parser("enable", help="take back drain and weight")
-    weight = commands.add_parser("weight", help="another weight than the configuration's, until enable or a restart")
+    weight = commands.add_parser("weight", help="another weight than the configuration's, until enable or a clean stop")
     for command, run_it in ((drain, _drain), (enable, _enable), (weight, _weight)):
         command.add_argument("service", metavar="SERVICE", help="its name")
         command.add_argument("backend", metavar="BACKEND", help="its address, or address:port")

@@ -45,6 +45,7 @@ from fastlb.config import Address, Config, load_config
 from fastlb.control import ControlServer
 from fastlb.errors import ConfigError, FastlbError, KernelError
 from fastlb.fields import drain_time
+from fastlb.flowfile import FlowFileError
 from fastlb.flowlog import FlowLog
 from fastlb.health import Checker
 from fastlb.neighbour import KernelView, Watcher
@@ -96,10 +97,6 @@ class Generation:
     def classifier_keys(self) -> Keys:
         """What the filter and the guard take of it."""
         return reconcile.classifier_keys(self.plans, self.config.icmp_echo)
-
-    def saved(self) -> dict[str, Any]:
-        """What the next process must know of it to take its flows over; for JSON."""
-        return {"ids": self.ids.saved()}
 
     def summary(self) -> dict[str, int]:
         return {"services": len(self.plans), "backends": sum(len(plan.members) for plan in self.plans)}
@@ -268,7 +265,7 @@ class Engine:
         self._fill_classifier()
 
     def _open_pipelines(self, stack: ExitStack) -> None:
-        self._flow_file = flowfile.open_file(self._now.config, self._now.saved())
+        self._flow_file = flowfile.open_file(self._now.config, self._saved(self._now, self._standings))
         stack.callback(self._close_flow_file)
         memory = None
         if self._flow_file is not None:
@@ -277,16 +274,33 @@ class Engine:
         self._publish()
 
     def _take_over(self, file: flowfile.FlowFile) -> FlowMemory | None:
-        """The flows that another process has left: those of backends that are configured, under the ids they had."""
+        """The flows that another process has left, as if this one's configuration came by a reload of that one."""
         if file.found is None:
             return None
-        ids = reconcile.BackendIds.restored(file.found["ids"], time.monotonic())
-        heir = Generation.of(self._now.config, ids, self._standings)
-        memory = file.take_over(heir.config, heir.services, ids.highest)
-        file.save(heir.saved())
-        self._now = heir
+        config, now = self._now.config, time.monotonic()
+        ids = reconcile.BackendIds.restored(file.found["ids"], now)
+        self._standings = Standings.restored(file.found, now)
+        self._standings.follow(config, now)
+        self._now = Generation.of(config, ids, self._standings, now)
+        memory = file.take_over(config, self._now.services, ids.highest)
+        self._save(self._now, self._standings)
         self._handover = memory is not None
         return memory
+
+    def _saved(self, generation: Generation, standings: Standings) -> dict[str, Any]:
+        return {"ids": generation.ids.saved(), **standings.saved()}
+
+    def _save(self, generation: Generation, standings: Standings) -> None:
+        """Tell the next process; before the data path hears of new ids. Raises FlowFileError."""
+        if self._flow_file is not None:
+            self._flow_file.save(self._saved(generation, standings))
+
+    def _save_again(self) -> None:
+        """The same where there are no new ids: what cannot be written costs no more than what it says."""
+        try:
+            self._save(self._now, self._standings)
+        except FlowFileError as error:
+            log.error("the next process will not know how backends stand", error=str(error))
 
     def _close_flow_file(self) -> None:
         if self._flow_file is not None:
@@ -455,6 +469,7 @@ class Engine:
         self._planned = time.monotonic()
         self._now = Generation.of(self._now.config, self._now.ids, self._standings, self._planned)
         self._publish()
+        self._save_again()
 
     def _plan_in_time(self) -> None:
         """Steps of slow starts, ends of drains, and response times of checks, where a scheduler goes by them."""
@@ -478,6 +493,7 @@ class Engine:
         over = self._standings.let_go(self._flows_of, now)
         if over:
             self._install(Generation.of(self._now.config, self._now.ids, self._standings, now))
+            self._save_again()
             log.info("removed backends have no flows any more", backends=[" ".join(name) for name in over])
 
     def _flows_of(self, name: Name) -> int:
@@ -629,9 +645,11 @@ class Engine:
         if self._flow_log is not None:
             self._flow_log.reopen()
         try:
+            self._save(after, standings)
             self._install(after)
         except FastlbError:
             self._install(before)
+            self._save_again()
             raise
         self._standings = standings
         self._checker.follow(after.config)
@@ -640,8 +658,6 @@ class Engine:
         """The filter keeps an old VIP's packets out before the data path forgets it, and lets in those of a new one
         after the data path has learnt it."""
         old, new = self._now.classifier_keys(), generation.classifier_keys()
-        if self._flow_file is not None:
-            self._flow_file.save(generation.saved())
         self._now = generation
         if self._flow_log is not None:
             self._flow_log.know(generation.plans)
@@ -672,7 +688,6 @@ class Engine:
             | {"file": self._flow_file and str(self._flow_file.path)},
             "affinity": metrics.describe_affinity(self._pipelines[0]),
         }
-
 
     def _conns(self, request: Mapping[str, Any]) -> dict[str, Any]:
         return conns.answer(self._pipelines[0], self._now.plans, request, flow_clock())

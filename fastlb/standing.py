@@ -21,6 +21,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pydantic import ValidationError
 
 from fastlb.config import MAX_BACKENDS, Backend, Config, Service, SlowStart
 from fastlb.errors import FastlbError
@@ -29,6 +32,7 @@ Name = tuple[str, str]  # service, backend key
 SCALE = 100  # of weights, while a backend of the service is in slow start
 STEPS = 20  # of a slow start: so often its tables are built anew
 KEEP = 0.7  # of the mean response time, when a check brings another
+SAVED = ("state", "draining", "deadline", "weight", "slow_since", "left")  # of a standing, for the next process
 KEPT_BY = ("vip", "port", "protocol", "forward")  # a service that changes one of these has none of its flows any more
 
 
@@ -49,6 +53,13 @@ class Standing:
     def works(self, unknown: bool = False) -> bool:
         """As far as checks can tell; ``unknown``: those that have not ended count as passed."""
         return self.state in ("up", "unchecked") or (unknown and self.state == "unknown")
+
+    def saved(self) -> dict[str, Any]:
+        """What differs from the first that it would have, for JSON."""
+        found = {name: getattr(self, name) for name in SAVED if getattr(self, name) != getattr(_FIRST, name)}
+        if self.left is not None and self.backend is not None:
+            found["backend"] = self.backend.model_dump(mode="json")
+        return found
 
     def takes_flows(self, configured: int) -> bool:
         """Whether it could, with the weight that the configuration gives it."""
@@ -80,6 +91,9 @@ class Standing:
         if policy == "keep" and shown == "drained":
             policy = "rehash"
         return {"keep": "but_syn" if down else "all", "rehash": "none", "reset": "to_reset"}[policy]
+
+
+_FIRST = Standing()
 
 
 @dataclass(frozen=True)
@@ -119,6 +133,31 @@ class Standings:
             for service, gone in self.removed.items()
         }
         return Standings(by_backend, removed, set(self.timed), self.config)
+
+    def saved(self) -> dict[str, Any]:
+        """What the next process must know to go on as after a reload; for JSON. Times are of the monotonic clock."""
+        kept = {"name", *KEPT_BY, "backends"}
+        services = [service.model_dump(mode="json", include=kept) for service in self.config.services]
+        found = [[*name, mark] for name, standing in self.by_backend.items() if (mark := standing.saved())]
+        return {"services": services, "standings": found}
+
+    @classmethod
+    def restored(cls, saved: Mapping[str, Any], now: float) -> Standings:
+        """What ``saved`` gave, perhaps in another process; that of a fastlb which configured services otherwise gives
+        none."""
+        standings = cls()
+        try:
+            services = tuple(map(Service.model_validate, saved["services"]))
+            standings.follow(Config.model_construct(services=services), now)
+            for service, key, mark in saved["standings"]:
+                if "backend" in mark:
+                    standings.by_backend[service, key] = Standing(backend=Backend.model_validate(mark["backend"]))
+                standing = standings.by_backend[service, key]
+                for name in SAVED:
+                    setattr(standing, name, mark.get(name, getattr(_FIRST, name)))
+        except (KeyError, ValidationError):
+            return cls()
+        return standings
 
     def of(self, service: str, key: str) -> Standing:
         """That of a backend that is not known is the first it would have."""

@@ -22,6 +22,7 @@ from fastlb import flowfile, reconcile
 from fastlb._core import FlowMemory, Pipeline, Routes, flow_layout
 from fastlb.config import Config
 from fastlb.flowfile import FlowFileError, FlowFileUsedError, open_file
+from fastlb.standing import Standings
 from fastlb.workers import open_pipelines
 from tests.balancers import BACKENDS, CLIENT, VIP, config, flags, reply_to, service
 from tests.frames import frame, take_apart
@@ -58,24 +59,29 @@ class Life:
             self._open(settings, workers)
 
     def _open(self, settings: Config, workers: int) -> None:
-        self.ids = reconcile.BackendIds()
-        self.plans = reconcile.plan_services(settings, self.ids, 0.0)
-        file = open_file(settings, {"ids": self.ids.saved()})
+        self.ids, self.standings, memory = reconcile.BackendIds(), Standings(), None
+        self.follow(settings)
+        file = open_file(settings, self.saved())
         assert file is not None
-        self.file, memory = file, None
+        self.file = file
         if file.found is not None:
             self.ids = reconcile.BackendIds.restored(file.found["ids"], 0.0)
-            self.plans = reconcile.plan_services(settings, self.ids, 0.0)
-            memory = file.take_over(settings, reconcile.services_table(settings, self.plans), self.ids.highest)
-            file.save({"ids": self.ids.saved()})
+            self.standings = Standings.restored(file.found, 0.0)
+            self.follow(settings)
+            memory = file.take_over(settings, self.services, self.ids.highest)
+            file.save(self.saved())
         self.pipelines = open_pipelines(settings, workers, memory or file.memory(settings))
-        self.publish(settings)
-
-    def publish(self, settings: Config) -> None:
-        self.plans = reconcile.plan_services(settings, self.ids, 0.0)
-        self.keys = {member.id: (plan.name, member.key) for plan in self.plans for member in plan.members}
         for pipeline in self.pipelines:
-            pipeline.publish(reconcile.services_table(settings, self.plans), routes_for(self.plans))
+            pipeline.publish(self.services, routes_for(self.plans))
+
+    def follow(self, settings: Config) -> None:
+        self.standings.follow(settings, 0.0)
+        self.plans = reconcile.plan_services(settings, self.ids, 0.0, self.standings)
+        self.services = reconcile.services_table(settings, self.plans)
+        self.keys = {member.id: (plan.name, member.key) for plan in self.plans for member in plan.members}
+
+    def saved(self) -> dict[str, Any]:
+        return {"ids": self.ids.saved(), **self.standings.saved()}
 
     def send(self, raw: bytes) -> tuple[str, list[bytes], tuple[str, str] | None]:
         """(reason, what would be sent, service and backend), by whichever worker has the packet's shard."""
@@ -129,12 +135,12 @@ def clock() -> int:
     return time.monotonic_ns() // 1_000_000 % (1 << 32)
 
 
-def opening(at: int, client: int, letters: str = "S") -> bytes:
-    """A packet of a client of the service at this position of SERVICES."""
+def opening(at: int, client: int, letters: str = "S", vip: str = "") -> bytes:
+    """A packet of a client of the service at this position of SERVICES, or to another ``vip``."""
     spec = SERVICES[at]
-    version = 6 if ":" in spec["vip"] else 4
-    host = f"10.1.{client >> 8}.{client & 255}" if version == 4 else f"fd00:1::{client:x}"
-    return frame(host, 1024 + client, spec["vip"], 80, spec["protocol"], flags=flags(letters))
+    vip = vip or spec["vip"]
+    host = f"fd00:1::{client:x}" if ":" in vip else f"10.1.{client >> 8}.{client & 255}"
+    return frame(host, 1024 + client, vip, 80, spec["protocol"], flags=flags(letters))
 
 
 def fill(life: Life, clients: int = 40) -> dict[tuple[int, int], tuple[str, str] | None]:
@@ -269,6 +275,25 @@ def test_backends_keep_their_ids(folder: Path) -> None:
     (line,) = (line for line in second.logs if line["event"] == "flows taken over")
     assert (line["flows"], line["of_no_backend"], line["damaged"]) == (len(stay), len(placed) - len(stay), 0)
     second.end(keep=False)
+
+
+@pytest.mark.parametrize(("policy", "reason"), [("keep", "conntrack"), ("rehash", "maglev"), ("reset", "reset")])
+def test_a_backend_that_left_meanwhile(folder: Path, policy: str, reason: str) -> None:
+    """As after a reload: its service's on_leave decides of its flows, and does so in the life after, too."""
+    spec = service("nat", on_leave=policy)
+    gone = BACKENDS[4][0]
+    life = Life(settings(folder, spec))
+    placed = {client: life.send(opening(0, client, vip=VIP[4]))[2] for client in range(60)}
+    leaving = [client for client, owner in placed.items() if owner is not None and owner[1].startswith(gone)]
+    for at in range(2):
+        life.end()
+        life = Life(settings(folder, without(spec, gone)), 2)
+        for client in leaving[at::2]:
+            found, _, owner = life.send(opening(0, client, "A", vip=VIP[4]))
+            assert (found, owner == placed[client]) == (reason, policy == "keep")
+        assert len(leaving) > 10
+        assert life.counts_agree()
+    life.end(keep=False)
 
 
 def test_an_id_of_before_is_not_given_away_at_once(folder: Path) -> None:
@@ -695,7 +720,7 @@ def test_lists_take_turns_and_grow(folder: Path) -> None:
     here = settings(folder)
     life = Life(here)
     for size in (10, 10_000, 20, 40_000, 39_999, 1):
-        life.file.save({"ids": life.ids.saved(), "padding": list(range(size))})
+        life.file.save(life.saved() | {"padding": list(range(size))})
         life.end()
         again = open_file(here, {})
         assert again is not None
@@ -710,7 +735,7 @@ def test_killed_while_a_list_was_written(folder: Path) -> None:
     here = settings(folder)
     life = Life(here)
     placed = fill(life, 5)
-    life.file.save({"ids": life.ids.saved(), "note": 1})
+    life.file.save(life.saved() | {"note": 1})
     life.end()
     first_list = (folder / "flows").read_bytes().index(b'"ids"')
     flip(folder / "flows", first_list)  # the next one, which would be written there, is half-written

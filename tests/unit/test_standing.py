@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from typing import Any
 
@@ -367,3 +368,48 @@ def test_who_keeps_its_clients(checks: str, draining: bool, weight: int, share: 
 def test_without_a_check_all_keep_their_clients() -> None:
     conf = settings(backends=[{"address": address, "weight": 0} for address in BACKENDS[4]])
     assert following(conf).shares(conf.services[0], 0.0) == [Share(0, 0, True)] * 3
+
+
+# --- over the end of a process ----------------------------------------------------------------------------------------
+
+
+def test_what_is_saved_is_what_is_restored() -> None:
+    """Through JSON: health, drain, weight, slow start, and a backend that was removed."""
+    conf = settings(check=CHECK, slow_start=SLOW, on_leave="keep")
+    standings = following(conf)
+    check(conf, standings, "-")
+    check(conf, standings, "+", 1)
+    standings.drain(("web", KEYS[1]), 500.0)
+    standings.set_weight(("web", KEYS[2]), 7, 10.0)
+    left = conf.model_dump()["services"][0]["backends"][1:]
+    less = settings(check=CHECK, slow_start=SLOW, on_leave="keep", backends=left)
+    standings.follow(less, 20.0)
+    again = Standings.restored(json.loads(json.dumps(standings.saved())), 30.0)
+    again.follow(less, 30.0)
+    for key in KEYS:
+        for name in (*standing.SAVED, "backend"):
+            assert getattr(again.of("web", key), name) == getattr(standings.of("web", key), name), (key, name)
+    assert again.removed(less.services[0]) == standings.removed(less.services[0])
+
+
+def test_what_is_restored_is_followed_as_by_a_reload() -> None:
+    """A backend that is new beside those of the process before comes slowly; one that left is removed."""
+    before = following(settings(on_leave="keep", backends=[{"address": host} for host in BACKENDS[4][:2]]))
+    now = settings(on_leave="keep", slow_start=SLOW, backends=[{"address": host} for host in BACKENDS[4][1:]])
+    again = Standings.restored(before.saved(), 50.0)
+    again.follow(now, 50.0)
+    first, second, third = (again.of("web", f"{host}:80") for host in BACKENDS[4])
+    assert (first.left, second.left, third.left) == (50.0, None, None)
+    assert (second.slow_since, third.slow_since) == (None, 50.0)
+
+
+@pytest.mark.parametrize("damage", [
+    {"services": [{"name": "web"}]},
+    {"standings": [["web", "10.0.0.1:80", {"draining": True}]]},
+    {"standings": [["web", "10.0.0.1:80", {"left": 1.0, "backend": {"address": "x"}}]]},
+])  # fmt: skip
+def test_what_another_fastlb_saved_may_mean_nothing(damage: dict[str, Any]) -> None:
+    saved = following(settings()).saved()
+    assert Standings.restored(saved, 0.0).by_backend.keys() == {("web", key) for key in KEYS}
+    assert Standings.restored(saved | damage, 0.0) == Standings()
+    assert Standings.restored({}, 0.0) == Standings()
