@@ -56,10 +56,7 @@ class Standing:
 
     def saved(self) -> dict[str, Any]:
         """What differs from the first that it would have, for JSON."""
-        found = {name: getattr(self, name) for name in SAVED if getattr(self, name) != getattr(_FIRST, name)}
-        if self.left is not None and self.backend is not None:
-            found["backend"] = self.backend.model_dump(mode="json")
-        return found
+        return {name: getattr(self, name) for name in SAVED if getattr(self, name) != getattr(_FIRST, name)}
 
     def takes_flows(self, configured: int) -> bool:
         """Whether it could, with the weight that the configuration gives it."""
@@ -138,8 +135,13 @@ class Standings:
         """What the next process must know to go on as after a reload; for JSON. Times are of the monotonic clock."""
         kept = {"name", *KEPT_BY, "backends"}
         services = [service.model_dump(mode="json", include=kept) for service in self.config.services]
-        found = [[*name, mark] for name, standing in self.by_backend.items() if (mark := standing.saved())]
-        return {"services": services, "standings": found}
+        stand = [[*name, mark] for name, standing in self.by_backend.items() if (mark := standing.saved())]
+        removed = [
+            [service, key, each.backend.model_dump(mode="json"), each.standing.saved()]
+            for service, gone in self.removed.items()
+            for key, each in gone.items()
+        ]
+        return {"services": services, "stand": stand, "removed": removed}
 
     @classmethod
     def restored(cls, saved: Mapping[str, Any], now: float) -> Standings:
@@ -149,14 +151,13 @@ class Standings:
         try:
             services = tuple(map(Service.model_validate, saved["services"]))
             standings.follow(Config.model_construct(services=services), now)
-            for service, key, mark in saved["standings"]:
-                if "backend" in mark:
-                    standings.by_backend[service, key] = Standing(backend=Backend.model_validate(mark["backend"]))
-                standing = standings.by_backend[service, key]
-                for name in SAVED:
-                    setattr(standing, name, mark.get(name, getattr(_FIRST, name)))
-        except (KeyError, ValidationError):
+            standings.by_backend.update({(service, key): Standing(**mark) for service, key, mark in saved["stand"]})
+            for service, key, backend, mark in saved["removed"]:
+                gone = Removed(Backend.model_validate(backend), Standing(**mark))
+                standings.removed.setdefault(service, {})[key] = gone
+        except (KeyError, TypeError, ValidationError):
             return cls()
+        standings.timed = {name for name, standing in standings.by_backend.items() if standing.deadline is not None}
         return standings
 
     def of(self, service: str, key: str) -> Standing:

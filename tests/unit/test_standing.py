@@ -387,9 +387,10 @@ def test_what_is_saved_is_what_is_restored() -> None:
     again = Standings.restored(json.loads(json.dumps(standings.saved())), 30.0)
     again.follow(less, 30.0)
     for key in KEYS:
-        for name in (*standing.SAVED, "backend"):
+        for name in standing.SAVED:
             assert getattr(again.of("web", key), name) == getattr(standings.of("web", key), name), (key, name)
-    assert again.removed(less.services[0]) == standings.removed(less.services[0])
+    assert {key: gone.backend for key, gone in again.removed["web"].items()} == {KEYS[0]: conf.services[0].backends[0]}
+    assert (again.drain_ended(499.0, 501.0), again.drain_ended(400.0, 499.0)) == (True, False)
 
 
 def test_what_is_restored_is_followed_as_by_a_reload() -> None:
@@ -405,8 +406,8 @@ def test_what_is_restored_is_followed_as_by_a_reload() -> None:
 
 @pytest.mark.parametrize("damage", [
     {"services": [{"name": "web"}]},
-    {"standings": [["web", "10.0.0.1:80", {"draining": True}]]},
-    {"standings": [["web", "10.0.0.1:80", {"left": 1.0, "backend": {"address": "x"}}]]},
+    {"stand": [["web", KEYS[0], {"quarantined": True}]]},
+    {"removed": [["web", "10.0.0.1:80", {"address": "x"}, {"left": 1.0}]]},
 ])  # fmt: skip
 def test_what_another_fastlb_saved_may_mean_nothing(damage: dict[str, Any]) -> None:
     saved = following(settings()).saved()
