@@ -301,10 +301,10 @@ def test_an_id_of_before_is_not_given_away_at_once(folder: Path) -> None:
     only = [service("dsr", backends=[{"address": host}]) for host in BACKENDS[4][:2]]
     first = Life(settings(folder, only[0]))
     first.send(frame(CLIENT[4], 40000, VIP[4], 80))
-    number = first.ids.by_backend["dsr4tcp", f"{BACKENDS[4][0]}:80"]
+    number = first.ids.by_name["dsr4tcp", f"{BACKENDS[4][0]}:80"]
     first.end()
     second = Life(settings(folder, only[1]))
-    assert second.ids.by_backend == {("dsr4tcp", f"{BACKENDS[4][1]}:80"): number + 1}
+    assert second.ids.by_name == {("dsr4tcp", f"{BACKENDS[4][1]}:80"): number + 1}
     assert [each for _, each in second.ids.resting] == [number]
     assert second.flows() == set()
     second.end(keep=False)
@@ -749,7 +749,7 @@ def test_saved_ids_are_the_same_ids() -> None:
     ids.assign([("web", "10.0.0.1:80"), ("web", "10.0.0.2:80"), ("dns", "10.0.0.1:53")], 0.0)
     ids.assign([("web", "10.0.0.2:80"), ("dns", "10.0.0.1:53")], 5.0)
     restored = reconcile.BackendIds.restored(ids.saved(), 100.0)
-    assert (restored.by_backend, restored.highest, restored.resting) == (ids.by_backend, 3, [(100.0, 1)])
+    assert (restored.by_name, restored.highest, restored.resting) == (ids.by_name, 3, [(100.0, 1)])
 
 
 # --- what a crash leaves --------------------------------------------------------------------------------------------
