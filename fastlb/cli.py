@@ -355,6 +355,12 @@ def _describe(status: dict[str, Any]) -> str:
                 f"source ports IPv{ports['version']} {ports['protocol']}: {ports['taken']} of {ports['all']} taken"
                 for ports in flows["source_ports"]
             ),
+            *(
+                f"affinity {sticky['clients']} clients remembered, room for {sticky['entries']}; {counters['affine']} "
+                "flows followed theirs"
+                for sticky in [status["affinity"]]
+                if sticky["clients"] or counters["affine"]
+            ),
             f"drops {_nonzero(counters['drops'])}",
             "",
             _table(("WORKER", *map(str.upper, _WORKER_COLUMNS)), _worker_rows(status["workers"])),

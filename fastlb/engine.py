@@ -58,6 +58,7 @@ ASKED_FOR = 60.0  # seconds that a client without a MAC is asked for
 MAX_ASKED = 1024  # such clients at a time: forged addresses must not fill the kernel's table
 FIRST_NEIGHBOURS = 1.0  # seconds that the start waits for next hops to be resolved
 FLOW_BYTES = 86  # of the flow table, hot and cold, for each of config.flows
+SLOT_BYTES = 8  # of the affinity table, for each of config.affinity_entries
 REOPENED_WITHIN = 10.0  # seconds in which the rings must be open again; then fastlb stops
 LET_GO_EVERY = 1.0  # seconds between looks at the flows of removed backends
 RESPONSES_EVERY = 5.0  # seconds between looks at the response times of checks
@@ -759,7 +760,8 @@ def check_runnable(path: str, config: Config) -> None:
 def check_memory(config: Config, workers: int) -> None:
     """The kernel hands out memory for rings until none is left for anybody else: refuse what there is not."""
     rings = config.ring.block_size * config.ring.blocks * len(config.interfaces) * workers >> 20
-    table = max(0, config.flows * FLOW_BYTES - flowfile.held_bytes(config)) >> 20
+    slots = config.affinity_entries * SLOT_BYTES
+    table = max(0, config.flows * FLOW_BYTES - flowfile.held_bytes(config)) + slots >> 20
     with open("/proc/meminfo") as meminfo:
         free = next(int(line.split()[1]) for line in meminfo if line.startswith("MemAvailable:")) >> 10
     if rings > free:
