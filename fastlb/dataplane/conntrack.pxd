@@ -79,6 +79,7 @@ cdef struct FlowTable:
     BackendStats **rows      # the same of all workers
     uint32_t *row_count
     FlowLog log
+    bint emptied             # an entry in use has become empty since this was set to False
     uint32_t sweep_shard
     uint32_t sweep_bucket
     uint32_t sweep_time
@@ -192,6 +193,7 @@ cdef inline void forget(FlowTable *table, uint32_t shard, FlowEntry *entry) noex
         wind_up(table, shard, entry)
     table.stats[backend_of(entry)].active_flows -= not is_over(state_of(entry))
     table.flows[shard] -= 1
+    table.emptied = True
     entry.fingerprint = 0
 
 
@@ -343,6 +345,7 @@ cdef inline FlowEntry *moved(FlowTable *table, FlowEntry *entry, FlowEntry *room
     in_order()
     room.fingerprint = entry.fingerprint
     in_order()
+    table.emptied = True
     entry.fingerprint = 0
     return entry
 
@@ -463,6 +466,14 @@ cdef inline FlowEntry *approach_room(FlowTable *table, uint32_t shard, uint64_t 
     return entry
 
 
+cdef inline bint resembles(const Bucket *bucket, uint64_t fingerprint) noexcept nogil:
+    """Is there an entry with the same upper half? One branch instead of four, and one that can be predicted."""
+    return ((bucket.entries[0].fingerprint >> 32 == fingerprint >> 32)
+            | (bucket.entries[1].fingerprint >> 32 == fingerprint >> 32)
+            | (bucket.entries[2].fingerprint >> 32 == fingerprint >> 32)
+            | (bucket.entries[3].fingerprint >> 32 == fingerprint >> 32))
+
+
 cdef inline FlowEntry *conflict_in(
         FlowTable *table, Bucket *bucket, const ServiceTable *services, uint64_t fingerprint, const Backend *backend,
         uint16_t be_port) noexcept nogil:
@@ -470,6 +481,8 @@ cdef inline FlowEntry *conflict_in(
     cdef const Backend *other
     cdef uint16_t be_other
     cdef int i
+    if likely(not resembles(bucket, fingerprint)):
+        return NULL
     for i in range(ENTRIES):
         entry = &bucket.entries[i]
         if entry.fingerprint == 0 or entry.fingerprint >> 32 != fingerprint >> 32 or entry.fingerprint == fingerprint:

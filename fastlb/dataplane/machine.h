@@ -56,6 +56,7 @@ static inline uint64_t fastlb_mul_fold(uint64_t a, uint64_t b) {
     unsigned __int128 product = (unsigned __int128)a * b;
     return (uint64_t)product ^ (uint64_t)(product >> 64);
 }
+static inline uint64_t fastlb_mul_high(uint64_t a, uint64_t b) { return (uint64_t)((unsigned __int128)a * b >> 64); }
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "fastlb supports little-endian machines only (x86-64, aarch64)"

@@ -40,6 +40,7 @@ cdef extern from "machine.h" nogil:
     void store64 "fastlb_store64"(void *p, uint64_t value) noexcept
 
     uint32_t lowest_bit "fastlb_lowest_bit"(uint32_t bits) noexcept     # its position; `bits` is not 0
+    uint64_t mul_high "fastlb_mul_high"(uint64_t a, uint64_t b) noexcept        # the upper half of the product
     uint64_t mul_fold "fastlb_mul_fold"(uint64_t a, uint64_t b) noexcept
 
     uint16_t bswap16 "__builtin_bswap16"(uint16_t value) noexcept

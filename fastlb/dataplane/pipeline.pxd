@@ -317,10 +317,17 @@ cdef inline bint is_to_reset(
 
 
 cdef inline FlowEntry *find_again(PipelineState *pipe, const Packet *p) noexcept nogil:
-    """Where `approach` has seen it, or a place for it, unless it has been moved, forgotten or entered since."""
+    """The flow's entry, or NULL; without another look where `approach` has seen it, or a place for it that is empty.
+
+    Whoever had entered the flow since would have taken that place, the first that was empty, unless one before it has
+    become empty.
+    """
     cdef FlowEntry *entry = <FlowEntry *>p.entry
-    if entry != NULL and likely(entry.fingerprint == p.fingerprint):
-        return entry
+    if entry != NULL:
+        if entry.fingerprint == p.fingerprint:
+            return entry
+        if likely(entry.fingerprint == 0 and not pipe.flows.emptied):
+            return NULL
     return find_flow(&pipe.flows, p.shard, p.fingerprint)
 
 
@@ -923,6 +930,8 @@ cdef inline void run_batch(
         p.reason = <uint8_t>receive(pipe, snap, p)
         far |= is_far(snap, p)
     pipe.packets += count
+    if far:
+        pipe.flows.emptied = False
     for i in range(count if far else 0):
         if is_far(snap, &packets[i]):
             approach(pipe, snap, &packets[i])

@@ -17,7 +17,7 @@ from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
 
 from fastlb.dataplane.conntrack cimport FlowTable
 from fastlb.dataplane.flowhash cimport flow_hash
-from fastlb.dataplane.machine cimport likely, must, prefetch, unlikely
+from fastlb.dataplane.machine cimport likely, mul_high, must, prefetch, unlikely
 from fastlb.dataplane.types cimport Addr, Candidate, Packet, Service, ServiceTable
 
 
@@ -69,9 +69,18 @@ cdef struct SchedulerState:
 
 # --- hashes -----------------------------------------------------------------------------------------------------------
 
+cdef inline uint32_t slot_of(const Service *service, uint64_t hashed) noexcept nogil:
+    """hashed mod M, by multiplication: a division takes twice as long.
+
+    The quotient's estimate is too small by one at most, because 2 ** 64 / M and its integer differ by less than one.
+    """
+    cdef uint64_t rest = hashed - mul_high(hashed, service.maglev_inverse) * service.maglev_size
+    return <uint32_t>(rest - service.maglev_size if rest >= service.maglev_size else rest)
+
+
 cdef inline uint32_t maglev_position(const Service *service, uint64_t hashed, uint32_t offset) noexcept nogil:
     """Who among the members is in slot hash mod M, or `offset` slots further."""
-    return service.maglev[(hashed + offset) % service.maglev_size]
+    return service.maglev[slot_of(service, hashed + offset)]
 
 
 cdef inline uint32_t ring_point(const Service *service, uint64_t hashed) noexcept nogil:
@@ -126,7 +135,7 @@ cdef inline const Candidate *hashed_candidate(
 cdef inline void prefetch_placement(const Service *service, uint64_t hashed) noexcept nogil:
     """What `hashed_backend` will read first."""
     if likely(service.maglev != NULL and service.scheduler != BY_KETAMA):
-        prefetch(&service.maglev[hashed % service.maglev_size])
+        prefetch(&service.maglev[slot_of(service, hashed)])
 
 
 # --- turns and lots ---------------------------------------------------------------------------------------------------

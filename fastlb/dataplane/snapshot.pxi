@@ -200,6 +200,7 @@ cdef class Services:
         if table is not None:
             service.maglev = table.slots
             service.maglev_size = table.size
+            service.maglev_inverse = <uint64_t>0xFFFFFFFFFFFFFFFFULL // table.size
         cdef uint64_t shape
         for port, bits in spec.blocks:
             shape = shape_meta(spec.network.prefixlen, bits, spec.network.max_prefixlen)

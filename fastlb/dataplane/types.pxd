@@ -186,6 +186,7 @@ cdef struct Service:
     Addr vip
     const uint16_t *maglev   # maglev_size slots, each a position in members; NULL without a backend
     const uint32_t *members  # backend ids in the order of their keys
+    uint64_t maglev_inverse  # (2 ** 64 - 1) // maglev_size
     uint32_t maglev_size
     uint16_t be_port         # 0: several, from `first_port` to `last_port`
     uint16_t first_port

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import random
 from collections import Counter
 from collections.abc import Iterable
 from ipaddress import ip_address
@@ -360,6 +361,22 @@ def test_a_table_for_n_flows_takes_n_flows(forward: str) -> None:
     assert (counters["flows_untracked"], counters["flows_evicted"]) == (0, 0)
     assert balancer.pipeline.flow_count() == 200_000
     assert balancer.counts_agree()
+
+
+@pytest.mark.parametrize("forward", ["nat", "dsr"])
+def test_a_flow_has_one_entry_whatever_a_batch_holds(forward: str) -> None:
+    """Flows that begin twice within a batch, while others in their buckets end, begin anew, or are given up."""
+    balancer = balancer_for(forward, flows=200)
+    packets = [packet for letters in ("S", "S", "S", "A", "R") for packet in stream(600, letters)]
+    random.Random(1).shuffle(packets)
+    for at in range(0, len(packets), 32):
+        balancer.pipeline.process(packets[at : at + 16] + packets[at : at + 32], at)
+        flows = [flow[1:3] for flow in balancer.flows()]
+        assert len(flows) == len(set(flows))
+        assert balancer.counts_agree()
+    counters = balancer.pipeline.counters()
+    assert counters["flows_evicted"] > 0
+    assert sum(balancer.pipeline.backend_stats(number)["new_flows"] for number in balancer.keys) > 1000
 
 
 def test_expired_flows_make_room() -> None:
