@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastlb import Datapath, Verdict
-from tests.balancers import BACKENDS, CLIENT, VIP, datapath, reply_to, service
+from fastlb import Datapath, Verdict, reconcile
+from fastlb.standing import Standings
+from tests.balancers import BACKENDS, CLIENT, VIP, Balancer, config, datapath, reply_to, service
 from tests.frames import (
     ACK,
     BALANCER_MAC,
@@ -39,6 +40,7 @@ ERRORS = {  # (type, code) by what it says
     6: {"unreachable": (1, 3), "port": (1, 4), "too big": (2, 0), "time exceeded": (3, 0), "parameter": (4, 0)},
 }
 KINDS = [(version, kind) for version in (4, 6) for kind in ERRORS[version]]
+BACKENDS_OF_TWO = [{"address": address, "port": 8080} for address in BACKENDS[4][:2]]
 every_error = pytest.mark.parametrize(("version", "kind"), KINDS)
 
 
@@ -304,6 +306,33 @@ def test_echo_is_answered_while_there_is_a_backend(version: int) -> None:
     assert datapath(service("nat", version), icmp_echo=False).process(raw).reason == "no_service"
     elsewhere = icmp_frame(version, CLIENT[version], ROUTER[version], asked)
     assert balancer.process(elsewhere).reason == "no_service"
+
+
+def test_a_vip_is_silent_while_its_backends_are_down_or_drained() -> None:
+    """As health and the operator say, not only the configuration."""
+    asked = icmp_frame(4, CLIENT[4], VIP[4], struct.pack("!BBHHH", 8, 0, 0, 77, 3) + b"ping")
+    settings = config(service("nat", backends=BACKENDS_OF_TWO, check={"type": "tcp", "rise": 1, "fall": 1}))
+    [checked] = settings.services
+    one, two = (checked.key(backend) for backend in checked.backends)
+    standings = Standings()
+    standings.follow(settings, 0.0)
+    known = Balancer(settings)
+
+    def answered() -> str:
+        plans = reconcile.plan_services(settings, known.ids, 0.0, standings)
+        known.pipeline.publish(reconcile.services_table(settings, plans), known.routes())
+        return known.send(asked)[0]
+
+    assert answered() == "echo", "not checked yet"
+    standings.checked(checked, one, 0.01, "", 1.0)
+    standings.checked(checked, two, None, "refused", 1.0)
+    assert answered() == "echo"
+    standings.drain((checked.name, one))
+    assert answered() == "no_backend", "one is draining, the other down"
+    standings.enable((checked.name, one), 2.0)
+    assert answered() == "echo"
+    standings.checked(checked, one, None, "refused", 3.0)
+    assert answered() == "no_backend"
 
 
 def test_echo_with_a_tag_and_options() -> None:
