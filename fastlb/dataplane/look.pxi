@@ -174,7 +174,7 @@ cdef dict look_up_flow(Pipeline pipeline, const Snapshot *snap, Packet *p, uint3
         slot = held_slot(&pipeline.state.affinity, &pipeline.state.flows, service.affinity, p.src, now_ms)
     entry = look_up_entry(pipeline, snap, p, now_ms)
     forgotten = entry is not None and entry["void"] is not None and entry["is_load"]
-    counts = FlowCounts(pipeline, snap.services.backend_limit, entry["backend"] if forgotten else 0)
+    counts = _FlowCounts(pipeline, snap.services.backend_limit, entry["backend"] if forgotten else 0)
     scheduled = peek(pipeline, counts, service, p.service, hashed, slot)
     backend = without_conflict(pipeline, counts, snap, p, scheduled, hashed, now_ms)
     if entry is not None and entry["void"] is None:
@@ -229,7 +229,7 @@ cdef str why_void(const Snapshot *snap, const FlowEntry *entry, const Packet *p,
     return "over" if is_over(state_of(entry)) else None
 
 
-cdef dict look_up_affine(FlowCounts counts, const Affinity *by, uint64_t slot, uint32_t now_ms):
+cdef dict look_up_affine(_FlowCounts counts, const Affinity *by, uint64_t slot, uint32_t now_ms):
     """What is remembered of a client: ``backend`` is 0 when it is released, ``left`` is in seconds; ``full``: it has
     all the flows that it may have."""
     cdef uint32_t backend = backend_of_host(by, host_of(slot))
@@ -239,7 +239,7 @@ cdef dict look_up_affine(FlowCounts counts, const Affinity *by, uint64_t slot, u
         "full": backend != 0 and backend_with_room(&counts.table, by, host_of(slot)) == 0}
 
 
-cdef class FlowCounts:
+cdef class _FlowCounts:
     """Backends' flows as a scheduler meets them: without the entry that does not decide, which is forgotten by then.
 
     One more row of counts, which takes it away: nobody else's are touched.
@@ -266,7 +266,7 @@ cdef class FlowCounts:
 
 
 cdef uint32_t peek(
-        Pipeline pipeline, FlowCounts counts, const Service *service, uint32_t index, uint64_t hashed, uint64_t slot,
+        Pipeline pipeline, _FlowCounts counts, const Service *service, uint32_t index, uint64_t hashed, uint64_t slot,
         ) noexcept:
     """The backend id that the next new flow would get. It is drawn from copies: turn and lot stay what they were.
 
@@ -284,7 +284,7 @@ cdef uint32_t peek(
 
 
 cdef uint32_t without_conflict(
-        Pipeline pipeline, FlowCounts counts, const Snapshot *snap, const Packet *p, uint32_t backend, uint64_t hashed,
+        Pipeline pipeline, _FlowCounts counts, const Snapshot *snap, const Packet *p, uint32_t backend, uint64_t hashed,
         uint32_t now_ms) noexcept:
     """As `choose_backend` has it: in nat, one that does not already talk to this client port, by the hash; or 0."""
     cdef const Service *service = &snap.services.services[p.service]
@@ -311,7 +311,7 @@ cdef bint in_conflict(
 
 
 cdef dict look_up_placement(
-        Pipeline pipeline, FlowCounts counts, const Service *service, uint32_t index, uint64_t hashed):
+        Pipeline pipeline, _FlowCounts counts, const Service *service, uint32_t index, uint64_t hashed):
     """Where the hash and the turn point to, and what schedulers by load compare."""
     cdef SchedulerState *schedulers = &pipeline.state.schedulers
     cdef uint32_t turn = place_of(schedulers, index).cursor
