@@ -295,10 +295,11 @@ class _Client:
         if scheduled is None:
             none = "each backend has the flows that it may have" if self.found["full"] else "no backend takes new flows"
             return Step("scheduler", f"{self.plan.scheduler}: {none}", facts)
-        says = f"{self._affinity()}{self.plan.scheduler}: {self._grounds()}{self._limits()} -> {scheduled.key}"
         if affine is not None:
             left = self.found["affine"]["left"]
             says = f"affinity: the client's last flow went to {affine.key}; remembered for {left:.0f} s more"
+        else:
+            says = f"{self._affinity()}{self.plan.scheduler}: {self._grounds()}{self._limits()} -> {scheduled.key}"
         if self.backend is not scheduled:
             says += f"; it already talks to this client port through another VIP, so {self._next_by_hash()}"
         if self.packet.protocol == "tcp" and self.found["hashed"] != self.found["scheduled"]:

@@ -258,6 +258,20 @@ def test_by_what_the_scheduler_goes(scheduler: str) -> None:
         assert (told.backend, told.reason, told.verdict) == (out.backend, out.reason, out.verdict)
 
 
+@pytest.mark.parametrize("scheduler", BY)
+def test_a_client_that_sticks_to_a_backend_without_weight(scheduler: str) -> None:
+    """The only one: the scheduler has nobody to name."""
+    web = service("nat", scheduler=scheduler, backends=WEIGHTED[:1], affinity={"timeout": "60s"})
+    dp = datapath(web)
+    dp.process(frame(CLIENT[4], 1000, VIP[4], 80))
+    dp.reload(config(web | {"backends": [WEIGHTED[0] | {"weight": 0}]}))
+    assert says(dp, "scheduler").startswith("affinity: the client's last flow went to 10.3.0.11:80; remembered for 6")
+    told = dp.trace(CLIENT[4], 40000, VIP[4], 80, "tcp")
+    assert (told.reason, told.backend) == ("scheduled", "10.3.0.11:80")
+    assert dp.process(frame(CLIENT[4], 40000, VIP[4], 80)).backend == told.backend
+    assert dp.trace("10.1.0.3", 40000, VIP[4], 80, "tcp").reason == "no_backend"
+
+
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
 @pytest.mark.parametrize(("policy", "reason"), [("drop", "no_backend"), ("reset", "rejected")])
 def test_nobody_takes_flows(policy: str, reason: str, protocol: str) -> None:
