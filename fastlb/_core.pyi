@@ -127,6 +127,13 @@ class _Candidate(TypedDict):
     response: float | None
     load: float
 
+class _Admission(TypedDict):
+    denied: bool
+    limit: tuple[int, float] | None
+    remembered: bool
+    scheduled: bool
+    needs_entry: bool
+
 class _Placement(TypedDict):
     slot: int | None
     slots: int
@@ -144,6 +151,7 @@ class _FoundHop(TypedDict):
     outer: int
 
 class _FoundReply(TypedDict):
+    remembered: bool
     backend: int
     state: str | None
     client: _Address
@@ -157,6 +165,7 @@ class _Found(TypedDict):
     reply: NotRequired[_FoundReply]
     service: NotRequired[int]
     hash: NotRequired[int]
+    admission: NotRequired[_Admission]
     entry: NotRequired[_FoundEntry | None]
     placement: NotRequired[_Placement]
     affine: NotRequired[_FoundAffine | None]

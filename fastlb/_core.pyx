@@ -26,7 +26,9 @@ from fastlb.dataplane.abi cimport (
     XDP_UMEM_PGOFF_COMPLETION_RING, XDP_UMEM_REG, XDP_USE_NEED_WAKEUP, bind_socket, errno, eventfd, eventfd_write,
     getsockopt, madvise, mmap, munmap, open_socket, setsockopt, sockaddr_ll, sockaddr_xdp, tpacket3_hdr,
     tpacket_block_desc, umem_reg, xdp_desc, xdp_mmap_offsets, xdp_ring_offset)
-from fastlb.dataplane.admission cimport LIMIT_SETS, LIMIT_WAYS, MOST_BURST, SET_SHIFT, TICKS, source_meta
+from fastlb.dataplane.admission cimport (
+    LIMIT_SETS, LIMIT_WAYS, MOST_BURST, SET_SHIFT, TAG_MASK, TICKS, TIME_BITS, FlowBudget, may_go_by_hash,
+    may_remember, slot_of_source, source_key, source_meta, ticks_mask, until_full)
 from fastlb.dataplane.affinity cimport (
     HOST_BITS, TICK_BITS, WAYS_OF_AFFINITY, backend_of_host, backend_with_room, held_slot, host_of, is_free, tick_of,
     ticks_left)
@@ -51,8 +53,8 @@ from fastlb.dataplane.machine cimport (
 from fastlb.dataplane.maglev cimport MAX_MEMBERS, Turn, populate
 from fastlb.dataplane.pieces cimport MAX_HEADERS, Pieces, cut, next_piece
 from fastlb.dataplane.pipeline cimport (
-    MAX_ALTERNATIVES, MAX_SERVICES, ReasonCounts, backend_in_midflow, entry_of_port, explains, must_look, next_settled,
-    run_batch, set_flow_of_reply, sweep_tables)
+    MAX_ALTERNATIVES, MAX_SERVICES, ReasonCounts, backend_in_midflow, entry_of_port, explains, is_found_again,
+    is_turned_away, must_look, needs_entry, next_settled, run_batch, set_flow_of_reply, sweep_tables)
 from fastlb.dataplane.publish cimport passed, pick_up, publish
 from fastlb.dataplane.reasons cimport (
     DROP_NO_NEIGHBOUR, DROP_NO_ROUTE, DROP_NO_TUNNEL_SOURCE, DROP_NOT_ON_LINK, REASONS, VIA_REJECT, VIA_SCHEDULER,

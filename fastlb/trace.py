@@ -4,6 +4,7 @@ The data path says what it finds at each stage (`look_up`); here it is put into 
 meets the stages, up to its verdict. Asking changes nothing: no turn is taken, no flow is begun.
 
     service     the most specific VIP and port that fit
+    access      the service's lists of sources, and how many flows this one may begin
     worker      who owns the shard of the flow
     flow        its entry in the flow table, and whether that decides
     scheduler   where a new flow would go, and by what
@@ -17,7 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Any, NamedTuple
 
 from fastlb import reconcile
@@ -30,6 +31,7 @@ from fastlb.reconcile import PROTOCOL_NUMBERS, Member, Plan
 from fastlb.standing import Standings
 
 EVENLY = ("rr", "lc")  # weights do not count
+TURNED_AWAY = ("denied", "source_limit", "new_flow_rate")  # before a backend is chosen, or in spite of it
 MOST_CANDIDATES = 8  # that are listed in a line; programs get them all
 
 
@@ -169,7 +171,8 @@ def _reply(packet: Tuple, scene: Scene, found: Mapping[str, Any]) -> Explanation
     plan, member = placed
     flow = f"{endpoint(reply['client'], reply['client_port'])} -> {endpoint(reply['vip'], reply['vip_port'])}"
     if reply["state"] is None:
-        says, reason = f"no entry; by the hash of {plan.name}, {flow} would be at {member.key}", "maglev"
+        says = f"no entry; by the hash of {plan.name}, {flow} would be at {member.key}"
+        reason = "maglev" if reply["remembered"] else "overload"
     else:
         says, reason = f"{flow} of {plan.name}, {reply['state']}, at {member.key}", "conntrack"
     steps += [
@@ -199,15 +202,48 @@ class _Client:
 
     def explanation(self) -> Explanation:
         verdict, reason, why = self._verdict()
-        steps = [_service(self.packet, self.plan, self.scene.plans), self._worker(), self._flow()]
-        if not self.known:
-            steps.append(self._scheduler())
-        if self.backend is not None:
-            steps += [self._standing(self.backend), self._forward(self.backend)]
+        steps = [_service(self.packet, self.plan, self.scene.plans), *self._access()]
+        if not self.found["admission"]["denied"]:
+            steps += self._way()
         steps.append(Step("verdict", f"{verdict} {reason}{why}", {"verdict": verdict, "reason": reason}))
-        key = self.backend.key if self.backend is not None else None
+        key = self.backend.key if self.backend is not None and reason not in TURNED_AWAY else None
         hashed, slot = self.found["hash"], self.found["placement"]["slot"]
         return Explanation(self.packet, self.plan.name, key, verdict, reason, tuple(steps), hashed, slot)
+
+    def _way(self) -> Iterator[Step]:
+        yield self._worker()
+        yield self._flow()
+        if not self.known:
+            yield self._scheduler()
+        if self.backend is not None:
+            yield self._standing(self.backend)
+            yield self._forward(self.backend)
+
+    # --- who may begin a flow -----------------------------------------------------------------------------------------
+
+    def _access(self) -> Iterator[Step]:
+        """Nothing where the service lets everybody in."""
+        denied, limit = self.found["admission"]["denied"], self.found["admission"]["limit"]
+        said = []
+        if self.plan.allow or self.plan.deny:
+            said.append(self._listed(denied))
+        if limit is not None and not denied:
+            said.append(self._limit(*limit))
+        if said:
+            yield Step("access", "; ".join(said), {"denied": denied, "limit": limit})
+
+    def _listed(self, denied: bool) -> str:
+        here = [(net.prefixlen, net) for net in (*self.plan.allow, *self.plan.deny) if self.packet.src in net]
+        if here:
+            return f"{'denied' if denied else 'allowed'} as of {max(here)[1]}, the longest prefix of its lists"
+        return "denied: it is in no prefix of allow" if denied else "in no list, so allowed"
+
+    def _limit(self, flows: int, seconds: float) -> str:
+        assert self.plan.source_limit is not None
+        source = ip_network(f"{self.packet.src}/{self.plan.source_limit.prefix}", strict=False)
+        if flows:
+            return f"{source} may begin {flows} more flows at this moment"
+        return f"{source} has begun as many flows as it may, the next one in {seconds:.1f} s"
 
     def _worker(self) -> Step:
         shard = self.found["shard"]
@@ -218,7 +254,7 @@ class _Client:
     def _flow(self) -> Step:
         entry = self.entry
         if entry is None:
-            return Step("flow", "no entry: a new flow", {"entry": False})
+            return Step("flow", "no entry: a new flow" + self._remembered(), {"entry": False})
         member = self.members.get(entry["backend"])
         at = f" at {member.key}" if member else ""
         source = endpoint(entry["source"], entry["source_port"]) if entry["source"] else None
@@ -229,7 +265,16 @@ class _Client:
             "entry": True, "state": entry["state"], "backend": member.key if member else None,
             "age": entry["age"] / 1000, "idle": entry["idle"] / 1000, "source": source, "void": entry["void"],
         }  # fmt: skip
-        return Step("flow", says + _VOID[entry["void"]], facts)
+        return Step("flow", says + _VOID[entry["void"]] + ("" if self.known else self._remembered()), facts)
+
+    def _remembered(self) -> str:
+        """Nothing where flows get their entries."""
+        admission = self.found["admission"]
+        if not admission["remembered"]:
+            return "; it gets none, for there are more new flows than new_flow_rate"
+        if not admission["scheduled"]:
+            return "; it may be of one that got none lately, when there were more than new_flow_rate"
+        return ""
 
     # --- the scheduler -----------------------------------------------------------------------------------------------
 
@@ -244,13 +289,17 @@ class _Client:
             **{name: value for name, value in self.found["placement"].items() if name != "candidates" and value},
             "candidates": [self._candidate(each) for each in self.found["placement"]["candidates"]],
         }
+        if not self.found["admission"]["scheduled"]:
+            by = "its client's affinity" if self._affine() else "the flow's hash"
+            return Step("scheduler", f"not asked: by {by} -> {self.backend.key if self.backend else 'none'}", facts)
         if scheduled is None:
             none = "each backend has the flows that it may have" if self.found["full"] else "no backend takes new flows"
             return Step("scheduler", f"{self.plan.scheduler}: {none}", facts)
-        says = f"{self._affinity()}{self.plan.scheduler}: {self._grounds()}{self._limits()} -> {scheduled.key}"
         if affine is not None:
             left = self.found["affine"]["left"]
             says = f"affinity: the client's last flow went to {affine.key}; remembered for {left:.0f} s more"
+        else:
+            says = f"{self._affinity()}{self.plan.scheduler}: {self._grounds()}{self._limits()} -> {scheduled.key}"
         if self.backend is not scheduled:
             says += f"; it already talks to this client port through another VIP, so {self._next_by_hash()}"
         if self.packet.protocol == "tcp" and self.found["hashed"] != self.found["scheduled"]:
@@ -375,8 +424,15 @@ class _Client:
 
     def _verdict(self) -> tuple[str, str, str]:
         """Verdict, reason, and what there is to add."""
+        admission = self.found["admission"]
+        if admission["denied"]:
+            return "DROP", "denied", ": the service's lists do not let this source in"
+        if not self.known and admission["limit"] is not None and not admission["limit"][0]:
+            return "DROP", "source_limit", ": too many new flows from this source"
         if self.backend is None:
             return self._nowhere()
+        if not self.known and not admission["remembered"] and admission["needs_entry"]:
+            return "DROP", "new_flow_rate", ": too many new flows, and without an entry nobody would know its answers"
         ports = self.found["source_ports"]
         if not self.known and ports is not None and ports[0] >= ports[1]:
             return "DROP", "no_source_port", f": all {ports[1]} of the flow's shard are taken"
@@ -384,10 +440,18 @@ class _Client:
         if fault and self.scene.hops_known:
             return "DROP", fault, f": {_FAULTS[fault]}"
         unless = "" if self.scene.hops_known else ", if the next hop can be reached"
-        return "FORWARD", "conntrack" if self.known else "scheduled", unless
+        return "FORWARD", self._path(), unless
+
+    def _path(self) -> str:
+        admission = self.found["admission"]
+        if self.known:
+            return "conntrack"
+        if not admission["remembered"]:
+            return "overload"
+        return "scheduled" if admission["scheduled"] else "maglev"
 
     def _nowhere(self) -> tuple[str, str, str]:
-        if self.found["scheduled"]:
+        if self.found["scheduled" if self.found["admission"]["scheduled"] else "hashed"]:
             return "DROP", "nat_conflict", ": the client's port already talks to every backend through another VIP"
         reason, why = "no_backend", ": no backend takes new flows"
         if self.found["full"]:

@@ -174,14 +174,22 @@ cdef dict look_up_flow(Pipeline pipeline, const Snapshot *snap, Packet *p, uint3
         slot = held_slot(&pipeline.state.affinity, &pipeline.state.flows, service.affinity, p.src, now_ms)
     entry = look_up_entry(pipeline, snap, p, now_ms)
     forgotten = entry is not None and entry["void"] is not None and entry["is_load"]
-    counts = FlowCounts(pipeline, snap.services.backend_limit, entry["backend"] if forgotten else 0)
+    counts = _FlowCounts(pipeline, snap.services.backend_limit, entry["backend"] if forgotten else 0)
+    admission = look_up_admission(pipeline, snap, p, now_ms)
     scheduled = peek(pipeline, counts, service, p.service, hashed, slot)
-    backend = without_conflict(pipeline, counts, snap, p, scheduled, hashed, now_ms)
+    if admission["scheduled"]:
+        backend = without_conflict(pipeline, counts, snap, p, True, scheduled, hashed, now_ms)
+    else:
+        backend = backend_in_midflow(&pipeline.state, service, hashed, p.src, now_ms)
+        backend = without_conflict(pipeline, counts, snap, p, False, backend, hashed, now_ms)
+    p.backend = backend
+    admission["needs_entry"] = backend != 0 and needs_entry(&pipeline.state, snap, service, p, now_ms)
     if entry is not None and entry["void"] is None:
         backend = entry["backend"]
     return {
         "service": p.service,
         "hash": hashed,
+        "admission": admission,
         "entry": entry,
         "placement": look_up_placement(pipeline, counts, service, p.service, hashed),
         "affine": look_up_affine(counts, service.affinity, slot, now_ms) if slot != 0 else None,
@@ -192,6 +200,47 @@ cdef dict look_up_flow(Pipeline pipeline, const Snapshot *snap, Packet *p, uint3
         "hop": look_up_hop(snap, service, backend) if backend != 0 else None,
         "source_ports": look_up_ports(pipeline, service, p),
     }
+
+
+cdef dict look_up_admission(Pipeline pipeline, const Snapshot *snap, const Packet *p, uint32_t now_ms):
+    """Whether the client is let in, and whether a flow that is new may begin and be remembered.
+
+    ``limit``: how many its source may begin at this moment, and the seconds until the next, or None; ``remembered``: it
+    gets an entry; ``scheduled``: by the scheduler, not by the hash.
+    """
+    cdef const Service *service = &snap.services.services[p.service]
+    cdef const FlowBudget *budget = &pipeline.state.budget
+    cdef bint room = has_budget(pipeline, snap, now_ms)
+    cdef bint by_hash = not room or (budget.exceeded_once and may_go_by_hash(budget, snap.services, service, now_ms))
+    return {
+        "denied": is_turned_away(snap, p), "limit": look_up_limit(pipeline, service, p, now_ms), "remembered": room,
+        "scheduled": not by_hash or is_found_again(service)}
+
+
+cdef uint64_t microseconds(Pipeline pipeline, uint32_t now_ms) noexcept:
+    """A worker's clock is the machine's; that of an embedding program is what it says."""
+    return clock_ns() // 1000 if pipeline.running else <uint64_t>now_ms * 1000
+
+
+cdef bint has_budget(Pipeline pipeline, const Snapshot *snap, uint32_t now_ms) noexcept:
+    """May one more entry be made? Of a copy, for time pays."""
+    cdef FlowBudget budget = pipeline.state.budget
+    return may_remember(&budget, snap.services, &pipeline.state.flows, microseconds(pipeline, now_ms))
+
+
+cdef object look_up_limit(Pipeline pipeline, const Service *service, const Packet *p, uint32_t now_ms):
+    """(flows, seconds) of the source's bucket; None without a limit."""
+    cdef uint64_t now = microseconds(pipeline, now_ms) * TICKS & ticks_mask()
+    cdef const Admission *admission = service.admission
+    cdef uint64_t seen, key, full
+    if not service.gates & GATE_LIMIT:
+        return None
+    key = source_key(pipeline.state.flows.key, service, p.src)
+    slot_of_source(pipeline.state.limits, key, now, &seen)
+    full = until_full(seen, now, admission.limit_burst) if seen >> TIME_BITS == key & TAG_MASK else 0
+    if full + admission.limit_interval <= admission.limit_burst:
+        return (admission.limit_burst - full) // admission.limit_interval, 0.0
+    return 0, (full + admission.limit_interval - admission.limit_burst) / (TICKS * 1e6)
 
 
 cdef dict look_up_entry(Pipeline pipeline, const Snapshot *snap, const Packet *p, uint32_t now_ms):
@@ -229,7 +278,7 @@ cdef str why_void(const Snapshot *snap, const FlowEntry *entry, const Packet *p,
     return "over" if is_over(state_of(entry)) else None
 
 
-cdef dict look_up_affine(FlowCounts counts, const Affinity *by, uint64_t slot, uint32_t now_ms):
+cdef dict look_up_affine(_FlowCounts counts, const Affinity *by, uint64_t slot, uint32_t now_ms):
     """What is remembered of a client: ``backend`` is 0 when it is released, ``left`` is in seconds; ``full``: it has
     all the flows that it may have."""
     cdef uint32_t backend = backend_of_host(by, host_of(slot))
@@ -239,7 +288,7 @@ cdef dict look_up_affine(FlowCounts counts, const Affinity *by, uint64_t slot, u
         "full": backend != 0 and backend_with_room(&counts.table, by, host_of(slot)) == 0}
 
 
-cdef class FlowCounts:
+cdef class _FlowCounts:
     """Backends' flows as a scheduler meets them: without the entry that does not decide, which is forgotten by then.
 
     One more row of counts, which takes it away: nobody else's are touched.
@@ -266,7 +315,7 @@ cdef class FlowCounts:
 
 
 cdef uint32_t peek(
-        Pipeline pipeline, FlowCounts counts, const Service *service, uint32_t index, uint64_t hashed, uint64_t slot,
+        Pipeline pipeline, _FlowCounts counts, const Service *service, uint32_t index, uint64_t hashed, uint64_t slot,
         ) noexcept:
     """The backend id that the next new flow would get. It is drawn from copies: turn and lot stay what they were.
 
@@ -284,8 +333,8 @@ cdef uint32_t peek(
 
 
 cdef uint32_t without_conflict(
-        Pipeline pipeline, FlowCounts counts, const Snapshot *snap, const Packet *p, uint32_t backend, uint64_t hashed,
-        uint32_t now_ms) noexcept:
+        Pipeline pipeline, _FlowCounts counts, const Snapshot *snap, const Packet *p, bint fresh, uint32_t backend,
+        uint64_t hashed, uint32_t now_ms) noexcept:
     """As `choose_backend` has it: in nat, one that does not already talk to this client port, by the hash; or 0."""
     cdef const Service *service = &snap.services.services[p.service]
     cdef SchedulerState schedulers = pipeline.state.schedulers
@@ -297,7 +346,7 @@ cdef uint32_t without_conflict(
         return backend
     for offset in range(MAX_ALTERNATIVES if service.candidate_count != 0 else 0):
         candidate = hashed_candidate(service, hashed, offset)
-        if (has_room(&schedulers, &counts.table, service, &place, candidate)
+        if ((not fresh or has_room(&schedulers, &counts.table, service, &place, candidate))
                 and not in_conflict(pipeline, snap, p, candidate.backend, now_ms)):
             return candidate.backend
     return 0
@@ -311,7 +360,7 @@ cdef bint in_conflict(
 
 
 cdef dict look_up_placement(
-        Pipeline pipeline, FlowCounts counts, const Service *service, uint32_t index, uint64_t hashed):
+        Pipeline pipeline, _FlowCounts counts, const Service *service, uint32_t index, uint64_t hashed):
     """Where the hash and the turn point to, and what schedulers by load compare."""
     cdef SchedulerState *schedulers = &pipeline.state.schedulers
     cdef uint32_t turn = place_of(schedulers, index).cursor
@@ -378,8 +427,9 @@ cdef dict look_up_reply(Pipeline pipeline, const Snapshot *snap, Packet *p, uint
         if copy.entry.fingerprint != 0 and not has_expired(&copy.entry, snap.services, now_ms):
             if p.source == 0:
                 set_flow_of_reply(&flow, &pipeline.state, snap, p, backend_of(&copy.entry), entry)
-            return answered(&flow, p.family, backend_of(&copy.entry), STATE_NAMES[state_of(&copy.entry)])
-    return answered(&flow, p.family, answering_backend(pipeline, snap, p, &flow, now_ms), None)
+            return answered(&flow, p.family, backend_of(&copy.entry), STATE_NAMES[state_of(&copy.entry)], True)
+    remembered = p.protocol != PROTO_TCP or has_budget(pipeline, snap, now_ms)
+    return answered(&flow, p.family, answering_backend(pipeline, snap, p, &flow, now_ms), None, remembered)
 
 
 cdef uint32_t answering_backend(
@@ -397,8 +447,9 @@ cdef uint32_t answering_backend(
     return 0
 
 
-cdef dict answered(const FlowTuple *flow, uint8_t family, uint32_t backend, state):
+cdef dict answered(const FlowTuple *flow, uint8_t family, uint32_t backend, state, remembered):
     return {
+        "remembered": remembered,
         "backend": backend, "state": state, "client": address_from(flow.client, family),
         "client_port": bswap16(flow.be_cport), "vip": address_from(flow.vip, family),
         "vip_port": bswap16(flow.be_vport)}

@@ -7,8 +7,8 @@ chance decides, the model says which backends are right, and goes on with the on
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache
 from ipaddress import ip_address
@@ -29,6 +29,9 @@ TIMEOUT_OF = {
     **dict.fromkeys(("udp-new", "udp"), 4000),
 }
 OVER = ("closing", "reset")
+LOOKS = 16  # at other backends, where one has no room or is in conflict
+AFFINITY = 4  # seconds
+TICK_BITS = 8  # of milliseconds: affinity is as exact as that
 LEAST_RESPONSE = 64e-6  # seconds: faster answers do not count
 
 Tuple = tuple[str, str, int, str, int]  # protocol, client, port, VIP, port
@@ -75,6 +78,12 @@ def keys_of(service: dict[str, Any]) -> list[str]:
     return [f"{backend['address']}:{backend.get('port', default)}" for backend in service["backends"]]
 
 
+def group_of(service: dict[str, Any]) -> str:
+    """Services of one group share their clients."""
+    group = service.get("affinity", {}).get("group")
+    return f"group {group}" if group else service["name"]
+
+
 # --- the model --------------------------------------------------------------------------------------------------------
 
 
@@ -104,6 +113,15 @@ class Standing:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """What a scheduler may say, and its place in the rotation after that; None: that is not known."""
+
+    allowed: list[int]
+    cursor: int | None
+    cursors: dict[int, int] = field(default_factory=dict)  # by what it says, where that makes a difference
+
+
+@dataclass(frozen=True)
 class Sight:
     """What the model is told of the data path: the backend that it chose, and what schedulers by load go by."""
 
@@ -118,6 +136,7 @@ class Model:
         self.numbers: dict[Name, int] = {}
         self.standings: dict[Name, Standing] = {}
         self.cursors: dict[int, int | None] = {}  # by the service's place; None: it is not known
+        self.slots: dict[tuple[str, str], tuple[str, int]] = {}  # by group and client: address, the tick when it ends
         self.count = 0
         self.services: list[dict[str, Any]] = []
         self.reload(services)
@@ -211,12 +230,12 @@ class Model:
     def number(self, service: dict[str, Any], key: str) -> int:
         return self.numbers[service["name"], key]
 
-    def preferences(self, service: dict[str, Any], flow: Tuple) -> Iterator[int]:
+    def hashed(self, service: dict[str, Any], flow: Tuple, count: int) -> list[int]:
         """Backend numbers in the order of the hash, from the flow's own on."""
         protocol, client, port, vip, vport = flow
         keys, weights = self.sorted(service)
         if not any(weights):
-            return
+            return []
         hashed = xxh3(client, port, vip, vport, 6 if protocol == "tcp" else 17)
         if service["scheduler"] == "source-hash":
             hashed = xxh3(client, 0, client, 0, 0)
@@ -227,62 +246,136 @@ class Model:
             order = [position for _, position in points]
             first = next((place for place, (at, _) in enumerate(points) if at >= hashed), 0)
         assert order is not None
-        for offset in range(16 if service["forward"] == "nat" else 1):
-            yield self.number(service, keys[order[(first + offset) % len(order)]])
+        return [self.number(service, keys[order[(first + offset) % len(order)]]) for offset in range(count)]
 
-    def scheduled(self, service: dict[str, Any], flow: Tuple, seen: Sight) -> list[int]:
-        """The backends that a new flow may get from the scheduler."""
+    def takers(self, service: dict[str, Any]) -> dict[int, int]:
+        """The weights of those that take new flows, by key."""
         keys, weights = self.sorted(service)
+        return {self.number(service, key): weight for key, weight in zip(keys, weights, strict=True) if weight}
+
+    def cap(self, service: dict[str, Any], number: int) -> float:
+        there = zip(service["backends"], keys_of(service), strict=True)
+        return next((b.get("max_flows", math.inf) for b, key in there if key == self.backends[number][1]), math.inf)
+
+    def has_room(self, service: dict[str, Any], number: int, seen: Sight) -> bool:
+        flows = seen.flows(self.backends[number])
+        if flows >= self.cap(service, number):
+            return False
+        if service.get("bounded_load") is None:
+            return True
+        takers = self.takers(service)
+        every = sum(seen.flows(self.backends[each]) for each in takers) + 1
+        bound = Fraction(str(service["bounded_load"])) * every * takers[number] / sum(takers.values())
+        return flows < math.ceil(bound)
+
+    def least_loaded(self, service: dict[str, Any], seen: Sight, cursor: int | None) -> Choice:
+        takers = self.takers(service)
+        open_ones = [number for number in takers if self.has_room(service, number, seen)]
+        loads = {
+            number: (seen.flows(self.backends[number]) + 1)
+            / (1 if service["scheduler"] == "lc" else takers[number])
+            * (max(seen.response(self.backends[number]), LEAST_RESPONSE) if service["scheduler"] == "lrt" else 1)
+            for number in open_ones
+        }
+        if not loads:
+            return Choice([], cursor)
+        least = [number for number in open_ones if loads[number] <= min(loads.values()) * 1.000001]
+        order = list(takers)
+        if cursor is None or service["scheduler"] == "lrt":
+            return Choice(least, None, {number: order.index(number) + 1 for number in least})
+        best = min(least, key=lambda number: (order.index(number) - cursor) % len(order))
+        return Choice([best], order.index(best) + 1)
+
+    def scheduled(self, service: dict[str, Any], flow: Tuple, seen: Sight) -> Choice:
+        """What the scheduler may say of a new flow."""
         scheduler, cursor = service["scheduler"], self.cursors.get(self.place(service), 0)
-        if scheduler in ("maglev", "ketama", "source-hash") or not any(weights):
-            return list(self.preferences(service, flow))[:1]
-        takers = [self.number(service, key) for key, weight in zip(keys, weights, strict=True) if weight]
-        if scheduler in ("random", "p2c"):
-            return takers
-        if scheduler in ("rr", "wrr"):
+        takers = self.takers(service)
+        if not takers:
+            return Choice([], cursor)
+        if scheduler in ("maglev", "ketama", "source-hash"):
+            for number in self.hashed(service, flow, LOOKS):
+                if self.has_room(service, number, seen):
+                    return Choice([number], cursor)
+        elif scheduler in ("random", "p2c") or (scheduler in ("rr", "wrr") and cursor is None):
+            return Choice([number for number in takers if self.has_room(service, number, seen)], None)
+        elif scheduler in ("rr", "wrr"):
+            keys, weights = self.sorted(service)
             turns = rotation(tuple(map(bool, weights)) if scheduler == "rr" else weights)
-            if cursor is None:
-                return takers
-            return [self.number(service, keys[turns[cursor if cursor < len(turns) else 0]])]
-        shares = [weight for weight in weights if weight]
-        loads = [
-            (seen.flows(self.backends[number]) + 1)
-            / (1 if scheduler == "lc" else share)
-            * (max(seen.response(self.backends[number]), LEAST_RESPONSE) if scheduler == "lrt" else 1)
-            for number, share in zip(takers, shares, strict=True)
-        ]
-        least = [place for place, load in enumerate(loads) if load <= min(loads) * 1.000001]
-        if cursor is None or scheduler == "lrt":
-            return [takers[place] for place in least]
-        return [takers[min(least, key=lambda place: (place - cursor) % len(takers))]]
+            for _ in range(LOOKS):
+                cursor = 0 if cursor >= len(turns) else cursor
+                number = self.number(service, keys[turns[cursor]])
+                cursor += 1
+                if self.has_room(service, number, seen):
+                    return Choice([number], cursor)
+        return self.least_loaded(service, seen, cursor)
 
     def place(self, service: dict[str, Any]) -> int:
         return self.services.index(service)
 
-    def advance(self, service: dict[str, Any], allowed: list[int], taken: int | None) -> None:
-        """The scheduler was asked. ``taken``: what it said; None: that is not known."""
-        keys, weights = self.sorted(service)
-        place, cursor = self.place(service), self.cursors.get(self.place(service), 0)
-        if service["scheduler"] in ("rr", "wrr") and cursor is not None and any(weights):
-            turns = rotation(tuple(map(bool, weights)) if service["scheduler"] == "rr" else weights)
-            self.cursors[place] = (cursor if cursor < len(turns) else 0) + 1
-        elif service["scheduler"] in ("lc", "wlc", "lrt") and any(weights):
-            takers = [self.number(service, key) for key, weight in zip(keys, weights, strict=True) if weight]
-            said = taken if taken in allowed else allowed[0] if len(allowed) == 1 else None
-            self.cursors[place] = None if said is None else takers.index(said) + 1
+    # --- where clients stick ------------------------------------------------------------------------------------------
 
-    def place_flow(self, service: dict[str, Any], flow: Tuple, fresh: bool, now: int, seen: Sight) -> int | None:
-        """The backend of a flow without an entry; None: all are in conflict. In nat, one that already sees this client
-        port through another VIP is passed over, and the hash says for which."""
+    def stuck(self, service: dict[str, Any], client: str, now: int) -> int | None:
+        """The backend that a client's last flow has gone to, in a service of the group, if it takes its clients."""
+        address, end = self.slots.get((group_of(service), client), ("", 0))
+        if "affinity" not in service or now >> TICK_BITS >= end:
+            return None
+        there = zip(service["backends"], keys_of(service), strict=True)
+        key = next((key for backend, key in there if backend["address"] == address), None)
+        return self.number(service, key) if key is not None and self.keeps_clients(service, key) else None
+
+    def keeps_clients(self, service: dict[str, Any], key: str) -> bool:
+        standing = self.standings[service["name"], key]
+        others = any(
+            self.standings[service["name"], each].health in ("unchecked", "up") and weight
+            for each, weight in zip(keys_of(service), self.weights(service), strict=True)
+        )
+        works = standing.health in ("unchecked", "up") or (standing.health == "unknown" and not others)
+        return works and not standing.draining
+
+    def remember(self, service: dict[str, Any], client: str, number: int, now: int) -> None:
+        if "affinity" in service:
+            address = self.backends[number][1].rpartition(":")[0]
+            end = (now >> TICK_BITS) + (AFFINITY * 1000 >> TICK_BITS) + 2
+            self.slots[group_of(service), client] = address, end
+
+    def midflow(self, service: dict[str, Any], flow: Tuple, now: int) -> int | None:
+        """Where a packet goes whose flow is not known, and that begins none."""
+        stuck = self.stuck(service, flow[1], now)
+        return stuck if stuck is not None else next(iter(self.hashed(service, flow, 1)), None)
+
+    def new_flow(self, service: dict[str, Any], flow: Tuple, now: int, seen: Sight) -> list[int]:
+        """Where a new flow may go; the scheduler's turn is taken, and where it may only be one, remembered."""
+        stuck = self.stuck(service, flow[1], now)
+        if stuck is not None and seen.flows(self.backends[stuck]) < self.cap(service, stuck):
+            self.remember(service, flow[1], stuck, now)
+            return [stuck]
+        choice = self.scheduled(service, flow, seen)
         got = self.numbers.get((service["name"], seen.backend or ""))
-        allowed = self.scheduled(service, flow, seen) if fresh else list(self.preferences(service, flow))[:1]
-        if fresh:
-            self.advance(service, allowed, got)
+        said = got if got in choice.allowed else choice.allowed[0] if len(choice.allowed) == 1 else None
+        self.cursors[self.place(service)] = choice.cursors.get(said or 0, choice.cursor)
+        if said is not None:
+            self.remember(service, flow[1], said, now)
+        return choice.allowed
+
+    def place_flow(
+        self, service: dict[str, Any], flow: Tuple, fresh: bool, now: int, seen: Sight
+    ) -> tuple[int | None, str]:
+        """The backend of a flow without an entry, or why there is none.
+
+        In nat, one that already sees this client port through another VIP is passed over, and the hash says for which.
+        """
+        midflow = self.midflow(service, flow, now)
+        allowed = self.new_flow(service, flow, now, seen) if fresh else [midflow] if midflow is not None else []
+        if not allowed:
+            return None, "backends_full" if self.takers(service) else "no_backend"
+        got = self.numbers.get((service["name"], seen.backend or ""))
         choice = got if got in allowed else allowed[0]
         if service["forward"] != "nat" or not self.conflict(flow, choice, now):
-            return choice
-        others = (number for number in self.preferences(service, flow) if not self.conflict(flow, number, now))
-        return next(others, None)
+            return choice, ""
+        for number in self.hashed(service, flow, LOOKS):
+            if (not fresh or self.has_room(service, number, seen)) and not self.conflict(flow, number, now):
+                return number, ""
+        return None, "nat_conflict"
 
     def conflict(self, flow: Tuple, number: int, now: int) -> bool:
         """Does the backend already see this client port, through another VIP? One that is over gives way."""
@@ -318,12 +411,10 @@ class Model:
             entry.seen = now
             return self.forwarded("conntrack", entry.number, service, vip, vport)
         self.flows.pop(flow, None)
-        if not any(self.weights(service)):
-            return Outcome(("no_backend",))
         fresh = syn or protocol == "udp"
-        number = self.place_flow(service, flow, fresh, now, seen)
+        number, why = self.place_flow(service, flow, fresh, now, seen)
         if number is None:
-            return Outcome(("nat_conflict",))
+            return Outcome((why,))
         if not (protocol == "tcp" and "R" in letters):
             self.flows[flow] = Flow(number, "udp-new" if protocol == "udp" else "syn" if syn else "picked-up", now)
         return self.forwarded("scheduled" if fresh else "maglev", number, service, vip, vport)
@@ -350,7 +441,7 @@ class Model:
         for service in reversed(senders):
             flow = (protocol, client, port, service["vip"], service["port"])
             number = self.number(service, key)
-            if next(self.preferences(service, flow), None) != number:
+            if self.midflow(service, flow, now) != number:
                 continue
             entry = self.flows.get(flow)
             if entry and self.alive(entry, now) and self.service_of(entry) is service:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from fastlb.errors import FastlbError
 from fastlb.standing import Standings
 from tests.balancers import BACKENDS, CLIENT, VIP, Balancer, config, datapath, flags, reply_to, service
 from tests.frames import frame, mac_of, take_apart
+from tests.unit.test_admission import LISTS
 
 SECOND = "203.0.113.20"
 
@@ -110,6 +111,69 @@ def test_an_answer_without_an_entry() -> None:
     assert reasons == {"maglev", "reply_unknown"}
 
 
+# --- who may begin a flow ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("allow", "deny", "let_in", "kept_out"), LISTS)
+def test_lists(allow: list[str], deny: list[str], let_in: list[str], kept_out: list[str]) -> None:
+    version = ip_network([*allow, *deny][0]).version
+    dp = datapath(service("dsr", version, name="web", allow=allow, deny=deny))
+    for client in (*let_in, *kept_out):
+        told = dp.trace(client, 40000, VIP[version], 80, "tcp")
+        step = next(step for step in told.steps if step.stage == "access")
+        out = dp.process(frame(client, 40000, VIP[version], 80))
+        assert (told.verdict, told.reason, told.backend) == (out.verdict, out.reason, out.backend)
+        assert step.facts["denied"] == (client in kept_out)
+        assert step.says.startswith("denied" if client in kept_out else ("allowed", "in no list, so allowed"))
+
+
+def test_a_known_flow_of_a_source_that_is_denied_now() -> None:
+    dp = datapath(service("dsr", name="web"))
+    dp.process(frame(CLIENT[4], 40000, VIP[4], 80))
+    dp.reload(config(service("dsr", name="web", allow=["192.0.2.0/24", "10.0.0.0/8"], deny=["10.1.0.0/16"])))
+    assert says(dp, "access") == "denied as of 10.1.0.0/16, the longest prefix of its lists"
+    assert says(dp, "verdict") == "DROP denied: the service's lists do not let this source in"
+    assert dp.process(frame(CLIENT[4], 40000, VIP[4], 80)).reason == "denied"
+
+
+def test_a_source_at_its_limit() -> None:
+    dp = datapath(service("dsr", name="web", source_limit={"rate": 2, "burst": 3, "prefix": 24}))
+    for at, left in enumerate((3, 2, 1)):
+        assert says(dp, "access") == f"10.1.0.0/24 may begin {left} more flows at this moment"
+        assert dp.process(frame(CLIENT[4], 1000 + at, VIP[4], 80)).reason == "scheduled"
+    assert says(dp, "access") == "10.1.0.0/24 has begun as many flows as it may, the next one in 0.5 s"
+    told = dp.trace(CLIENT[4], 40000, VIP[4], 80, "tcp")
+    assert (told.reason, told.backend) == ("source_limit", None)
+    assert dp.process(frame(CLIENT[4], 40000, VIP[4], 80)).reason == "source_limit"
+    assert dp.trace(CLIENT[4], 1000, VIP[4], 80, "tcp").reason == "conntrack"  # a flow that has begun goes on
+    dp.process_batch([], 0.25)
+    assert says(dp, "access").endswith("the next one in 0.2 s")
+    dp.process_batch([], 0.6)
+    assert dp.trace(CLIENT[4], 40000, VIP[4], 80, "tcp").reason == "scheduled"
+
+
+@pytest.mark.parametrize("forward", ["nat", "fullnat", "dsr", "nat-prefix"])
+@pytest.mark.parametrize("changes", [{}, {"scheduler": "rr"}, {"affinity": {"timeout": "60s"}}, {"scheduler": "lc"}])
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_more_new_flows_than_may_be_remembered(forward: str, changes: dict[str, Any], protocol: str) -> None:
+    """Whether entries are made, were not made lately, or are made again."""
+    vip = {"vip": "203.0.113.0/28"} if forward == "nat-prefix" else {}
+    dp = datapath(
+        service(forward.split("-")[0], name="web", protocol=protocol, **vip, **changes),
+        snat=["192.0.2.77"], new_flow_rate=2, timeouts={"tcp_syn": 4, "udp": 4},
+    )  # fmt: skip
+    seen = set()
+    for now in (0.0, 0.5, 1.0, 3.0, 30.0):
+        for port in range(1000, 1012):
+            dp.process_batch([], now)
+            told = dp.trace(CLIENT[4], port + round(now * 100), VIP[4], 80, protocol)
+            out = dp.process(frame(CLIENT[4], port + round(now * 100), VIP[4], 80, protocol), now)
+            assert (told.verdict, told.reason, told.backend) == (out.verdict, out.reason, out.backend)
+            seen.add(out.reason)
+    assert seen > {"scheduled"}
+    assert seen <= {"scheduled", "overload", "maglev", "new_flow_rate", "conntrack"}
+
+
 # --- the flow ---------------------------------------------------------------------------------------------------------
 
 
@@ -192,6 +256,20 @@ def test_by_what_the_scheduler_goes(scheduler: str) -> None:
         assert ("no SYN goes by hash" in step.says) == (picked_up.backend != step.facts["scheduled"])
         out = dp.process(frame(CLIENT[4], port, VIP[4], 80))
         assert (told.backend, told.reason, told.verdict) == (out.backend, out.reason, out.verdict)
+
+
+@pytest.mark.parametrize("scheduler", BY)
+def test_a_client_that_sticks_to_a_backend_without_weight(scheduler: str) -> None:
+    """The only one: the scheduler has nobody to name."""
+    web = service("nat", scheduler=scheduler, backends=WEIGHTED[:1], affinity={"timeout": "60s"})
+    dp = datapath(web)
+    dp.process(frame(CLIENT[4], 1000, VIP[4], 80))
+    dp.reload(config(web | {"backends": [WEIGHTED[0] | {"weight": 0}]}))
+    assert says(dp, "scheduler").startswith("affinity: the client's last flow went to 10.3.0.11:80; remembered for 6")
+    told = dp.trace(CLIENT[4], 40000, VIP[4], 80, "tcp")
+    assert (told.reason, told.backend) == ("scheduled", "10.3.0.11:80")
+    assert dp.process(frame(CLIENT[4], 40000, VIP[4], 80)).backend == told.backend
+    assert dp.trace("10.1.0.3", 40000, VIP[4], 80, "tcp").reason == "no_backend"
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
