@@ -1,10 +1,11 @@
-"""How fast does fastlb carry packets, next to the least that a forwarder can do? In five parts.
+"""How fast does fastlb carry packets, next to the least that a forwarder can do? In parts:
 
     drain      ns a packet costs a core, one worker and two
     rate       packets a second without loss
     latency    what a packet waits in the balancer, on a busy link and after a pause
     transfer   a big file over NAT, and a flood
     modes      a big file through every way to forward
+    schedulers shares and response times of every scheduler, over servers that are not equally fast
 
 Each part is a module beside this one. All forwarders of a part take turns; targets are judged by the medians. See
 README.md for how to read the numbers.
@@ -22,11 +23,15 @@ import drain
 import latency
 import modes
 import rate
+import schedulers
 import transfer
 from extension import build
 from namespaces import become_root
 
-PARTS = {"drain": drain.run, "rate": rate.run, "latency": latency.run, "transfer": transfer.run, "modes": modes.run}
+PARTS = {
+    "drain": drain.run, "rate": rate.run, "latency": latency.run, "transfer": transfer.run, "modes": modes.run,
+    "schedulers": schedulers.run,
+}  # fmt: skip
 
 
 def main() -> None:
