@@ -42,6 +42,7 @@ class Changer:
     """Sends `weight` commands from another thread, on the generator's core; ``done`` counts the answers."""
 
     rig: Rig
+    core: int
     done: int = 0
 
     @contextmanager
@@ -51,7 +52,7 @@ class Changer:
 
         def change() -> None:
             try:
-                with on_core(cores()[0]):
+                with on_core(self.core):
                     while not end.wait(INTERVAL):
                         self.change()
             except Exception as error:  # told by the main thread
@@ -79,16 +80,17 @@ def run(pairs: int) -> None:
     """Measure, print and write."""
     found: dict[str, list[Distribution]] = {QUIET: [], CHANGING: []}
     built: list[int] = []
+    core, _ = cores()
     with Rig() as rig:
         load = build("_load").Load(rig.sender(), rig.frames(checksum=False))
         add_backends(rig)
         config = rig.run_dir / "fastlb.yaml"
         config.write_text(yaml.safe_dump(configuration(rig)))
-        with fastlb(rig, config, rig.socket_path), on_core(cores()[0]):
+        with fastlb(rig, config, rig.socket_path), on_core(core):
             rig.warm_up(load)
             for _ in range(max(PAIRS, pairs)):
                 found[QUIET].append(distribution(rig, load, evenly()))
-                changer = Changer(rig)
+                changer = Changer(rig, core)
                 with changer.running():
                     found[CHANGING].append(distribution(rig, load, evenly()))
                 built.append(changer.done)

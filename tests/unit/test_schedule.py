@@ -155,6 +155,45 @@ def test_the_faster_backend_gets_more(scheduler: str, least: float, forward: str
     assert min(got["10.3.0.12"], got["10.3.0.13"]) > least * got["10.3.0.11"]
 
 
+@pytest.mark.parametrize("weights", [WEIGHTS, {"10.3.0.11": 10, "10.3.0.12": 100, "10.3.0.13": 100}])
+def test_p2c_over_idle_backends_goes_by_weight(weights: dict[str, int]) -> None:
+    """Each flow is over before the next one comes; the second case is a backend in slow start."""
+    dp = balancer("p2c", weights, "dsr")
+    got: Counter[str] = Counter()
+    for port in range(1000, 5000):
+        got[str(dp.process(syn(port)).backend).removesuffix(":80")] += 1
+        dp.process(syn(port, letters="RA"))
+    for address, weight in weights.items():
+        expected = weight / sum(weights.values())
+        assert abs(got[address] - 4000 * expected) < 6 * (4000 * expected * (1 - expected)) ** 0.5
+
+
+def test_p2c_over_busy_backends_goes_by_weight() -> None:
+    """Flows that stay: even of two, where every draw is of both."""
+    got = shares(balancer("p2c", {"10.3.0.11": 1, "10.3.0.12": 4}, "dsr"), range(1000, 2000))
+    assert got["10.3.0.12"] / got["10.3.0.11"] == pytest.approx(4, rel=0.05)
+
+
+@pytest.mark.parametrize("scheduler", ["lrt", "p2c"])
+def test_a_backend_that_was_slow_once_is_tried_again(scheduler: str) -> None:
+    dp = balancer(scheduler, dict.fromkeys(WEIGHTS, 1))
+
+    def visit(port: int, now: float) -> str:
+        """A flow that is over at once; the one backend takes a hundred milliseconds at first, the others one."""
+        sent = dp.process(syn(port), now)
+        address = str(sent.backend).rsplit(":", 1)[0]
+        answered = now + (0.1 if address == "10.3.0.11" and now < 10 else 0.001)
+        dp.process(reply_to(sent.frames[0]), answered)
+        dp.process(syn(port, letters="RA"), answered)
+        return address
+
+    early = [visit(1000 + number, 1 + number / 100) for number in range(100)]
+    assert 1 <= early.count("10.3.0.11") <= 2
+    late = [visit(2000 + number, 11 + number) for number in range(120)]
+    assert late.count("10.3.0.11") > 10
+    assert "10.3.0.11" not in late[:10]
+
+
 # ---- hashes
 
 
