@@ -188,16 +188,8 @@ cdef inline double response_of(const SchedulerState *state, const Candidate *can
 cdef inline double load_of(
         const SchedulerState *state, const FlowTable *flows, const Service *service, const Candidate *candidate,
         ) noexcept nogil:
-    """What one more flow would make of it.
-
-    p2c has drawn by weight already, so there the one more weighs the same for all: of two idle backends neither is
-    better by its weight.
-    """
-    cdef double load = <double>active_flows(flows, candidate.backend) / candidate.weight
-    if service.scheduler == BY_TWO:
-        load += <double>service.candidate_count / service.weight
-    else:
-        load += 1.0 / candidate.weight
+    """What one more flow would make of it."""
+    cdef double load = <double>(active_flows(flows, candidate.backend) + 1) / candidate.weight
     if service.scheduler == BY_RESPONSE or service.scheduler == BY_TWO:
         return load * response_of(state, candidate)
     return load

@@ -69,8 +69,59 @@ def lab() -> Iterator[Lab]:
         yield lab
 
 
+class Server:
+    """An HTTP server of a backend that can be stopped and started: it names the backend, and closes."""
+
+    def __init__(self, lab: Lab, node: str) -> None:
+        self._lab, self._node = lab, node
+        self._listener: socket.socket | None = None
+
+    def start(self) -> None:
+        """Does nothing to one that runs."""
+        if self._listener is not None:
+            return
+
+        def listen() -> socket.socket:
+            return socket.create_server(("::", SERVER_PORT), family=socket.AF_INET6, dualstack_ipv6=True, backlog=512)
+
+        self._listener = within(self._lab.namespace(self._node), listen)
+        self._thread = threading.Thread(target=self._serve, args=[self._listener], daemon=True)
+        self._thread.start()
+
+    def _serve(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection, suppress(OSError):
+                connection.settimeout(PATIENCE)
+                connection.recv(4096)
+                connection.sendall(f"HTTP/1.1 200 OK\r\n\r\n{self._node}\n-\n".encode())
+
+    def stop(self) -> None:
+        assert self._listener is not None
+        self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept()
+        self._thread.join()
+        self._listener.close()
+        self._listener = None
+
+
 @pytest.fixture(scope="module")
-def running(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Balancer]:
+def servers(lab: Lab) -> Iterator[dict[str, Server]]:
+    """They run before the balancer does, so that there is no slow start at first."""
+    made = {node: Server(lab, node) for node in BACKENDS}
+    for server in made.values():
+        server.start()
+    yield made
+    for server in made.values():
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def running(
+    lab: Lab, servers: dict[str, Server], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Balancer]:
     with Balancer(lab.namespace("lb"), settings(lab), tmp_path_factory.mktemp("scheduling")) as balancer:
         yield balancer
 
@@ -231,47 +282,6 @@ def test_drain(lab: Lab, balancer: Balancer, scheduler: str) -> None:
 # ---- health
 
 
-class Server:
-    """An HTTP server of a backend that can be stopped and started: it names the backend, and closes."""
-
-    def __init__(self, lab: Lab, node: str) -> None:
-        self._lab, self._node = lab, node
-
-    def start(self) -> None:
-        def listen() -> socket.socket:
-            return socket.create_server(("::", SERVER_PORT), family=socket.AF_INET6, dualstack_ipv6=True, backlog=512)
-
-        self._listener = within(self._lab.namespace(self._node), listen)
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            with connection, suppress(OSError):
-                connection.settimeout(PATIENCE)
-                connection.recv(4096)
-                connection.sendall(f"HTTP/1.1 200 OK\r\n\r\n{self._node}\n-\n".encode())
-
-    def stop(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept()
-        self._thread.join()
-        self._listener.close()
-
-
-@pytest.fixture
-def servers(lab: Lab) -> Iterator[dict[str, Server]]:
-    made = {node: Server(lab, node) for node in BACKENDS}
-    for server in made.values():
-        server.start()
-    yield made
-    for server in made.values():
-        server.stop()
-
-
 def standing(balancer: Balancer, node: str, version: int) -> tuple[str, int]:
     """(state, weight) of a backend of the checked service."""
     found: dict[str, Any] = backends(balancer.status(), f"checked{version}")[key(node, SERVER_PORT, version)]
@@ -311,13 +321,15 @@ def weights(balancer: Balancer, version: int) -> dict[str, int]:
 
 
 @both_versions
-def test_no_server_at_all(lab: Lab, balancer: Balancer, version: int) -> None:
-    """Checked and found down: nobody answers, and all is well again with the first that does."""
-    assert until(lambda: {standing(balancer, node, version) for node in BACKENDS} == {("down", 0)})
-    server = Server(lab, "b2")
-    server.start()
+def test_no_server_at_all(lab: Lab, balancer: Balancer, servers: dict[str, Server], version: int) -> None:
+    """Nobody answers; and all is well with the first that does, which alone has no slow start."""
+    for server in servers.values():
+        server.stop()
     try:
-        assert until(lambda: standing(balancer, "b2", version) == ("up", WEIGHTS["b2"]))  # alone: at once
+        assert until(lambda: {standing(balancer, node, version) for node in BACKENDS} == {("down", 0)})
+        servers["b2"].start()
+        assert until(lambda: standing(balancer, "b2", version) == ("up", WEIGHTS["b2"]))
         assert shares(lab, CHECKED, 50, version) == {"b2": 50}
     finally:
-        server.stop()
+        for server in servers.values():
+            server.start()

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 import xxhash
 
-from fastlb import Datapath, flow_hash
+from fastlb import Datapath, flow_hash, reconcile
 from fastlb._core import KetamaRing, Rotation
 from fastlb.ketama import build_ring, point_counts
 from fastlb.rotation import MOST_TURNS, turns
-from tests.balancers import CLIENT, VIP, config, datapath, flags, reply_to, service
+from fastlb.standing import Standings
+from tests.balancers import CLIENT, VIP, Balancer, config, datapath, flags, reply_to, service
 from tests.frames import frame
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "ring.json").read_text())
@@ -155,17 +156,31 @@ def test_the_faster_backend_gets_more(scheduler: str, least: float, forward: str
     assert min(got["10.3.0.12"], got["10.3.0.13"]) > least * got["10.3.0.11"]
 
 
-@pytest.mark.parametrize("weights", [WEIGHTS, {"10.3.0.11": 10, "10.3.0.12": 100, "10.3.0.13": 100}])
-def test_p2c_over_idle_backends_goes_by_weight(weights: dict[str, int]) -> None:
-    """Each flow is over before the next one comes; the second case is a backend in slow start."""
-    dp = balancer("p2c", weights, "dsr")
+def test_p2c_over_idle_backends_goes_by_chance() -> None:
+    """Each flow is over before the next one comes, and nothing is known of response times."""
+    dp = balancer("p2c", dict.fromkeys(WEIGHTS, 7), "dsr")
     got: Counter[str] = Counter()
-    for port in range(1000, 5000):
+    for port in range(1000, 4000):
         got[str(dp.process(syn(port)).backend).removesuffix(":80")] += 1
         dp.process(syn(port, letters="RA"))
-    for address, weight in weights.items():
-        expected = weight / sum(weights.values())
-        assert abs(got[address] - 4000 * expected) < 6 * (4000 * expected * (1 - expected)) ** 0.5
+    assert all(abs(got[address] - 1000) < 6 * (3000 * 2 / 9) ** 0.5 for address in WEIGHTS)
+
+
+def test_p2c_gives_an_idle_backend_in_slow_start_its_share() -> None:
+    conf = config(service("dsr", scheduler="p2c", slow_start={"window": 100}))
+    standings = Standings()
+    standings.follow(conf, 0.0)
+    standings.drain(("dsr4tcp", "10.3.0.11:80"), 0.0)
+    standings.enable(("dsr4tcp", "10.3.0.11:80"), 0.0)
+    one = Balancer(conf)
+    [plan] = reconcile.plan_services(conf, one.ids, 10.0, standings)
+    one.pipeline.publish(reconcile.services_table(conf, [plan]), one.routes())
+    count = 0
+    for port in range(1000, 5000):
+        count += one.send(syn(port))[2] == "10.3.0.11:80"
+        one.send(syn(port, letters="RA"))
+    expected = 10 / 210
+    assert abs(count - 4000 * expected) < 6 * (4000 * expected * (1 - expected)) ** 0.5
 
 
 def test_p2c_over_busy_backends_goes_by_weight() -> None:
@@ -191,7 +206,7 @@ def test_a_backend_that_was_slow_once_is_tried_again(scheduler: str) -> None:
     assert 1 <= early.count("10.3.0.11") <= 2
     late = [visit(2000 + number, 11 + number) for number in range(120)]
     assert late.count("10.3.0.11") > 10
-    assert "10.3.0.11" not in late[:10]
+    assert late[:10].count("10.3.0.11") <= 1  # p2c may draw the same one twice
 
 
 # ---- hashes
