@@ -47,6 +47,8 @@ lint: build ## ruff, mypy, cython-lint, stubtest and the gate on the generated C
 
 bench: build ## the core in memory, and the lab beside a bare reflector (root, or sudo)
 	$(PY) bench/core.py
+	$(PY) bench/tables.py
+	$(PY) bench/disruption.py
 	tools/as_root.sh $(PY) bench/lab.py
 
 # The interpreter itself is not instrumented: its runtime comes in by LD_PRELOAD, and leaks are its own.

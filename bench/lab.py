@@ -1,10 +1,13 @@
-"""How fast does fastlb carry packets, next to the least that a forwarder can do? In five parts.
+"""How fast does fastlb carry packets, next to the least that a forwarder can do? In parts:
 
     drain      ns a packet costs a core, one worker and two
     rate       packets a second without loss
     latency    what a packet waits in the balancer, on a busy link and after a pause
     transfer   a big file over NAT, and a flood
     modes      a big file through every way to forward
+    rebuild    what a packet waits while tables are built
+    schedulers shares and response times of every scheduler, over servers that are not equally fast
+    slowstart  the new flows of a backend that comes back, as a curve
 
 Each part is a module beside this one. All forwarders of a part take turns; targets are judged by the medians. See
 README.md for how to read the numbers.
@@ -22,11 +25,17 @@ import drain
 import latency
 import modes
 import rate
+import rebuild
+import schedulers
+import slowstart
 import transfer
 from extension import build
 from namespaces import become_root
 
-PARTS = {"drain": drain.run, "rate": rate.run, "latency": latency.run, "transfer": transfer.run, "modes": modes.run}
+PARTS = {
+    "drain": drain.run, "rate": rate.run, "latency": latency.run, "transfer": transfer.run, "modes": modes.run,
+    "rebuild": rebuild.run, "schedulers": schedulers.run, "slowstart": slowstart.run,
+}  # fmt: skip
 
 
 def main() -> None:

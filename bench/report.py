@@ -16,6 +16,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 ROW = 26  # pixels
 LABELS, BARS, MARGIN = 280, 520, 90
+PANEL, PANEL_HEIGHT = 380, 240
 COLOURS = ("#4878a8", "#a8b8c8", "#c07048", "#70a070", "#8868a8")
 
 
@@ -71,6 +72,16 @@ class Goal:
         return (self.title, *shown(self.measured, unit=self.unit), bound, "met" if self.met else "NOT met")
 
 
+@dataclass(frozen=True)
+class Curve:
+    """Points of a picture with an x axis: dots of a colour, or a line (None). ``panel``: which of several pictures."""
+
+    label: str
+    points: Sequence[tuple[float, float]]
+    colour: int | None
+    panel: int = 0
+
+
 GOAL_COLUMNS = ("", "median", "p10 .. p90", "target", "")
 
 
@@ -106,11 +117,22 @@ def machine() -> dict[str, Any]:
 
 def write(name: str, title: str, found: dict[str, Any], bars: Sequence[Bar], unit: str) -> None:
     """Write results/NAME.json and results/NAME.svg, and say so."""
+    write_both(name, title, found, draw(title, bars, unit))
+
+
+def write_curves(
+    name: str, title: str, found: dict[str, Any], curves: Sequence[Curve], axes: tuple[str, str]
+) -> None:
+    """The same with curves; ``axes``: what is to the right, and what is up."""
+    write_both(name, title, found, draw_curves(title, curves, axes))
+
+
+def write_both(name: str, title: str, found: dict[str, Any], picture: str) -> None:
     RESULTS.mkdir(exist_ok=True)
-    data, picture = RESULTS / f"{name}.json", RESULTS / f"{name}.svg"
+    data, drawing = RESULTS / f"{name}.json", RESULTS / f"{name}.svg"
     data.write_text(json.dumps({"title": title, "machine": machine(), **found}, indent=1) + "\n")
-    picture.write_text(draw(title, bars, unit))
-    print(f"\nwritten: {os.path.relpath(data)} {os.path.relpath(picture)}")
+    drawing.write_text(picture)
+    print(f"\nwritten: {os.path.relpath(data)} {os.path.relpath(drawing)}")
 
 
 def draw(title: str, bars: Sequence[Bar], unit: str) -> str:
@@ -132,8 +154,52 @@ def draw(title: str, bars: Sequence[Bar], unit: str) -> str:
             at = LABELS + bar.target * scale
             parts.append(stroke(at, top + 1, at, top + ROW - 1, "#d00"))
     parts.append(text(LABELS, ROW * (len(bars) + 1.6), f"{unit}; line: p10 to p90; red: target", "start"))
+    return whole(width, height, parts)
+
+
+def whole(width: float, height: float, parts: Sequence[str]) -> str:
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif"'
     return "\n".join([f'{head} font-size="13">', '<rect width="100%" height="100%" fill="#fff"/>', *parts, "</svg>\n"])
+
+
+def draw_curves(title: str, curves: Sequence[Curve], axes: tuple[str, str]) -> str:
+    """An SVG of panels side by side, one scale for all; each names its curves."""
+    right = max(x for curve in curves for x, _ in curve.points)
+    top = max(y for curve in curves for _, y in curve.points)
+    panels = max(curve.panel for curve in curves) + 1
+    parts = [text(8, ROW * 0.7, title, "start")]
+    for number in range(panels):
+        left, bottom = 44 + number * (PANEL + 60), ROW * 1.5 + PANEL_HEIGHT
+        mine = [curve for curve in curves if curve.panel == number]
+        parts += axis(left, bottom, right, top, axes)
+        for line, curve in enumerate(mine):
+            at = [(left + x / right * PANEL, bottom - y / top * PANEL_HEIGHT) for x, y in curve.points]
+            parts += curve_parts(curve, at, left + PANEL - 8, bottom - 12 - ROW * 0.7 * (len(mine) - line - 1))
+    return whole(44 + panels * (PANEL + 60), ROW * 3.5 + PANEL_HEIGHT, parts)
+
+
+def axis(left: float, bottom: float, right: float, top: float, axes: tuple[str, str]) -> list[str]:
+    """Both axes with their ends; and what they mean."""
+    return [
+        stroke(left, bottom, left + PANEL, bottom, "#888"),
+        stroke(left, bottom, left, bottom - PANEL_HEIGHT, "#888"),
+        text(left, bottom + ROW * 0.7, "0", "middle"),
+        text(left + PANEL, bottom + ROW * 0.7, f"{right:.3g}", "end"),
+        text(left - 6, bottom - PANEL_HEIGHT + 5, f"{top:.3g}", "end"),
+        text(left - 6, bottom - PANEL_HEIGHT / 2, axes[1], "end"),
+        text(left + PANEL / 2, bottom + ROW * 0.7, axes[0], "middle"),
+    ]
+
+
+def curve_parts(curve: Curve, at: Sequence[tuple[float, float]], x: float, y: float) -> list[str]:
+    """The curve, and its name with a sample of it."""
+    if curve.colour is None:
+        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
+        line = f'<polyline points="{points}" fill="none" stroke="#222" stroke-width="1.5"/>'
+        return [line, stroke(x - 12, y - 4, x, y - 4, "#222"), text(x - 18, y, curve.label, "end")]
+    colour = COLOURS[curve.colour % len(COLOURS)]
+    dots = [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{colour}"/>' for x, y in (*at, (x - 6, y - 4))]
+    return [*dots, text(x - 18, y, curve.label, "end")]
 
 
 def text(x: float, y: float, words: str, anchor: str) -> str:

@@ -4,7 +4,7 @@ A backend's i-th point is XXH64(``key_i``); a flow goes to the first point from 
 key. Another ``seed`` is that of the hash.
 
 How many points a backend has must not depend on which others are there, else flows would move between those that stay:
-the heaviest has as many as the configuration says, the others by weight.
+the heaviest has as many as the configuration says, the others by weight. (So all get more when the heaviest leaves.)
 """
 
 from __future__ import annotations

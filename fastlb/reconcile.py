@@ -51,6 +51,7 @@ class Member:
     port: int  # 0: the packet's own
     weight: int  # as it stands: health, the operator's word and slow start count
     even: int  # the same where weights do not count
+    full: int  # what its weight is without slow start, or will be after it
     response: float = 0.0  # seconds that health checks take; 0: unknown
     keeping: str = "all"  # what becomes of its flows: all, but_syn, none or to_reset (types.pxd)
     removed: bool = False  # the configuration has it no more, and its flows are not over
@@ -258,6 +259,7 @@ def _member(
         port=backend.port or service.single_port,
         weight=share.weight,
         even=share.even if share.weight else 0,
+        full=standing.chosen_weight(backend.weight),
         response=standing.response,
         max_flows=backend.max_flows or 0,
         host=numbers.hosts.get((group_of(service), backend.address), 0),

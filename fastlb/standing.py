@@ -14,7 +14,8 @@
 docs/backends.md has this table in full. A backend that was removed is known on only where its flows need it.
 
 Slow start: a backend that is new in a service that runs, or comes up again, or is enabled again, gets
-weight · max(floor, (t / window)^(1 / aggression)), t seconds later. Where no other backend takes flows, it gets all.
+weight · max(floor, (t / window)^(1 / aggression)), t seconds later. Where none is through it, the one that is furthest
+counts as full.
 """
 
 from __future__ import annotations
@@ -227,11 +228,10 @@ class Standings:
         listed = [(backend, self.of(service.name, service.key(backend))) for backend in service.backends]
         some_take = any(standing.takes_flows(backend.weight) for backend, standing in listed)
         ramps = [self._ramp(service, standing, backend.weight, now) for backend, standing in listed]
-        full = any(
-            ramp == 1 and standing.takes_flows(backend.weight)
-            for ramp, (backend, standing) in zip(ramps, listed, strict=True)
-        )
-        rising = full and any(each < 1 for each in ramps)
+        highest = max((each for each, (backend, standing) in zip(ramps, listed, strict=True)
+                       if standing.takes_flows(backend.weight)), default=1.0)  # fmt: skip
+        ramps = [min(1.0, each / highest) for each in ramps]  # all new at once are all through
+        rising = any(each < 1 for each in ramps)
         shares = []
         for ramp, (backend, standing) in zip(ramps, listed, strict=True):
             weight = standing.chosen_weight(backend.weight)

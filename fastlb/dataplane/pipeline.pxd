@@ -924,6 +924,7 @@ cdef inline void run_batch(
     cdef int i
     must(0 <= count <= BATCH)
     pipe.schedulers.batch += 1
+    pipe.schedulers.now = now
     for i in range(count):
         p = &packets[i]
         pipe.bytes += p.length

@@ -39,6 +39,7 @@ cdef enum:
     BOUND_UNIT = 100         # bounded loads are in hundredths
     LEAST_RESPONSE = 64      # us: faster backends count as equally fast, and so does one that has not yet answered
     RESPONSE_MEMORY = 10000  # ms, after which an earlier response time has a weight of 1/e
+    RESPONSE_REST = 1000     # ms without an answer, after which it is forgotten all the same
     START_BITS = 15          # of FlowTuple.began
     START_TICK = 16          # us
     START_WRAPS = 400        # ms, before which `began` comes round
@@ -65,6 +66,7 @@ cdef struct SchedulerState:
     Response *responses      # by backend id
     uint64_t lottery
     uint64_t batch           # the number of this one
+    uint32_t now             # ms
 
 
 # --- hashes -----------------------------------------------------------------------------------------------------------
@@ -178,10 +180,17 @@ cdef inline int64_t active_flows(const FlowTable *flows, uint32_t backend) noexc
 
 
 cdef inline double response_of(const SchedulerState *state, const Candidate *candidate) noexcept nogil:
-    """Microseconds: as this worker saw it, else as health checks did."""
-    cdef double seen = state.responses[candidate.backend].cost
+    """Microseconds: as this worker saw it, else as health checks did.
+
+    A backend that gets no flows because it was slow once is forgiven in time, else it could never show that it is not.
+    """
+    cdef const Response *response = &state.responses[candidate.backend]
+    cdef double seen = response.cost
+    cdef int32_t rest = <int32_t>(state.now - response.at) - RESPONSE_REST
     if seen == 0:
         seen = candidate.response
+    elif unlikely(rest > 0):
+        seen *= exp(-<double>rest / RESPONSE_MEMORY)
     return max(seen, <double>LEAST_RESPONSE)
 
 

@@ -61,6 +61,15 @@ cdef void *zeroed(size_t count, size_t size) except NULL:
     return memory
 
 
+cdef uint32_t weight_in_load(scheduler, member) except? 0:
+    """p2c draws by the weight that slow start leaves, and compares what a backend can carry: else an idle one in slow
+    start would lose against every other idle one, and get nothing.
+    """
+    if scheduler == "lc":
+        return member.even
+    return member.full if scheduler == "p2c" else member.weight
+
+
 cdef class Services:
     """Services and backends as the data path sees them. Immutable.
 
@@ -229,7 +238,7 @@ cdef class Services:
                 self.candidate_of[at + <uint32_t>position] = service.candidate_count
                 candidate = &service.candidates[service.candidate_count]
                 candidate.backend = member.id
-                candidate.weight = member.even if spec.scheduler == "lc" else member.weight
+                candidate.weight = weight_in_load(spec.scheduler, member)
                 candidate.response = <uint32_t>min(member.response * 1e6, 1e9)
                 candidate.most = member.max_flows or NO_CAP
                 service.weight += candidate.weight

@@ -13,12 +13,18 @@ from typing import Any
 import pytest
 import xxhash
 
-from fastlb import Datapath, flow_hash
+from fastlb import Datapath, flow_hash, reconcile
 from fastlb._core import KetamaRing, Rotation
 from fastlb.ketama import build_ring, point_counts
 from fastlb.rotation import MOST_TURNS, turns
+<<<<<<< HEAD
 from tests.balancers import CLIENT, VIP, Balancer, config, datapath, flags, reply_to, service
 from tests.frames import frame, mac_of
+=======
+from fastlb.standing import Standings
+from tests.balancers import CLIENT, VIP, Balancer, config, datapath, flags, reply_to, service
+from tests.frames import frame
+>>>>>>> bench
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "ring.json").read_text())
 WEIGHTS = {"10.3.0.11": 1, "10.3.0.12": 2, "10.3.0.13": 5}
@@ -201,6 +207,59 @@ def test_the_faster_backend_gets_more(scheduler: str, least: float, forward: str
         dp.process(reply_to(sent.frames[0]), now=number / 2 + (0.1 if address == "10.3.0.11" else 0.01))
         got[address] += 1
     assert min(got["10.3.0.12"], got["10.3.0.13"]) > least * got["10.3.0.11"]
+
+
+def test_p2c_over_idle_backends_goes_by_chance() -> None:
+    """Each flow is over before the next one comes, and nothing is known of response times."""
+    dp = balancer("p2c", dict.fromkeys(WEIGHTS, 7), "dsr")
+    got: Counter[str] = Counter()
+    for port in range(1000, 4000):
+        got[str(dp.process(syn(port)).backend).removesuffix(":80")] += 1
+        dp.process(syn(port, letters="RA"))
+    assert all(abs(got[address] - 1000) < 6 * (3000 * 2 / 9) ** 0.5 for address in WEIGHTS)
+
+
+def test_p2c_gives_an_idle_backend_in_slow_start_its_share() -> None:
+    conf = config(service("dsr", scheduler="p2c", slow_start={"window": 100}))
+    standings = Standings()
+    standings.follow(conf, 0.0)
+    standings.drain(("dsr4tcp", "10.3.0.11:80"), 0.0)
+    standings.enable(("dsr4tcp", "10.3.0.11:80"), 0.0)
+    one = Balancer(conf)
+    [plan] = reconcile.plan_services(conf, one.ids, 10.0, standings)
+    one.pipeline.publish(reconcile.services_table(conf, [plan]), one.routes())
+    count = 0
+    for port in range(1000, 5000):
+        count += one.send(syn(port))[2] == "10.3.0.11:80"
+        one.send(syn(port, letters="RA"))
+    expected = 10 / 210
+    assert abs(count - 4000 * expected) < 6 * (4000 * expected * (1 - expected)) ** 0.5
+
+
+def test_p2c_over_busy_backends_goes_by_weight() -> None:
+    """Flows that stay: even of two, where every draw is of both."""
+    got = shares(balancer("p2c", {"10.3.0.11": 1, "10.3.0.12": 4}, "dsr"), range(1000, 2000))
+    assert got["10.3.0.12"] / got["10.3.0.11"] == pytest.approx(4, rel=0.05)
+
+
+@pytest.mark.parametrize("scheduler", ["lrt", "p2c"])
+def test_a_backend_that_was_slow_once_is_tried_again(scheduler: str) -> None:
+    dp = balancer(scheduler, dict.fromkeys(WEIGHTS, 1))
+
+    def visit(port: int, now: float) -> str:
+        """A flow that is over at once; the one backend takes a hundred milliseconds at first, the others one."""
+        sent = dp.process(syn(port), now)
+        address = str(sent.backend).rsplit(":", 1)[0]
+        answered = now + (0.1 if address == "10.3.0.11" and now < 10 else 0.001)
+        dp.process(reply_to(sent.frames[0]), answered)
+        dp.process(syn(port, letters="RA"), answered)
+        return address
+
+    early = [visit(1000 + number, 1 + number / 100) for number in range(100)]
+    assert 1 <= early.count("10.3.0.11") <= 2
+    late = [visit(2000 + number, 11 + number) for number in range(120)]
+    assert late.count("10.3.0.11") > 10
+    assert late[:10].count("10.3.0.11") <= 1  # p2c may draw the same one twice
 
 
 # ---- hashes

@@ -320,6 +320,19 @@ def test_with_nobody_else_there_is_no_ramp() -> None:
     assert weights(conf, standings) == [1, 0, 0]
 
 
+def test_where_none_is_through_the_first_of_them_counts_as_full() -> None:
+    """All were down; one is up again at second 0, and another one at second 40."""
+    conf, standings = recovered()
+    for number in (0, 1, 2):
+        check(conf, standings, "---", number, now=1.0)
+    check(conf, standings, "++", 0, now=0.0)
+    check(conf, standings, "++", 1, now=40.0)
+    assert weights(conf, standings, 40.0) == [SCALE, 25, 0]
+    assert weights(conf, standings, 80.0) == [SCALE, 50, 0]
+    assert weights(conf, standings, 120.0) == [SCALE, 80, 0]
+    assert weights(conf, standings, 140.0) == [1, 1, 0]
+
+
 def test_a_new_backend_ramps_up_and_an_enabled_one() -> None:
     conf = settings(slow_start=SLOW, backends=[{"address": BACKENDS[4][1], "port": 8080}])
     standings = following(conf)
