@@ -17,14 +17,9 @@ from fastlb import Datapath, flow_hash, reconcile
 from fastlb._core import KetamaRing, Rotation
 from fastlb.ketama import build_ring, point_counts
 from fastlb.rotation import MOST_TURNS, turns
-<<<<<<< HEAD
-from tests.balancers import CLIENT, VIP, Balancer, config, datapath, flags, reply_to, service
-from tests.frames import frame, mac_of
-=======
 from fastlb.standing import Standings
 from tests.balancers import CLIENT, VIP, Balancer, config, datapath, flags, reply_to, service
-from tests.frames import frame
->>>>>>> bench
+from tests.frames import frame, mac_of
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "ring.json").read_text())
 WEIGHTS = {"10.3.0.11": 1, "10.3.0.12": 2, "10.3.0.13": 5}
