@@ -25,10 +25,12 @@ from fastlb.dataplane.checksum cimport difference, sum_bytes, update_checksum
 from fastlb.dataplane.conntrack cimport FlowTable
 from fastlb.dataplane.machine cimport likely, load16, load64
 from fastlb.dataplane.parse cimport parse
-from fastlb.dataplane.pipeline cimport PipelineState, dispatch, receive, run_batch, track_client
+from fastlb.dataplane.pipeline cimport dispatch, receive, run_batch
 from fastlb.dataplane.publish cimport pick_up
 from fastlb.dataplane.reasons cimport PASS_NO_SERVICE, VIA_CONNTRACK, VIA_REJECT
 from fastlb.dataplane.service cimport classify
+from fastlb.dataplane.state cimport PipelineState
+from fastlb.dataplane.track cimport track_client
 from fastlb.dataplane.types cimport BATCH, LEG_NONE, Packet, Snapshot
 from fastlb.dataplane.wire cimport (
     ETH_LEN, IP4_CSUM, IP4_LEN, IP4_SRC, IP6_LEN, IP6_SRC, TCP_CSUM, TCP_FLAGS, write_be16, write_be32)

@@ -7,10 +7,10 @@ from fastlb.dataplane.conntrack cimport FlowTable
 from fastlb.dataplane.decap cimport Decap
 from fastlb.dataplane.fragment cimport FragmentNote
 from fastlb.dataplane.look cimport FlowFilter
-from fastlb.dataplane.pipeline cimport PipelineState
 from fastlb.dataplane.publish cimport Publication
 from fastlb.dataplane.ring cimport RxRing
 from fastlb.dataplane.sourceport cimport SourcePool
+from fastlb.dataplane.state cimport PipelineState
 from fastlb.dataplane.types cimport (
     BATCH, Affinity, Backend, BackendStats, Candidate, Hop, Packet, RouteTable, Service, ServiceTable, ShapeList,
     Snapshot)

@@ -52,9 +52,7 @@ from fastlb.dataplane.machine cimport (
     assert_equal, bswap16, bswap32, load_acquire_u32, load_acquire_u64, spin_pause, store_release_u32)
 from fastlb.dataplane.maglev cimport MAX_MEMBERS, Turn, populate
 from fastlb.dataplane.pieces cimport MAX_HEADERS, Pieces, cut, next_piece
-from fastlb.dataplane.pipeline cimport (
-    MAX_ALTERNATIVES, MAX_SERVICES, ReasonCounts, backend_in_midflow, entry_of_port, explains, is_found_again,
-    is_turned_away, must_look, needs_entry, next_settled, run_batch, set_flow_of_reply, sweep_tables)
+from fastlb.dataplane.pipeline cimport is_turned_away, must_look, next_settled, run_batch, sweep_tables
 from fastlb.dataplane.publish cimport passed, pick_up, publish
 from fastlb.dataplane.reasons cimport (
     DROP_NO_NEIGHBOUR, DROP_NO_ROUTE, DROP_NO_TUNNEL_SOURCE, DROP_NOT_ON_LINK, REASONS, VIA_REJECT, VIA_SCHEDULER,
@@ -72,7 +70,10 @@ from fastlb.dataplane.sendmmsg cimport init_messages
 from fastlb.dataplane.sourceport cimport (
     MAX_SOURCES, PROTOCOL_ROWS, ROW_BITS, FreePorts, SourcePool, SourcePort, address_of, free_ports, port_of,
     ports_per_address)
+from fastlb.dataplane.state cimport MAX_SERVICES, ReasonCounts
 from fastlb.dataplane.takeover cimport DAMAGED, MOST_DAMAGED, SOUND, UNWANTED, TakenOver, count_owned, take_over
+from fastlb.dataplane.track cimport (
+    MAX_ALTERNATIVES, backend_in_midflow, entry_of_port, explains, is_found_again, needs_entry, set_flow_of_reply)
 from fastlb.dataplane.transmit cimport MAX_XSKS
 from fastlb.dataplane.types cimport (
     BATCH, DF_ALWAYS, DF_INNER, DF_NEVER, FAMILY_4, FORWARD_DSR, FORWARD_FULLNAT, FORWARD_GRE, FORWARD_GUE,

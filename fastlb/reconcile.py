@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from socket import IPPROTO_TCP, IPPROTO_UDP
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from fastlb._core import KetamaRing, MaglevTable, Rotation, Services
 from fastlb.affinity import HostNumbers, Stickiness, group_of, stickiness_of
@@ -105,6 +105,9 @@ class StableNumbers(Generic[Name]):
     something new gets it. ``reused`` collects such numbers for `Pipeline.renew`.
     """
 
+    MOST: ClassVar[int]  # the highest number that there is
+    OF: ClassVar[str]  # what they are numbers of
+
     by_name: dict[Name, int] = field(default_factory=dict)
     resting: list[tuple[float, int]] = field(default_factory=list)  # (when it was freed, number), oldest first
     highest: int = 0
@@ -131,27 +134,23 @@ class StableNumbers(Generic[Name]):
             number = self.resting.pop(0)[1]
             self.reused.add(number)
             return number
-        most, what = self._most()
-        if self.highest == most:
-            raise FastlbError(f"more than {most} {what}, those that left within a minute included")
+        if self.highest == self.MOST:
+            raise FastlbError(f"more than {self.MOST} {self.OF}, those that left within a minute included")
         self.highest += 1
         return self.highest
-
-    def _most(self) -> tuple[int, str]:
-        """The highest number that there is, and of what they are."""
-        raise NotImplementedError
 
 
 class ServiceSlots(StableNumbers[str]):
     """Of services by name, for what is counted by service."""
 
-    def _most(self) -> tuple[int, str]:
-        return MAX_SERVICE_SLOT, "services"
+    MOST, OF = MAX_SERVICE_SLOT, "services"
 
 
 @dataclass
 class BackendIds(StableNumbers[tuple[str, str]]):
     """Of backends by (service name, backend key), which flow entries carry; and those of their services."""
+
+    MOST, OF = MAX_BACKEND_ID, "backends"
 
     services: ServiceSlots = field(default_factory=ServiceSlots)
     hosts: HostNumbers = field(default_factory=HostNumbers)  # of affinity, which has other numbers
@@ -170,9 +169,6 @@ class BackendIds(StableNumbers[tuple[str, str]]):
     def copy(self) -> Self:
         """As above, of all of them."""
         return replace(super().copy(), services=self.services.copy(), hosts=self.hosts.copy())
-
-    def _most(self) -> tuple[int, str]:
-        return MAX_BACKEND_ID, "backends"
 
 
 def plan_services(config: Config, ids: BackendIds, now: float, standings: Standings | None = None) -> list[Plan]:

@@ -50,6 +50,7 @@ from generator import Counters, interface_counters
 from namespaces import identity, inside, write_sysctl
 from pyroute2 import IPRoute, netns
 from pyroute2.ethtool.ioctl import IoctlEthtool
+from pyroute2.netlink.rtnl.ifaddrmsg import IFA_F_NODAD
 
 HERE = Path(__file__).resolve().parent
 
@@ -585,9 +586,13 @@ def index_of(rtnl: IPRoute, interface: str) -> int:
 
 
 def add_address(rtnl: IPRoute, interface: str, prefix: str) -> None:
-    """Give an interface an address such as "10.1.0.2/24"."""
+    """Give an interface an address such as "10.1.0.2/24", which can be bound at once.
+
+    Without IPv6 duplicate detection, which a busy kernel puts off even on lo, where there is nothing to detect.
+    """
     host, _, bits = prefix.partition("/")
-    rtnl.addr("add", index=index_of(rtnl, interface), address=host, prefixlen=int(bits))
+    flags = IFA_F_NODAD if ":" in host else 0
+    rtnl.addr("add", index=index_of(rtnl, interface), address=host, prefixlen=int(bits), flags=flags)
 
 
 def set_offloads(ethtool: IoctlEthtool, enabled: bool) -> None:

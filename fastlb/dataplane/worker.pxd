@@ -17,11 +17,12 @@ from fastlb.dataplane.abi cimport (
 from fastlb.dataplane.machine cimport (
     load_acquire_u32, must, spin_pause, store_fence, store_release_u32, store_release_u64)
 from fastlb.dataplane.fragment cimport let_go
-from fastlb.dataplane.pipeline cimport PipelineState, must_look, next_settled, run_batch, sweep_tables
+from fastlb.dataplane.pipeline cimport must_look, next_settled, run_batch, sweep_tables
 from fastlb.dataplane.publish cimport Publication, pick_up
 from fastlb.dataplane.reasons cimport VIA_REJECT
 from fastlb.dataplane.ring cimport (
     RxRing, advance, has_frames, hold_block, is_closed, kernel_may_refill, next_slot, take_frame)
+from fastlb.dataplane.state cimport PipelineState
 from fastlb.dataplane.transmit cimport Transmit, block_is_free, collect, flush, push_all, send_aside, transmit
 from fastlb.dataplane.types cimport BATCH, Packet, Snapshot
 

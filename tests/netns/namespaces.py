@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 from pyroute2 import IPRoute, netns
+from pyroute2.netlink.rtnl.ifaddrmsg import IFA_F_NODAD
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -86,10 +87,10 @@ class Namespace:
         self.rtnl(lambda ipr: ipr.link("set", index=index, **settings))
 
     def add_address(self, interface: str, address: str) -> None:
-        """Give an interface an address, as "address/length"."""
+        """Give an interface an address, as "address/length", which can be bound at once."""
         ip, length = address.split("/")
-        index = self.index(interface)
-        self.rtnl(lambda ipr: ipr.addr("add", index=index, address=ip, prefixlen=int(length)))
+        index, flags = self.index(interface), IFA_F_NODAD if ":" in ip else 0
+        self.rtnl(lambda ipr: ipr.addr("add", index=index, address=ip, prefixlen=int(length), flags=flags))
 
     def add_route(self, prefix: str, gateway: str) -> None:
         """Route a prefix through a gateway."""

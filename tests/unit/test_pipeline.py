@@ -1,4 +1,4 @@
-"""pipeline.pxd and schedule.pxd: from a flow's first packet to its last, on one balancer and on a fleet."""
+"""pipeline.pxd, track.pxd and schedule.pxd: from a flow's first packet to its last, on one balancer and on a fleet."""
 
 from __future__ import annotations
 

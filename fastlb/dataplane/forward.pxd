@@ -1,0 +1,255 @@
+"""The packet on its way: rewritten or wrapped for its backend, translated back for its client, or answered.
+
+Nothing here decides where a packet goes; `track` has.
+"""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
+
+from fastlb.dataplane.conntrack cimport FlowEntry, forget, pool_of
+from fastlb.dataplane.encap cimport complete_checksum, encapsulate, is_tunnel, outer_length, split_outer
+from fastlb.dataplane.fragment cimport readdress
+from fastlb.dataplane.icmp cimport answer_time_exceeded, answer_too_big, answerable, may_reject, reject, send_back
+from fastlb.dataplane.icmperror cimport (
+    answer_echo, translate_client_in_error, translate_source_in_error, translate_to_backend, translate_to_client)
+from fastlb.dataplane.machine cimport likely, load_acquire_u32, must, store_release_u32, unlikely
+from fastlb.dataplane.pieces cimport (
+    GSO_ECN, GSO_TCP4, GSO_TCP6, GSO_UDP, MAX_GROWTH, MAX_HEADERS, MIN_MTU6, MIN_SEGMENT, cut_segment, cut_to,
+    is_promised, may_be_fragmented)
+from fastlb.dataplane.reasons cimport (
+    DROP_BACKEND_LEFT, DROP_NO_BACKEND, DROP_NO_NEIGHBOUR, DROP_NO_TUNNEL_SOURCE, DROP_OVER_MTU, DROP_REJECT_LIMIT,
+    DROP_TTL_EXPIRED, DROP_TUNNEL_OFFLOAD, VIA_ECHO, VIA_REJECT, VIA_RESET, VIA_TIME_EXCEEDED, VIA_TOO_BIG)
+from fastlb.dataplane.rewrite cimport (
+    clamp_mss, decrement_ttl, fits, set_link_header, translate_both, translate_destination, translate_source)
+from fastlb.dataplane.route cimport find_route, hop_to_address, hop_to_backend
+from fastlb.dataplane.sourceport cimport SourcePool, address_of, be_port_of
+from fastlb.dataplane.state cimport MAX_UNRESOLVED, PipelineState
+from fastlb.dataplane.track cimport find_again, translates
+from fastlb.dataplane.types cimport (
+    CLAMP_TO_PATH, FAMILY_4, FRAGMENT_LATER, NO_BACKEND_RESET, NO_HOP, PROTO_TCP, Addr, Backend, BackendStats,
+    FlowTuple, Hop, LinkRoute, Packet, Service, Snapshot)
+from fastlb.dataplane.wire cimport IP4_LEN, IP6_LEN, TCP_LEN, TCP_RST, TCP_SYN, same_addr
+
+
+# --- what fits --------------------------------------------------------------------------------------------------------
+
+cdef inline int make_fit(
+        PipelineState *pipe, Packet *p, const Service *service, uint32_t mtu, uint32_t now) noexcept nogil:
+    """What to do with a packet that is longer than `mtu`: 0, it leaves in pieces; else how it ends.
+
+    Its sender learns the MTU by which its packets would pass (RFC 1191, RFC 8201): silence here is a black hole. Where
+    the service clamps the MSS such an answer is known to get lost, and not every sender could be told by SYN-ACK.
+    """
+    if may_be_fragmented(p) or (is_promised(p) and p.vnet.gso_type):
+        return 0 if cut_to(p, mtu) else DROP_OVER_MTU
+    if service.mss != 0 and cut_segment(p, mtu):
+        return 0
+    if p.quoted or not answerable(p):                    # RFC 1122 section 3.2.2: no errors about errors
+        return DROP_OVER_MTU
+    if not may_reject(&pipe.rejects, now):
+        return DROP_REJECT_LIMIT
+    answer_too_big(p, mtu if p.family == FAMILY_4 else max(mtu, <uint32_t>MIN_MTU6))
+    return VIA_TOO_BIG
+
+
+cdef inline int spend_ttl(PipelineState *pipe, Packet *p, uint32_t now) noexcept nogil:
+    """As a router does; 0, or how else the packet ends: its sender is told, so that traceroute finds this hop."""
+    if likely(decrement_ttl(p) == 0):
+        return 0
+    if p.quoted or not answerable(p):
+        return DROP_TTL_EXPIRED
+    if not may_reject(&pipe.rejects, now):
+        return DROP_REJECT_LIMIT
+    answer_time_exceeded(p)
+    return VIA_TIME_EXCEEDED
+
+
+cdef inline void clamp(Packet *p, const Service *service, uint32_t mtu) noexcept nogil:
+    """The MSS of a SYN or SYN-ACK, as the service says; `mtu` is what reaches its backend."""
+    cdef uint32_t headers = TCP_LEN + (IP4_LEN if p.family == FAMILY_4 else IP6_LEN)
+    if p.protocol != PROTO_TCP or not p.tcp_flags & TCP_SYN:
+        return
+    clamp_mss(p, service.mss if service.mss != CLAMP_TO_PATH else min(mtu - headers, <uint32_t>CLAMP_TO_PATH))
+
+
+cdef inline int wrap(
+        PipelineState *pipe, const Snapshot *snap, Packet *p, const Hop *hop, bint split) noexcept nogil:
+    """Into the tunnel; 0 or the drop reason. A super-frame leaves in pieces: no device can segment it in there.
+
+    `split`: the tunnel's packet will be too long, and leaves in fragments.
+    """
+    cdef uint8_t kind = p.vnet.gso_type & ~<uint8_t>GSO_ECN
+    cdef const Backend *backend = &snap.services.backends[p.backend]
+    if unlikely(split):
+        complete_checksum(p)
+    if unlikely(not snap.routes.backend_source[p.backend].known):
+        return DROP_NO_TUNNEL_SOURCE
+    if unlikely(kind != 0):
+        if kind != GSO_TCP4 and kind != GSO_TCP6 and kind != GSO_UDP:
+            return DROP_TUNNEL_OFFLOAD
+        if p.pieces == 0:
+            p.pieces = p.vnet.gso_size
+        if p.pieces < MIN_SEGMENT or p.l4 + p.l4_header > MAX_HEADERS - MAX_GROWTH:
+            return DROP_TUNNEL_OFFLOAD
+    encapsulate(
+        p, &snap.services.services[p.service], backend, &snap.routes.backend_source[p.backend], hop, pipe.outer_number)
+    pipe.outer_number += <uint16_t>(1 + (p.l3_length // p.pieces if p.pieces else 0))
+    if unlikely(split) and not split_outer(
+            p, backend.family, hop.mtu, <uint32_t>p.fingerprint << 16 | pipe.outer_number):
+        return DROP_OVER_MTU
+    return 0
+
+
+# --- to the backend, to the client ------------------------------------------------------------------------------------
+
+cdef inline void translate_for_backend(PipelineState *pipe, Packet *p, const Backend *backend) noexcept nogil:
+    """To the backend's address and port; in fullnat from a source port of ours."""
+    cdef uint16_t be_port = backend.be_port if backend.be_port != 0 else p.be_dport
+    cdef SourcePool *pool = pool_of(&pipe.flows, p.family)
+    if unlikely(p.fragment == FRAGMENT_LATER):
+        readdress(p, address_of(pool, p.source - 1) if p.source != 0 else p.src, backend.addr)
+        return
+    if unlikely(p.quoted):
+        translate_to_backend(p, p.dst, backend.addr, be_port)
+        if p.source != 0:
+            translate_client_in_error(p, address_of(pool, p.source - 1), be_port_of(p.source - 1))
+        return
+    if p.source != 0:
+        translate_both(p, address_of(pool, p.source - 1), be_port_of(p.source - 1), backend.addr, be_port)
+    else:
+        translate_destination(p, backend.addr, be_port)
+
+
+cdef inline int forward_to_backend(
+        PipelineState *pipe, const Snapshot *snap, Packet *p, int reason, uint32_t now) noexcept nogil:
+    """Rewrite the packet for its backend, or wrap it; `reason`, or how else it ends."""
+    cdef const Backend *backend = &snap.services.backends[p.backend]
+    cdef const Service *service = &snap.services.services[p.service]
+    cdef BackendStats *stats = &pipe.flows.stats[p.backend]
+    cdef const Hop *hop = NULL
+    cdef int fault = hop_to_backend(snap.routes, p.backend, &hop)
+    cdef uint32_t mtu
+    cdef bint split = False
+    must(0 < p.backend < snap.services.backend_limit and backend.present)
+    if unlikely(fault):
+        return fault
+    mtu = max(hop.mtu, outer_length(service, backend.family)) - outer_length(service, backend.family)
+    if unlikely(not fits(p, mtu)):
+        # RFC 2473 section 7.1, RFC 4213 section 3.2.2: a tunnel passes what IPv6 promises, in fragments of its own
+        split = is_tunnel(service) and is_promised(p) and p.vnet.gso_type == 0
+        fault = 0 if split else make_fit(pipe, p, service, mtu, now)
+        if fault:
+            return fault
+    if unlikely(service.mss != 0):
+        clamp(p, service, mtu)
+    if is_tunnel(service):
+        fault = wrap(pipe, snap, p, hop, split)
+        if unlikely(fault):
+            return fault
+    else:
+        if translates(service):
+            fault = spend_ttl(pipe, p, now)
+            if unlikely(fault):
+                return fault
+            translate_for_backend(pipe, p, backend)
+        set_link_header(p, hop)
+    stats.packets += 1
+    stats.bytes += p.length
+    return reason
+
+
+cdef inline void note_unresolved(
+        PipelineState *pipe, const Snapshot *snap, Addr client, uint8_t family) noexcept nogil:
+    """A client on one of our links whose MAC the kernel must be asked for: fastlb's packets do not make it ask."""
+    cdef const LinkRoute *route = find_route(snap.routes, client, family)
+    cdef uint32_t at = load_acquire_u32(&pipe.unresolved_count)
+    if at >= MAX_UNRESOLVED or route == NULL or route.hop != NO_HOP:
+        return
+    if at != 0 and same_addr(pipe.unresolved[at - 1].addr, client):
+        return
+    pipe.unresolved[at].addr = client
+    pipe.unresolved[at].ifindex = route.ifindex
+    pipe.unresolved[at].family = family
+    store_release_u32(&pipe.unresolved_count, at + 1)
+
+
+cdef inline void translate_for_client(Packet *p, const FlowTuple *flow) noexcept nogil:
+    """From the VIP's address and port; in fullnat to the client's."""
+    if unlikely(p.fragment == FRAGMENT_LATER):
+        readdress(p, flow.vip, flow.client)
+        return
+    if unlikely(p.quoted):
+        translate_to_client(p, p.src, flow.vip, flow.be_vport)
+        if p.source != 0:
+            translate_source_in_error(p, flow.client, flow.be_cport)
+        return
+    if p.source != 0:
+        translate_both(p, flow.vip, flow.be_vport, flow.client, flow.be_cport)
+    else:
+        translate_source(p, flow.vip, flow.be_vport)
+
+
+cdef inline int forward_to_client(
+        PipelineState *pipe, const Snapshot *snap, Packet *p, const FlowTuple *flow, int reason, uint32_t now,
+        ) noexcept nogil:
+    """Rewrite a reply so that it comes from the VIP; `reason`, or how else it ends."""
+    cdef BackendStats *stats = &pipe.flows.stats[p.backend]
+    cdef const Service *service = &snap.services.services[snap.services.backends[p.backend].service]
+    cdef const Hop *hop = NULL
+    cdef const Hop *back = NULL
+    cdef int fault = hop_to_address(snap.routes, flow.client, p.family, &hop)
+    if unlikely(fault):
+        if fault == DROP_NO_NEIGHBOUR:
+            note_unresolved(pipe, snap, flow.client, p.family)
+        return fault
+    if unlikely(not fits(p, hop.mtu)):
+        fault = make_fit(pipe, p, service, hop.mtu, now)
+        if fault:
+            return fault
+    if unlikely(service.mss != 0 and hop_to_backend(snap.routes, p.backend, &back) == 0):
+        clamp(p, service, min(hop.mtu, back.mtu))
+    fault = spend_ttl(pipe, p, now)
+    if unlikely(fault):
+        return fault
+    translate_for_client(p, flow)
+    set_link_header(p, hop)
+    stats.reply_packets += 1
+    stats.reply_bytes += p.length
+    return reason
+
+
+# --- back to the sender -----------------------------------------------------------------------------------------------
+
+cdef inline int refuse(
+        PipelineState *pipe, const Snapshot *snap, Packet *p, int reason, uint32_t now) noexcept nogil:
+    """No backend, or none with room: drop, or answer, as the service says."""
+    if snap.services.services[p.service].no_backend != NO_BACKEND_RESET:
+        return reason
+    return answer(pipe, p, reason, now)
+
+
+cdef inline int answer(PipelineState *pipe, Packet *p, int reason, uint32_t now) noexcept nogil:
+    """Tell the sender that its packet goes nowhere; `reason`, when it may not be told."""
+    if p.tcp_flags & TCP_RST or not answerable(p):
+        return reason
+    if not may_reject(&pipe.rejects, now):
+        return DROP_REJECT_LIMIT
+    reject(p)
+    return VIA_REJECT
+
+
+cdef inline int reset_flow(PipelineState *pipe, Packet *p, uint32_t now) noexcept nogil:
+    """Its backend has left, and the client is told so; where that must wait, the entry waits for its next packet."""
+    cdef FlowEntry *entry = find_again(pipe, p)
+    cdef int reason = answer(pipe, p, DROP_BACKEND_LEFT, now)
+    if likely(reason != DROP_REJECT_LIMIT):
+        forget(&pipe.flows, p.shard, entry)
+    return VIA_RESET if reason == VIA_REJECT else reason
+
+
+cdef inline int echo(Packet *p) noexcept nogil:
+    """A VIP answers while one of its services has a backend: what monitoring and load balancers in front ask for."""
+    if p.service == 0 or not answerable(p):
+        return DROP_NO_BACKEND
+    answer_echo(p)
+    send_back(p)
+    return VIA_ECHO

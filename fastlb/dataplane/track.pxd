@@ -1,0 +1,481 @@
+"""Which backend a packet's flow has: by its entry in the flow table, or chosen now.
+
+The client's leg, the reply leg of the NAT modes, and ICMP errors, which change no flow.
+"""
+
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
+
+from fastlb.dataplane.admission cimport exceed, may_go_by_hash, may_remember, remembered, source_may_begin
+from fastlb.dataplane.affinity cimport affine_backend, stuck_backend
+from fastlb.dataplane.conntrack cimport (
+    FLOW_PICKED_UP, FLOW_SYN, FlowEntry, backend_of, be_vport_of, conflicts, enter_flow, find_flow, find_reply,
+    find_room, first_state, forget, has_expired, is_over, is_stale, pool_of, serves, state_of, touch, tuple_of)
+from fastlb.dataplane.flowhash cimport fingerprint as flow_fingerprint
+from fastlb.dataplane.machine cimport bswap16, likely, unlikely
+from fastlb.dataplane.reasons cimport (
+    DROP_BACKENDS_FULL, DROP_BACKEND_LEFT, DROP_FLOW_TABLE_FULL, DROP_FLOW_UNKNOWN, DROP_ICMP_UNKNOWN,
+    DROP_NAT_CONFLICT, DROP_NEW_FLOW_RATE, DROP_NO_BACKEND, DROP_NO_SOURCE_PORT, DROP_REPLY_UNKNOWN, DROP_SOURCE_LIMIT,
+    VIA_CONNTRACK, VIA_ICMP, VIA_MAGLEV, VIA_OVERLOAD, VIA_SCHEDULER)
+from fastlb.dataplane.schedule cimport (
+    BY_SOURCE, Place, has_room, hash_of_flow, hashed_backend, hashed_candidate, note_response, place_of, placement_hash,
+    scheduled_backend, start_tick)
+from fastlb.dataplane.sourceport cimport SourcePool, SourcePort, give_back, take_port
+from fastlb.dataplane.state cimport PipelineState
+from fastlb.dataplane.types cimport (
+    FORWARD_FULLNAT, FORWARD_NAT, KEEP_ALL, KEEP_BUT_SYN, KEEP_TO_RESET, LOGGED_BIT, PROTO_TCP, Addr, Backend,
+    Candidate, FlowTuple, Packet, Service, Snapshot)
+from fastlb.dataplane.wire cimport TCP_ACK, TCP_RST, TCP_SYN
+
+
+cdef enum:
+    # Other Maglev slots that a NAT conflict may look at, and backends that may share a reply's address and port.
+    MAX_ALTERNATIVES = 16
+
+
+# --- the client's leg -------------------------------------------------------------------------------------------------
+
+cdef inline bint is_syn(const Packet *p) noexcept nogil:
+    return p.protocol == PROTO_TCP and p.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN
+
+
+cdef inline bint may_begin(const Packet *p) noexcept nogil:
+    """May this be the first packet of a flow?"""
+    return p.protocol != PROTO_TCP or is_syn(p)
+
+
+cdef inline uint32_t backend_in_midflow(
+        PipelineState *pipe, const Service *service, uint64_t hashed, Addr client, uint32_t now) noexcept nogil:
+    """Where a packet without an entry goes that begins no flow: to where its client sticks, else by the hash.
+
+    Nothing is remembered of it: anybody can forge one. 0 when the service has no backend.
+    """
+    cdef uint32_t backend = 0
+    if unlikely(service.affinity != NULL):
+        backend = affine_backend(&pipe.affinity, &pipe.flows, service.affinity, client, now)
+    return backend if backend != 0 else hashed_backend(service, hashed)
+
+
+cdef inline uint32_t backend_of_new_flow(
+        PipelineState *pipe, const Snapshot *snap, const Service *service, Place *place, uint64_t hashed,
+        const Packet *p, uint32_t now) noexcept nogil:
+    """0 when the service has none, or none with room."""
+    if unlikely(service.affinity != NULL):
+        return stuck_backend(
+            &pipe.affinity, &pipe.schedulers, &pipe.flows, snap.services, service, place, hashed, p.src, now)
+    return scheduled_backend(&pipe.schedulers, &pipe.flows, service, place, hashed)
+
+
+cdef inline bint may_have(
+        PipelineState *pipe, const Snapshot *snap, const Packet *p, uint32_t backend, uint32_t now) noexcept nogil:
+    """In NAT a backend cannot tell two flows of one client port apart (see `conflicts`)."""
+    if snap.services.services[p.service].forward != FORWARD_NAT:
+        return True
+    return not conflicts(&pipe.flows, snap.services, p, &snap.services.backends[backend], now)
+
+
+cdef inline uint32_t alternative(
+        PipelineState *pipe, const Snapshot *snap, const Service *service, Place *place, uint64_t hashed,
+        const Packet *p, bint fresh, uint32_t now) noexcept nogil:
+    """The next by the hash that may have the flow, with room for it if it is new; 0: none of MAX_ALTERNATIVES."""
+    cdef const Candidate *candidate
+    cdef int offset
+    for offset in range(MAX_ALTERNATIVES if service.candidate_count != 0 else 0):
+        candidate = hashed_candidate(service, hashed, offset)
+        if fresh and not has_room(&pipe.schedulers, &pipe.flows, service, place, candidate):
+            continue
+        if likely(may_have(pipe, snap, p, candidate.backend, now)):
+            return candidate.backend
+    return 0
+
+
+cdef inline int choose_backend(
+        PipelineState *pipe, const Snapshot *snap, Packet *p, bint fresh, uint32_t now) noexcept nogil:
+    """Set the backend of a flow that is new, or without an entry; 0, or why there is none."""
+    cdef const Service *service = &snap.services.services[p.service]
+    cdef Place *place = place_of(&pipe.schedulers, p.service)
+    cdef uint64_t hashed = hash_of_flow(snap.services, service, p)
+    if fresh:
+        p.backend = backend_of_new_flow(pipe, snap, service, place, hashed, p, now)
+    else:
+        p.backend = backend_in_midflow(pipe, service, hashed, p.src, now)
+    if unlikely(p.backend == 0):
+        return DROP_NO_BACKEND if service.candidate_count == 0 else DROP_BACKENDS_FULL
+    if unlikely(not may_have(pipe, snap, p, p.backend, now)):
+        p.backend = alternative(pipe, snap, service, place, hashed, p, fresh, now)
+    if unlikely(p.backend == 0):
+        return DROP_NAT_CONFLICT
+    if unlikely(service.restrained):
+        place.flows += fresh
+    return 0
+
+
+cdef inline bint translates(const Service *service) noexcept nogil:
+    """The NAT modes: both legs of a flow pass."""
+    return service.forward <= FORWARD_FULLNAT
+
+
+cdef inline FlowEntry *enter_client(
+        PipelineState *pipe, const Snapshot *snap, const Packet *p, uint32_t now) noexcept nogil:
+    """Make the entry of a packet's flow, which has none; NULL when there is no room."""
+    cdef FlowEntry *entry = find_room(
+        &pipe.flows, p.shard, p.fingerprint, snap.services, <FlowEntry *>p.entry, now)
+    cdef FlowTuple *flow
+    if unlikely(entry == NULL):
+        return NULL
+    flow = tuple_of(&pipe.flows, entry)
+    flow.client = p.src
+    flow.vip = p.dst
+    flow.be_cport = p.be_sport
+    flow.be_vport = p.be_dport
+    flow.protocol = p.protocol
+    flow.family = p.family
+    flow.began = start_tick(pipe.now_us)
+    if unlikely(pipe.flows.log.events != NULL) and translates(&snap.services.services[p.service]):
+        flow.began |= LOGGED_BIT
+    flow.source = p.source
+    flow.since = now
+    enter_flow(&pipe.flows, entry, p.shard, p.fingerprint, p.backend, first_state(p), now)
+    remembered(&pipe.budget)
+    return entry
+
+
+cdef inline bint is_found_again(const Service *service) noexcept nogil:
+    """Do packets in mid-flow go where a new flow of their client would: by the same hash, by the affinity table?"""
+    if service.forward == FORWARD_FULLNAT or service.affinity != NULL:
+        return True
+    return service.scheduler <= BY_SOURCE and not service.restrained
+
+
+cdef inline bint needs_entry(
+        PipelineState *pipe, const Snapshot *snap, const Service *service, const Packet *p, uint32_t now,
+        ) noexcept nogil:
+    """Would nobody know whose flow it is that the packet's backend answers? (See `explains`.)"""
+    cdef uint64_t hashed
+    if not translates(service):
+        return False
+    if service.forward == FORWARD_FULLNAT or service.has_prefix:
+        return True
+    hashed = hash_of_flow(snap.services, service, p)
+    return backend_in_midflow(pipe, service, hashed, p.src, now) != p.backend
+
+
+cdef inline int pass_unremembered(
+        PipelineState *pipe, const Snapshot *snap, Packet *p, bint fresh, int reason, uint32_t now) noexcept nogil:
+    """A flow that gets no entry goes from its first packet on as the next ones will, with an entry or not: by its
+    client's affinity, or else by the hash.
+
+    `reason`: how it ends where nothing works without an entry.
+    """
+    cdef const Service *service = &snap.services.services[p.service]
+    cdef int fault
+    if not fresh and service.forward == FORWARD_FULLNAT:
+        return DROP_FLOW_UNKNOWN
+    exceed(&pipe.budget, now)
+    fault = choose_backend(pipe, snap, p, fresh and is_found_again(service), now)
+    if unlikely(fault):
+        return fault
+    if needs_entry(pipe, snap, service, p, now):
+        p.backend = 0
+        return reason
+    return VIA_OVERLOAD
+
+
+cdef inline int start_full_flow(
+        PipelineState *pipe, const Snapshot *snap, Packet *p, bint fresh, uint32_t now) noexcept nogil:
+    """In fullnat a flow is nothing without its source port, and a port nothing without an entry that remembers it."""
+    cdef SourcePool *pool = pool_of(&pipe.flows, p.family)
+    cdef SourcePort *port
+    if not fresh:
+        return DROP_FLOW_UNKNOWN
+    p.source = take_port(pool, p.protocol, p.shard)
+    if unlikely(p.source == 0):
+        return DROP_NO_SOURCE_PORT
+    if unlikely(enter_client(pipe, snap, p, now) == NULL):
+        give_back(pool, p.protocol, p.shard, p.source)
+        return DROP_FLOW_TABLE_FULL
+    port = &pool.ports[p.source - 1]
+    port.fingerprint = p.fingerprint
+    port.client = p.src
+    port.be_cport = p.be_sport
+    port.be_vport = p.be_dport
+    return VIA_SCHEDULER
+
+
+cdef inline int start_flow(PipelineState *pipe, const Snapshot *snap, Packet *p, uint32_t now) noexcept nogil:
+    """A packet without an entry: schedule a new flow, or pick one up in mid-flow."""
+    cdef const Service *service = &snap.services.services[p.service]
+    cdef bint fresh = may_begin(p)
+    cdef bint scheduled = fresh
+    cdef int fault
+    if unlikely(service.gates != 0) and fresh and not source_may_begin(
+            pipe.limits, &pipe.flows, service, p, pipe.now_us):
+        return DROP_SOURCE_LIMIT
+    if unlikely(not may_remember(&pipe.budget, snap.services, &pipe.flows, pipe.now_us)):
+        return pass_unremembered(pipe, snap, p, fresh, DROP_NEW_FLOW_RATE, now)
+    if unlikely(pipe.budget.exceeded_once):
+        scheduled = fresh and (
+            is_found_again(service) or not may_go_by_hash(&pipe.budget, snap.services, service, now))
+    fault = choose_backend(pipe, snap, p, scheduled, now)
+    if unlikely(fault):
+        return fault
+    if unlikely(service.forward == FORWARD_FULLNAT):
+        return start_full_flow(pipe, snap, p, fresh, now)
+    if unlikely(p.tcp_flags & TCP_RST):                  # ends what is not even there
+        return VIA_MAGLEV
+    if unlikely(enter_client(pipe, snap, p, now) == NULL):
+        return pass_unremembered(pipe, snap, p, fresh, DROP_FLOW_TABLE_FULL, now)
+    return VIA_SCHEDULER if scheduled else VIA_MAGLEV
+
+
+cdef inline bint still_holds(
+        const Snapshot *snap, const FlowEntry *entry, const Packet *p, uint32_t now) noexcept nogil:
+    """An entry decides unless it has expired, its VIP went to another service, its backend does not keep the flow, or
+    a SYN starts anew."""
+    cdef const Backend *backend = &snap.services.backends[backend_of(entry)]
+    if unlikely(has_expired(entry, snap.services, now)):
+        return False
+    if unlikely(backend.service != p.service):
+        return False
+    if unlikely(backend.keeping != KEEP_ALL) and not keeps(backend, p):
+        return False
+    return not (is_syn(p) and (is_over(state_of(entry)) or state_of(entry) == FLOW_PICKED_UP))
+
+
+cdef inline bint keeps(const Backend *backend, const Packet *p) noexcept nogil:
+    """Does a backend that is down, or goes, get this packet of a flow of its? A RST that ends the flow it does."""
+    if backend.keeping == KEEP_TO_RESET:
+        return p.tcp_flags & TCP_RST != 0
+    return backend.keeping == KEEP_BUT_SYN and not is_syn(p)
+
+
+cdef inline bint is_to_reset(
+        const Snapshot *snap, const FlowEntry *entry, const Packet *p, uint32_t now) noexcept nogil:
+    """Of an entry that does not decide: is the client told so? Not by a SYN's answer, which is a new flow's."""
+    cdef const Backend *backend = &snap.services.backends[backend_of(entry)]
+    return (not has_expired(entry, snap.services, now) and backend.keeping == KEEP_TO_RESET
+            and backend.service == p.service and not is_syn(p))
+
+
+cdef inline FlowEntry *find_again(PipelineState *pipe, const Packet *p) noexcept nogil:
+    """The flow's entry, or NULL; without another look where `approach` has seen it, or a place for it that is empty.
+
+    Whoever had entered the flow since would have taken that place, the first that was empty, unless one before it has
+    become empty.
+    """
+    cdef FlowEntry *entry = <FlowEntry *>p.entry
+    if entry != NULL:
+        if entry.fingerprint == p.fingerprint:
+            return entry
+        if likely(entry.fingerprint == 0 and not pipe.flows.emptied):
+            return NULL
+    return find_flow(&pipe.flows, p.shard, p.fingerprint)
+
+
+cdef inline int track_client(PipelineState *pipe, const Snapshot *snap, Packet *p, uint32_t now) noexcept nogil:
+    """Set the packet's backend; the reason tells how it was found, or why there is none."""
+    cdef FlowEntry *entry = find_again(pipe, p)
+    if likely(entry != NULL):
+        if likely(still_holds(snap, entry, p, now)):
+            p.backend = backend_of(entry)
+            touch(&pipe.flows, entry, p, translates(&snap.services.services[p.service]), now)
+            if snap.services.services[p.service].forward == FORWARD_FULLNAT:
+                p.source = tuple_of(&pipe.flows, entry).source
+            return VIA_CONNTRACK
+        if unlikely(is_to_reset(snap, entry, p, now)):
+            return DROP_BACKEND_LEFT
+        forget(&pipe.flows, p.shard, entry)
+    return start_flow(pipe, snap, p, now)
+
+
+# --- the reply leg ----------------------------------------------------------------------------------------------------
+
+cdef inline bint explains(
+        PipelineState *pipe, const Snapshot *snap, uint32_t backend, const Packet *p, uint16_t be_vport, uint32_t now,
+        ) noexcept nogil:
+    """Would this backend's service have sent the client's side of the flow to it?
+
+    With a prefix there is no telling: the hash takes the whole VIP.
+    """
+    cdef const Service *service = &snap.services.services[snap.services.backends[backend].service]
+    cdef uint64_t hashed
+    if service.has_prefix or not service.first_port <= bswap16(be_vport) <= service.last_port:
+        return False
+    hashed = placement_hash(snap.services, service, p.dst, p.be_dport, service.vip, be_vport)
+    return backend_in_midflow(pipe, service, hashed, p.dst, now) == backend
+
+
+cdef inline bint lives_elsewhere(
+        PipelineState *pipe, const Snapshot *snap, const Packet *p, uint64_t fingerprint, uint32_t now) noexcept nogil:
+    """Has the flow an entry with another backend of the same service? One that no longer decides makes way."""
+    cdef FlowEntry *entry = find_flow(&pipe.flows, p.shard, fingerprint)
+    if likely(entry == NULL):
+        return False
+    if (not is_stale(entry, snap.services, now)
+            and snap.services.backends[backend_of(entry)].service == snap.services.backends[p.backend].service):
+        return True
+    forget(&pipe.flows, p.shard, entry)
+    return False
+
+
+cdef inline void set_flow_of_reply(
+        FlowTuple *flow, PipelineState *pipe, const Snapshot *snap, const Packet *p, uint32_t backend, FlowEntry *entry,
+        ) noexcept nogil:
+    """The flow, as nat has it, of what `backend` answers, or of an error about what was sent to it.
+
+    `entry`: the flow's; NULL when it has none.
+    """
+    cdef const Service *service = &snap.services.services[snap.services.backends[backend].service]
+    flow.client = p.dst
+    flow.be_cport = p.be_dport
+    flow.vip = service.vip
+    if unlikely(service.has_prefix and entry != NULL):
+        flow.vip = tuple_of(&pipe.flows, entry).vip
+    flow.be_vport = be_vport_of(service, p)
+    flow.protocol = p.protocol
+    flow.family = p.family
+    flow.began = LOGGED_BIT if pipe.flows.log.events != NULL else 0
+    flow.source = 0
+
+
+cdef inline int enter_picked_up(
+        PipelineState *pipe, const Snapshot *snap, const Packet *p, uint64_t fingerprint, FlowTuple *flow, uint32_t now,
+        ) noexcept nogil:
+    """Make an entry for the flow of a reply that the hash has explained, if it may have one. The packet's reason."""
+    cdef FlowEntry *entry
+    if p.protocol != PROTO_TCP or p.tcp_flags & TCP_RST:
+        return VIA_MAGLEV
+    if not may_remember(&pipe.budget, snap.services, &pipe.flows, pipe.now_us):
+        return VIA_OVERLOAD
+    flow.since = now
+    entry = find_room(&pipe.flows, p.shard, fingerprint, snap.services, NULL, now)
+    if likely(entry != NULL):
+        tuple_of(&pipe.flows, entry)[0] = flow[0]
+        enter_flow(&pipe.flows, entry, p.shard, fingerprint, p.backend, FLOW_PICKED_UP, now)
+        remembered(&pipe.budget)
+    return VIA_MAGLEV
+
+
+cdef inline int pick_up_reply(
+        PipelineState *pipe, const Snapshot *snap, Packet *p, FlowTuple *flow, uint32_t now) noexcept nogil:
+    """A reply without an entry: after a restart, the Maglev table tells through which VIP the client came.
+
+    Bounded: at most MAX_ALTERNATIVES services share a backend's address and port.
+    """
+    cdef uint32_t backend = p.backend
+    cdef uint64_t fingerprint
+    cdef int _looked
+    for _looked in range(MAX_ALTERNATIVES):
+        if backend == 0:
+            break
+        set_flow_of_reply(flow, pipe, snap, p, backend, NULL)
+        if explains(pipe, snap, backend, p, flow.be_vport, now):
+            p.backend = backend
+            fingerprint = flow_fingerprint(pipe.flows.key, p.fingerprint, flow.vip, flow.be_vport, True)
+            if lives_elsewhere(pipe, snap, p, fingerprint, now):
+                break
+            return enter_picked_up(pipe, snap, p, fingerprint, flow, now)
+        backend = snap.services.backends[backend].next_reply
+    p.backend = 0
+    return DROP_REPLY_UNKNOWN
+
+
+cdef inline FlowEntry *entry_of_port(
+        PipelineState *pipe, const Snapshot *snap, Packet *p, FlowTuple *flow, uint32_t now) noexcept nogil:
+    """The entry of the flow that has the source port that a packet was sent to; NULL, unless its backend sent it."""
+    cdef const SourcePort *port = &pool_of(&pipe.flows, p.family).ports[p.source - 1]
+    cdef FlowEntry *entry = find_flow(&pipe.flows, p.shard, port.fingerprint) if port.fingerprint != 0 else NULL
+    cdef const Backend *backend
+    if entry == NULL or has_expired(entry, snap.services, now):
+        return NULL
+    backend = &snap.services.backends[backend_of(entry)]
+    if not serves(backend, p) or (backend.be_port == 0 and port.be_vport != p.be_sport):
+        return NULL
+    flow.client = port.client
+    flow.be_cport = port.be_cport
+    flow.vip = snap.services.services[backend.service].vip
+    if unlikely(snap.services.services[backend.service].has_prefix):
+        flow.vip = tuple_of(&pipe.flows, entry).vip
+    flow.be_vport = port.be_vport
+    p.backend = backend_of(entry)
+    return entry
+
+
+cdef inline void hear_answer(PipelineState *pipe, FlowEntry *entry, const Packet *p, uint32_t now) noexcept nogil:
+    """A SYN-ACK tells how long the backend took; its tuple is looked at once in a flow."""
+    cdef const FlowTuple *flow
+    if likely(state_of(entry) != FLOW_SYN) or p.protocol != PROTO_TCP or not p.tcp_flags & TCP_SYN:
+        return
+    flow = tuple_of(&pipe.flows, entry)
+    note_response(
+        &pipe.schedulers, backend_of(entry), flow.began & (LOGGED_BIT - 1), flow.since, pipe.now_us, now)
+
+
+cdef inline int track_full_reply(
+        PipelineState *pipe, const Snapshot *snap, Packet *p, FlowTuple *flow, uint32_t now) noexcept nogil:
+    cdef FlowEntry *entry = entry_of_port(pipe, snap, p, flow, now)
+    if unlikely(entry == NULL):
+        return DROP_REPLY_UNKNOWN
+    hear_answer(pipe, entry, p, now)
+    touch(&pipe.flows, entry, p, True, now)
+    return VIA_CONNTRACK
+
+
+cdef inline int track_reply(
+        PipelineState *pipe, const Snapshot *snap, Packet *p, FlowTuple *flow, uint32_t now) noexcept nogil:
+    """Set the packet's backend, and what of `flow` tells whom it goes to and whom it shall come from."""
+    cdef FlowEntry *entry
+    if p.source != 0:
+        return track_full_reply(pipe, snap, p, flow, now)
+    entry = find_reply(&pipe.flows, snap.services, p)
+    if unlikely(entry != NULL and has_expired(entry, snap.services, now)):
+        forget(&pipe.flows, p.shard, entry)
+        entry = NULL
+    if likely(entry != NULL):
+        hear_answer(pipe, entry, p, now)
+        touch(&pipe.flows, entry, p, True, now)
+        p.backend = backend_of(entry)
+        set_flow_of_reply(flow, pipe, snap, p, p.backend, entry)
+        return VIA_CONNTRACK
+    return pick_up_reply(pipe, snap, p, flow, now)
+
+
+# --- ICMP errors, which change no flow --------------------------------------------------------------------------------
+
+cdef inline int backend_of_error(PipelineState *pipe, const Snapshot *snap, Packet *p, uint32_t now) noexcept nogil:
+    """An error to a VIP: to the flow's backend, or where the Maglev table would have sent the flow."""
+    cdef const Service *service = &snap.services.services[p.service]
+    cdef FlowEntry *entry = find_flow(&pipe.flows, p.shard, p.fingerprint)
+    if entry != NULL and not is_stale(entry, snap.services, now):
+        if snap.services.backends[backend_of(entry)].service == p.service:
+            p.backend = backend_of(entry)
+            p.source = tuple_of(&pipe.flows, entry).source
+            return VIA_ICMP
+    if service.forward == FORWARD_FULLNAT:
+        return DROP_ICMP_UNKNOWN
+    p.backend = backend_in_midflow(pipe, service, hash_of_flow(snap.services, service, p), p.src, now)
+    return VIA_ICMP if p.backend != 0 else DROP_ICMP_UNKNOWN
+
+
+cdef inline int flow_of_error(
+        PipelineState *pipe, const Snapshot *snap, Packet *p, FlowTuple *flow, uint32_t now) noexcept nogil:
+    """An error about a packet to a backend: the flow in which the client had sent it. Bounded: MAX_ALTERNATIVES."""
+    cdef FlowEntry *entry
+    cdef uint32_t backend = p.backend
+    cdef int _looked
+    if p.source != 0:
+        return VIA_ICMP if entry_of_port(pipe, snap, p, flow, now) != NULL else DROP_ICMP_UNKNOWN
+    entry = find_reply(&pipe.flows, snap.services, p)
+    if entry != NULL and not has_expired(entry, snap.services, now):
+        p.backend = backend_of(entry)
+        set_flow_of_reply(flow, pipe, snap, p, p.backend, entry)
+        return VIA_ICMP
+    for _looked in range(MAX_ALTERNATIVES):
+        if backend == 0:
+            break
+        set_flow_of_reply(flow, pipe, snap, p, backend, NULL)
+        if explains(pipe, snap, backend, p, flow.be_vport, now):
+            p.backend = backend
+            return VIA_ICMP
+        backend = snap.services.backends[backend].next_reply
+    p.backend = 0
+    return DROP_ICMP_UNKNOWN
