@@ -463,7 +463,14 @@ class Engine:
             state = self._standings.of(*name).state
             why = {"reason": reason} if reason else {}
             (log.info if state == "up" else log.warning)(f"backend {state}", service=name[0], backend=name[1], **why)
+            if state == "up":
+                self._forget_response(name)
             self._plan_again()
+
+    def _forget_response(self, name: Name) -> None:
+        found = {(plan.name, member.key): member.id for plan in self._now.plans for member in plan.members}
+        for pipeline in self._pipelines if name in found else ():
+            pipeline.forget_response(found[name])
 
     def _plan_again(self) -> None:
         """Backends stand otherwise than before."""

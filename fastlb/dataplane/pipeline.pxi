@@ -348,6 +348,12 @@ cdef class Pipeline:
         cdef float cost = self.state.schedulers.responses[backend].cost
         return cost / 1e6 if cost > 0 else None
 
+    def forget_response(self, uint32_t backend):
+        """It works again: how slow it was before it did not says nothing. The worker may be writing; then it wins."""
+        if backend >= MAX_BACKENDS:
+            raise ValueError(f"backend ids end at {MAX_BACKENDS - 1}, got {backend}")
+        self.state.schedulers.responses[backend].cost = 0
+
     def take_unresolved(self):
         """Clients on our own links whose MAC was missing since the last call: a set of (interface index, address)."""
         cdef uint32_t i

@@ -257,6 +257,19 @@ def test_a_backend_that_was_slow_once_is_tried_again(scheduler: str) -> None:
     assert late[:10].count("10.3.0.11") <= 1  # p2c may draw the same one twice
 
 
+def test_a_backend_that_works_again_is_no_longer_slow() -> None:
+    one = Balancer(config(service("nat", scheduler="lrt", backends=weighted(dict.fromkeys(WEIGHTS, 1)))))
+    sent = one.send(syn(1000), 1.0)
+    assert sent[1] is not None
+    one.send(reply_to(sent[1]), 1.1)
+    (slow,) = (number for number, key in one.keys.items() if key == sent[2])
+    assert one.pipeline.response_time(slow) == pytest.approx(0.1, abs=0.001)
+    one.pipeline.forget_response(slow)
+    assert one.pipeline.response_time(slow) is None
+    with pytest.raises(ValueError, match="backend ids end at"):
+        one.pipeline.forget_response(1 << 20)
+
+
 # ---- hashes
 
 
