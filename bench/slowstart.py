@@ -159,7 +159,7 @@ def tell(found: Mapping[Service, Sequence[Sample]]) -> None:
     ]  # fmt: skip
     end = WINDOW + AFTER
     lines = [
-        Curve(f"weight · max(floor, (t / window)^(1 / {each:g}))",
+        Curve(f"formula, aggression {each:g}",
               [(end * n / GRID, 100 * promised(each, end * n / GRID)) for n in range(GRID + 1)], None, panel)
         for panel, each in enumerate(AGGRESSIONS)
     ]  # fmt: skip
