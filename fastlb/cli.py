@@ -145,7 +145,7 @@ def _add_conns(conns: argparse.ArgumentParser) -> None:
 def _add_trace(traced: argparse.ArgumentParser) -> None:
     traced.description = (
         "Follow a packet from SRC to DST through a running fastlb, or, with --offline, through a configuration as if "
-        "fastlb had just begun. Nothing is sent, and nothing is changed."
+        "fastlb had just begun. Nothing is sent, and nothing is changed. See docs/trace.md."
     )
     traced.add_argument("source", metavar="SRC:PORT", help="the client, as 198.51.100.7:40000 or [2001:db8::7]:40000")
     traced.add_argument("destination", metavar="DST:PORT/PROTO", help="the VIP, as 203.0.113.10:443/tcp")

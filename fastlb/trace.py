@@ -19,6 +19,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
+from textwrap import wrap
 from typing import Any, NamedTuple
 
 from fastlb import reconcile
@@ -32,6 +33,7 @@ from fastlb.standing import Standings
 
 EVENLY = ("rr", "lc")  # weights do not count
 TURNED_AWAY = ("denied", "source_limit", "new_flow_rate")  # before a backend is chosen, or in spite of it
+WIDTH = 118  # of the lines that are printed
 MOST_CANDIDATES = 8  # that are listed in a line; programs get them all
 
 
@@ -513,4 +515,4 @@ def described(explained: Mapping[str, Any]) -> Iterator[str]:
     """The lines of an explanation that came as JSON."""
     yield str(explained["packet"])
     for step in explained["steps"]:
-        yield f"  {step['stage']:<10} {step['says']}"
+        yield from wrap(step["says"], WIDTH, initial_indent=f"  {step['stage']:<10} ", subsequent_indent=" " * 13)

@@ -367,7 +367,9 @@ def test_programs_get_the_same() -> None:
     assert steps["forward"]["mac"] == mac_of(data["backend"].rsplit(":", 1)[0])
     lines = list(trace.described(data))
     assert lines[0] == "10.1.0.2:40000 -> 203.0.113.10:80/tcp"
-    assert [line.split()[0] for line in lines[1:]] == list(steps)
+    assert [line.split()[0] for line in lines[1:] if line[2] != " "] == list(steps)
+    assert max(map(len, lines)) <= 118
+    assert " ".join(" ".join(lines[1:]).split()) == " ".join(f"{name} {step['says']}" for name, step in steps.items())
 
 
 # --- without a balancer -----------------------------------------------------------------------------------------------
