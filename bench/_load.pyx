@@ -7,7 +7,7 @@ when all is over, so that nothing runs at the receiving end meanwhile.
 `Handover` is what the machine itself takes to let one core know of something on another, without any network.
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
@@ -19,7 +19,9 @@ from fastlb.dataplane.abi cimport (
     POLLIN, TP_STATUS_USER, clock_gettime, errno, eventfd_write, iovec, mmsghdr, poll, pollfd, sendmmsg, sendto,
     timespec,
 )
-from fastlb.dataplane.machine cimport load64, load_acquire_u32, spin_pause, store64, store_release_u32
+from fastlb.dataplane.checksum cimport difference, update_checksum
+from fastlb.dataplane.machine cimport (
+    load16, load32, load64, load_acquire_u32, spin_pause, store16, store32, store64, store_release_u32)
 
 cdef extern from "<linux/if_packet.h>" nogil:
     struct tpacket2_hdr:
@@ -41,6 +43,11 @@ cdef extern from "<unistd.h>" nogil:
 cdef enum:
     BATCH = 32               # frames a system call; also the grain of a paced flood
     STAMP = 42               # behind the Ethernet, IPv4 and UDP headers
+    IP_CHECKSUM = 24         # in a frame with TCP over IPv4 without options
+    IP_SOURCE = 26
+    TCP_SOURCE = 34
+    TCP_CHECKSUM = 50
+    SCATTERED = 100          # the first byte of addresses
     LEAD_NS = 200 * 1000     # of a sleep, before the time that is waited for: the rest is spun
 
 
@@ -65,7 +72,8 @@ cdef inline void wait_until(int64_t due) noexcept nogil:
 cdef class Load:
     """Sends the same frames round and round by a packet socket.
 
-    ``frames``: bytes, all of one length. Raises OSError when the kernel refuses one.
+    ``frames``: bytes, all of one length. ``scattered``: TCP over IPv4, each to be sent from another random address of
+    100.0.0.0/8 and port every time, with its checksums. Raises OSError when the kernel refuses one.
     """
 
     cdef object sender
@@ -76,12 +84,15 @@ cdef class Load:
     cdef uint32_t length
     cdef uint32_t following
     cdef int fd
+    cdef bint scattered
+    cdef uint64_t dice
 
-    def __cinit__(self, sender, frames):
+    def __cinit__(self, sender, frames, bint scattered=False):
         cdef bytes frame
         cdef uint32_t at
         self.sender, self.fd = sender, sender.fileno()
         self.count, self.length = len(frames), len(frames[0])
+        self.scattered, self.dice = scattered, 0x9E3779B97F4A7C15
         self.memory = <uint8_t *>calloc(self.count, self.length)
         self.vectors = <iovec *>calloc(self.count, sizeof(iovec))
         self.messages = <mmsghdr *>calloc(self.count, sizeof(mmsghdr))
@@ -117,10 +128,31 @@ cdef class Load:
     cdef int send_batch(self, uint64_t most) noexcept nogil:
         """The next few frames; how many, or less than one when the kernel refuses."""
         cdef uint32_t count = min(min(<uint64_t>BATCH, most), <uint64_t>(self.count - self.following))
-        cdef int sent = sendmmsg(self.fd, &self.messages[self.following], count, 0)
+        cdef uint32_t at
+        cdef int sent
+        for at in range(count if self.scattered else 0):
+            self.scatter(self.frame(self.following + at))
+        sent = sendmmsg(self.fd, &self.messages[self.following], count, 0)
         if sent > 0:
             self.following = (self.following + sent) % self.count
         return sent
+
+    cdef void scatter(self, uint8_t *frame) noexcept nogil:
+        """Another source: 24 bits of the address, 16 of the port. xorshift64 (Marsaglia, 2003)."""
+        cdef uint32_t address
+        cdef uint16_t port
+        cdef uint64_t addresses, ports
+        self.dice ^= self.dice << 13
+        self.dice ^= self.dice >> 7
+        self.dice ^= self.dice << 17
+        address = SCATTERED | <uint32_t>self.dice << 8
+        port = <uint16_t>(self.dice >> 40)
+        addresses = difference(load32(frame + IP_SOURCE), address)
+        ports = difference(load16(frame + TCP_SOURCE), port)
+        store32(frame + IP_SOURCE, address)
+        store16(frame + TCP_SOURCE, port)
+        update_checksum(frame + IP_CHECKSUM, addresses)
+        update_checksum(frame + TCP_CHECKSUM, addresses + ports)
 
     def send_stamped(self, array.array times not None):
         """Send one stamped frame at each of these times, in nanoseconds from now, an array of type "q"."""

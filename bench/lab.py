@@ -8,6 +8,7 @@
     rebuild    what a packet waits while tables are built
     schedulers shares and response times of every scheduler, over servers that are not equally fast
     slowstart  the new flows of a backend that comes back, as a curve
+    flood      SYNs from random sources, beside connections that stay
 
 Each part is a module beside this one. All forwarders of a part take turns; targets are judged by the medians. See
 README.md for how to read the numbers.
@@ -22,6 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "netns-lab"))
 
 import drain
+import flood
 import latency
 import modes
 import rate
@@ -34,7 +36,7 @@ from namespaces import become_root
 
 PARTS = {
     "drain": drain.run, "rate": rate.run, "latency": latency.run, "transfer": transfer.run, "modes": modes.run,
-    "rebuild": rebuild.run, "schedulers": schedulers.run, "slowstart": slowstart.run,
+    "rebuild": rebuild.run, "schedulers": schedulers.run, "slowstart": slowstart.run, "flood": flood.run,
 }  # fmt: skip
 
 
