@@ -11,10 +11,13 @@ it. It ends with the program, and the exit code is the program's.
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -96,7 +99,7 @@ def boot(kernel: Path, words: list[str]) -> int:
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                text=True, start_new_session=True)  # fmt: skip
     code = 1
-    deadline = threading.Timer(TIMEOUT, process.kill)
+    deadline = threading.Timer(TIMEOUT, end, [process])
     deadline.start()
     try:
         assert process.stdout is not None
@@ -110,8 +113,14 @@ def boot(kernel: Path, words: list[str]) -> int:
         return code
     finally:
         deadline.cancel()
-        process.kill()
+        end(process)
         process.wait()
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """The kernel, and the processes that it keeps for its own: one session, which nothing else is in."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def main() -> None:
