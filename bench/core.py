@@ -17,6 +17,7 @@ from struct import pack
 from typing import Any, NamedTuple
 
 from extension import build
+from flowfiles import memory_in_file
 from report import Bar, Spread, print_table, write
 
 from fastlb import reconcile
@@ -46,6 +47,8 @@ TUNNELS = ("ipip", "gre", "gue")
 TWO_WAY = ("nat", "fullnat")
 MODES = ("dsr", *TWO_WAY, *TUNNELS)
 NEW = " new flow"  # behind a mode's name
+IN_FILE = {" in a file": True, " in a file, small pages": False}  # behind a mode's name: large pages?
+IN_FILE_MODES = ("dsr", "nat")
 NEW_FLOW_MODES = ("dsr", "nat")
 NEW_FLOW = 2  # times what a packet of an established flow costs, at most
 ABOVE_DSR = {"nat": 30, "nat reply": 30, "fullnat": 30, "fullnat reply": 30} | dict.fromkeys(TUNNELS, 15)  # ns at most
@@ -107,8 +110,8 @@ class Group(NamedTuple):
 # --- the balancer, as a host between a gateway and a network of backends --------------------------------------------
 
 
-def make_pipeline(version: int, mode: str, flows: int) -> Pipeline:
-    """One service with BACKENDS backends, published, and a table for ``flows`` flows."""
+def make_pipeline(version: int, mode: str, flows: int, memory: FlowMemory | None = None) -> Pipeline:
+    """One service with BACKENDS backends, published, and a table for ``flows`` flows, or that in ``memory``."""
     cast = ADDRESSES[version]
     addresses = [cast.backends.format(100 + i) for i in range(BACKENDS)]
     port = {"port": 8080} if mode in TWO_WAY else {}
@@ -117,7 +120,7 @@ def make_pipeline(version: int, mode: str, flows: int) -> Pipeline:
     service["backends"] = [{"address": address, **port} for address in addresses]
     config = Config.from_dict({"services": [service], "snat": sources, "new_flow_rate": 100_000_000})
     plans = reconcile.plan_services(config, reconcile.BackendIds(), 0.0)
-    pipeline = Pipeline(FlowMemory(flows, sources=config.snat, ports=SOURCE_PORTS))
+    pipeline = Pipeline(memory or FlowMemory(flows, sources=config.snat, ports=SOURCE_PORTS))
     pipeline.publish(reconcile.services_table(config, plans), make_routes(version, plans[0].members))
     return pipeline
 
@@ -213,9 +216,11 @@ class NewFlows:
         return float(seconds * 1e9 / MANY)
 
 
-def established(drive_module: Any, version: int, mode: str, flows: int, frames: Any) -> list[Leg]:
+def established(
+    drive_module: Any, version: int, mode: str, flows: int, frames: Any, memory: FlowMemory | None = None
+) -> list[Leg]:
     """The client's leg, and in the NAT modes the reply leg, of flows whose handshake is over."""
-    pipeline = make_pipeline(version, mode, max(flows, MANY))
+    pipeline = make_pipeline(version, mode, max(flows, MANY), memory)
     drive = drive_module.Drive(pipeline)
     frames.set_flags(SYN)
     replies = drive.answers(frames, template(version), CLIENT_SIDE, NOW)
@@ -239,16 +244,20 @@ def make_groups(drive_module: Any, counts: Sequence[int]) -> Iterator[Group]:
                 yield of_established(drive_module, version, mode, flows, frames, stages)
             for mode in ("fullnat", *TUNNELS) if flows <= MANY else ():
                 yield of_established(drive_module, version, mode, flows, frames, (WHOLE,))
+    yield from of_files(drive_module, IN_FILE_MODES)
     yield from of_new_flows(drive_module, NEW_FLOW_MODES)
 
 
 def make_some_groups(drive_module: Any, words: Sequence[str]) -> Iterator[Group]:
-    """IPv4, whole packets: dsr, which the others are compared with, and the modes among ``words``; new flows: "new"."""
+    """IPv4, whole packets: dsr, which the others are compared with, and the modes among ``words``; new flows: "new";
+    tables in files: "file"."""
     modes = [mode for mode in MODES if mode == "dsr" or mode in words]
     for flows in (FEW, MANY):
         frames = make_frames(drive_module, 4, flows)
         for mode in modes:
             yield of_established(drive_module, 4, mode, flows, frames, (WHOLE,))
+    if "file" in words:
+        yield from of_files(drive_module, [mode for mode in IN_FILE_MODES if mode in modes])
     if "new" in words:
         yield from of_new_flows(drive_module, [mode for mode in NEW_FLOW_MODES if mode in modes])
 
@@ -268,6 +277,15 @@ def of_established(drive_module: Any, version: int, mode: str, flows: int, frame
         cases.insert(0, Case("bare walk", version, flows, "walk", partial(client.through, "walk")))
     cases += [Case(f"{mode} reply", version, flows, WHOLE, partial(leg.through, WHOLE)) for leg in reply]
     return Group(client.warm, TURNS, cases)
+
+
+def of_files(drive_module: Any, modes: Sequence[str]) -> Iterator[Group]:
+    """The client's leg of MANY flows whose table is in a file."""
+    frames = make_frames(drive_module, 4, MANY)
+    for mode in modes:
+        for where, large in IN_FILE.items():
+            client, *_ = established(drive_module, 4, mode, MANY, frames, memory_in_file(MANY, large))
+            yield Group(client.warm, TURNS, [Case(mode + where, 4, MANY, WHOLE, partial(client.through, WHOLE))])
 
 
 def of_new_flows(drive_module: Any, modes: Sequence[str]) -> Iterator[Group]:
@@ -384,6 +402,21 @@ def tell_new_flows(cases: Sequence[Case]) -> list[dict[str, Any]]:
     return data
 
 
+def tell_files(cases: Sequence[Case]) -> list[dict[str, Any]]:
+    """Print what a table in a file costs above one in the process's own memory, round by round; the same as data."""
+    own = {case.name: case for case in cases if case.version == 4 and case.flows == MANY}
+    rows, data = [], []
+    for mode in IN_FILE_MODES:
+        for case in (own[mode + where] for where in IN_FILE if mode + where in own):
+            above = Spread.of(ns - same for ns, same in zip(case.rounds, own[mode].rounds, strict=True))
+            data.append({"name": case.name, "flows": case.flows, **asdict(above)})
+            rows.append((case.name, f"{case.flows:,}", f"{above.median:.1f}", span(above)))
+    if rows:
+        print()
+        print_table(("IPv4, ns above the process's own memory", "flows", "median", "p10 .. p90"), rows)
+    return data
+
+
 def span(spread: Spread) -> str:
     return f"{spread.p10:.1f} .. {spread.p90:.1f}"
 
@@ -452,8 +485,8 @@ def words_of(text: str) -> list[str]:
     """The argument of --only. Raises argparse.ArgumentTypeError for what is no case."""
     words = text.split(",")
     for word in words:
-        if word not in (*MODES, "new"):
-            raise argparse.ArgumentTypeError(f"{word!r} is none of: {', '.join((*MODES, 'new'))}")
+        if word not in (*MODES, "new", "file"):
+            raise argparse.ArgumentTypeError(f"{word!r} is none of: {', '.join((*MODES, 'new', 'file'))}")
     return words
 
 
@@ -464,7 +497,8 @@ def main() -> None:
         "--only",
         type=words_of,
         metavar="WORD,...",
-        help="quick, and only dsr and these modes, over IPv4, without stages; `new`: also new flows of these modes",
+        help="quick, and only dsr and these modes, over IPv4, without stages; `new`: also new flows of these modes; "
+        "`file`: also with the table in a file",
     )
     parser.add_argument("--rounds", type=int, help=f"how often each case is measured, at least {LEAST_ROUNDS}")
     options = parser.parse_args()
@@ -492,6 +526,7 @@ def tell(cases: Sequence[Case], title: str, rounds: int, tables: Sequence[dict[s
     found = {"rounds": rounds, "cases": tell_cases(whole)}
     found["above_dsr"] = tell_modes(whole)
     found["new_flows"] = tell_new_flows(whole)
+    found["files"] = tell_files(whole)
     found["stages"] = [
         row
         for mode in (("dsr", "nat") if staged else ())

@@ -5,6 +5,7 @@
     latency    what a packet waits in the balancer, on a busy link and after a pause
     transfer   a big file over NAT, and a flood
     modes      a big file through every way to forward
+    crash      a thousand transfers while fastlb is killed and started again
     rebuild    what a packet waits while tables are built
     schedulers shares and response times of every scheduler, over servers that are not equally fast
     slowstart  the new flows of a backend that comes back, as a curve
@@ -22,6 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "netns-lab"))
 
+import crash
 import drain
 import flood
 import latency
@@ -36,7 +38,7 @@ from namespaces import become_root
 
 PARTS = {
     "drain": drain.run, "rate": rate.run, "latency": latency.run, "transfer": transfer.run, "modes": modes.run,
-    "rebuild": rebuild.run, "schedulers": schedulers.run, "slowstart": slowstart.run, "flood": flood.run,
+    "crash": crash.run, "rebuild": rebuild.run, "schedulers": schedulers.run, "slowstart": slowstart.run, "flood": flood.run,
 }  # fmt: skip
 
 

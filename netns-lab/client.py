@@ -21,7 +21,6 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Awaitable, Iterable, Iterator
-from itertools import pairwise
 from typing import Any
 
 PATIENCE = 20.0  # seconds for one connection or one answer
@@ -176,27 +175,25 @@ TRICKLE_BUFFER = 16 << 10  # bytes; little, so that a server waits for its clien
 
 
 async def trickle(host: str, port: int, count: int, size: int, seconds: float) -> dict[str, Any]:
-    """Downloads at once, each read evenly over at least ``seconds``; ``longest_silence``: without a byte for anybody.
+    """Downloads at once, each read evenly over at least ``seconds``; ``verified``: how many came whole and unchanged.
 
-    ``ends``: when each ended, by time.monotonic. ``verified``: as in `download`.
+    ``ends``: when each ended, by time.monotonic.
     """
-    arrivals: list[float] = []
     start = time.monotonic()
     ended, errors = await settle(
-        asyncio.wait_for(trickle_one(host, port, size, seconds, arrivals), seconds + 3 * PATIENCE)
+        asyncio.wait_for(trickle_one(host, port, size, seconds), seconds + 3 * PATIENCE)
         for _ in range(count)
     )
     return {
         "asked": count,
         "verified": len(ended),
         "ends": sorted(ended),
-        "longest_silence": max((later - earlier for earlier, later in pairwise(arrivals)), default=0.0),
         "errors": Counter(map(describe, errors)),
         "seconds": time.monotonic() - start,
     }
 
 
-async def trickle_one(host: str, port: int, size: int, seconds: float, arrivals: list[float]) -> float:
+async def trickle_one(host: str, port: int, size: int, seconds: float) -> float:
     """One download; when it ended. Raises ConnectionError when anything but the whole came."""
     sock = await connect_narrow(host, port)
     reader, writer = await asyncio.open_connection(sock=sock, limit=TRICKLE_CHUNK)
@@ -207,7 +204,6 @@ async def trickle_one(host: str, port: int, size: int, seconds: float, arrivals:
     while chunk := await reader.read(TRICKLE_CHUNK):
         digest.update(chunk)
         got += len(chunk)
-        arrivals.append(time.monotonic())
         await asyncio.sleep(max(0.0, began + seconds * got / size - time.monotonic()))
     writer.close()
     if (got, digest.hexdigest()) != (size, announced):
