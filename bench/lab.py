@@ -38,7 +38,8 @@ from namespaces import become_root
 
 PARTS = {
     "drain": drain.run, "rate": rate.run, "latency": latency.run, "transfer": transfer.run, "modes": modes.run,
-    "crash": crash.run, "rebuild": rebuild.run, "schedulers": schedulers.run, "slowstart": slowstart.run, "flood": flood.run,
+    "crash": crash.run, "rebuild": rebuild.run, "schedulers": schedulers.run, "slowstart": slowstart.run,
+    "flood": flood.run,
 }  # fmt: skip
 
 
