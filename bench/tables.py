@@ -41,15 +41,15 @@ COLUMNS = (*MAGLEV, RING, RING_AGAIN, PLAN)
 
 @dataclass
 class Pool:
-    """The backends of one round; each method takes the milliseconds of what its name says."""
+    """The backends of one turn; each method takes the milliseconds of what its name says."""
 
     keys: list[str]
     weights: list[int]
 
     @classmethod
-    def make(cls, backends: int, round_number: int, weight: Callable[[int], int]) -> Pool:
-        keys = sorted(f"10.{round_number}.{number >> 8}.{number & 255}:443" for number in range(backends))
-        return cls(keys, [weight(number) for number in range(backends)])
+    def make(cls, backends: int, number: int, weight: Callable[[int], int]) -> Pool:
+        keys = sorted(f"10.{number}.{host >> 8}.{host & 255}:443" for host in range(backends))
+        return cls(keys, [weight(host) for host in range(backends)])
 
     def changed(self) -> list[int]:
         """The weights after the last one's has changed."""
@@ -109,8 +109,8 @@ def main() -> None:
     found: dict[tuple[int, str, str], list[float]] = {}
     for number in range(rounds):
         for backends in POOLS:
-            for title, weight in WEIGHTS.items():
-                for what, took in Pool.make(backends, number, weight).measure().items():
+            for at, (title, weight) in enumerate(WEIGHTS.items(), number * len(WEIGHTS)):
+                for what, took in Pool.make(backends, at, weight).measure().items():
                     found.setdefault((backends, title, what), []).append(took)
     tell({case: Spread.of(values) for case, values in found.items()}, rounds)
 
