@@ -323,16 +323,19 @@ def of_clients(addresses: Iterable[int]) -> list[bytes]:
 
 def test_a_million_clients_find_a_bounded_table() -> None:
     """All slots are in use, and most of the last clients are remembered, but those whose sets were overrun since."""
-    dp = datapath(site("rr", protocol="udp"), affinity_entries=1001)
-    assert dp.stats()["affinity"] == {"clients": 0, "entries": 1008}  # whole sets of eight
+    settings = config(site("rr", protocol="udp"))
+    lb = Balancer(settings)
+    lb.pipeline = Pipeline(settings.flows, KEY, affinity=1001)  # with a random key, how many is a matter of luck
+    lb.reload(settings)
+    assert lb.pipeline.affinity_slots() == (0, 1008)  # whole sets of eight
     draw = random.Random(5)
     addresses = [draw.randrange(1 << 24, 0xDF000000) for _ in range(1_000_000)]
     for first in range(0, len(addresses), 50_000):
-        dp.process_batch(of_clients(addresses[first : first + 50_000]), now=first / 50_000)
-    assert dp.stats()["affinity"] == {"clients": 1008, "entries": 1008}
-    before = dp.stats()["counters"]["affine"]
-    dp.process_batch(of_clients(addresses[-300:]), now=99.0)
-    known = dp.stats()["counters"]["affine"] - before
+        lb.pipeline.process(of_clients(addresses[first : first + 50_000]), first // 50)
+    assert lb.pipeline.affinity_slots() == (1008, 1008)
+    before = lb.pipeline.counters()["affine"]
+    lb.pipeline.process(of_clients(addresses[-300:]), 99_000)
+    known = lb.pipeline.counters()["affine"] - before
     assert known > 200
 
 
