@@ -250,11 +250,12 @@ def test_a_backend_that_was_slow_once_is_tried_again(scheduler: str) -> None:
         dp.process(syn(port, letters="RA"), answered)
         return address
 
+    lots = 8 if scheduler == "p2c" else 0  # p2c draws the same one five times in 3 ** 5 flows; nine in 100: 1e-9
     early = [visit(1000 + number, 1 + number / 100) for number in range(100)]
-    assert 1 <= early.count("10.3.0.11") <= 2
+    assert 1 <= early.count("10.3.0.11") <= 1 + lots
     late = [visit(2000 + number, 11 + number) for number in range(120)]
     assert late.count("10.3.0.11") > 10
-    assert late[:10].count("10.3.0.11") <= 1  # p2c may draw the same one twice
+    assert late[:10].count("10.3.0.11") <= min(4, lots)
 
 
 def test_a_backend_that_works_again_is_no_longer_slow() -> None:
