@@ -84,7 +84,7 @@ cdef inline uint64_t flow_hash(
     """XXH3-64 over source, destination, source port, destination port, protocol: 13 bytes or 37.
 
     The words are put together in registers. Written to memory in small pieces and read back as words, they would wait
-    until every older store has left the store buffer, those that miss the cache included: 40 ns of a new flow.
+    until every older store has left the store buffer, those that miss the cache included.
     """
     cdef uint64_t last = dst.lo >> 40 | <uint64_t>be_sport << 24 | <uint64_t>be_dport << 40 | <uint64_t>protocol << 56
     if family == FAMILY_4:

@@ -72,7 +72,7 @@ cdef struct SchedulerState:
 # --- hashes -----------------------------------------------------------------------------------------------------------
 
 cdef inline uint32_t slot_of(const Service *service, uint64_t hashed) noexcept nogil:
-    """hashed mod M, by multiplication: a division takes twice as long.
+    """hashed mod M, by multiplication instead of a division of 64 bits.
 
     The quotient's estimate is too small by one at most, because 2 ** 64 / M and its integer differ by less than one.
     """

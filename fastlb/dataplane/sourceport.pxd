@@ -33,7 +33,7 @@ cdef struct SourcePort:
     uint64_t fingerprint     # 0: the port is free
     uint16_t be_cport
     uint16_t be_vport
-    uint32_t next            # the port behind it in the queue of free ones; 0: the last
+    uint32_t next            # free: the port behind it in the queue; 0: the last. Taken: where its flow's entry was
 
 
 cdef struct FreePorts:

@@ -139,7 +139,7 @@ cdef inline void keep(FlowTable *table, uint32_t shard, FlowEntry *entry, bint l
         port.client = flow.client
         port.be_cport = flow.be_cport
         port.be_vport = flow.be_vport
-        port.next = flow.since                           # for queue_ports; a port that is taken has no next
+        port.next = flow.since                           # for queue_ports; of a port that is taken no more than a hint
 
 
 cdef inline void look_ahead(FlowTable *table, uint64_t bucket) noexcept nogil:

@@ -8,8 +8,9 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from fastlb.dataplane.admission cimport exceed, may_go_by_hash, may_remember, remembered, source_may_begin
 from fastlb.dataplane.affinity cimport affine_backend, stuck_backend
 from fastlb.dataplane.conntrack cimport (
-    FLOW_PICKED_UP, FLOW_SYN, FlowEntry, backend_of, be_vport_of, conflicts, enter_flow, find_flow, find_reply,
-    find_room, first_state, forget, has_expired, is_over, is_stale, pool_of, serves, state_of, touch, tuple_of)
+    FLOW_PICKED_UP, FLOW_SYN, FlowEntry, backend_of, be_vport_of, conflicts, enter_flow, entry_number, find_by_port,
+    find_flow, find_reply, find_room, first_state, forget, has_expired, is_over, is_stale, pool_of, serves, state_of,
+    touch, tuple_of)
 from fastlb.dataplane.flowhash cimport fingerprint as flow_fingerprint
 from fastlb.dataplane.machine cimport bswap16, likely, unlikely
 from fastlb.dataplane.reasons cimport (
@@ -184,13 +185,15 @@ cdef inline int start_full_flow(
         PipelineState *pipe, const Snapshot *snap, Packet *p, bint fresh, uint32_t now) noexcept nogil:
     """In fullnat a flow is nothing without its source port, and a port nothing without an entry that remembers it."""
     cdef SourcePool *pool = pool_of(&pipe.flows, p.family)
+    cdef FlowEntry *entry
     cdef SourcePort *port
     if not fresh:
         return DROP_FLOW_UNKNOWN
     p.source = take_port(pool, p.protocol, p.shard)
     if unlikely(p.source == 0):
         return DROP_NO_SOURCE_PORT
-    if unlikely(enter_client(pipe, snap, p, now) == NULL):
+    entry = enter_client(pipe, snap, p, now)
+    if unlikely(entry == NULL):
         give_back(pool, p.protocol, p.shard, p.source)
         return DROP_FLOW_TABLE_FULL
     port = &pool.ports[p.source - 1]
@@ -198,6 +201,7 @@ cdef inline int start_full_flow(
     port.client = p.src
     port.be_cport = p.be_sport
     port.be_vport = p.be_dport
+    port.next = <uint32_t>entry_number(&pipe.flows, entry)
     return VIA_SCHEDULER
 
 
@@ -382,8 +386,8 @@ cdef inline int pick_up_reply(
 cdef inline FlowEntry *entry_of_port(
         PipelineState *pipe, const Snapshot *snap, Packet *p, FlowTuple *flow, uint32_t now) noexcept nogil:
     """The entry of the flow that has the source port that a packet was sent to; NULL, unless its backend sent it."""
-    cdef const SourcePort *port = &pool_of(&pipe.flows, p.family).ports[p.source - 1]
-    cdef FlowEntry *entry = find_flow(&pipe.flows, p.shard, port.fingerprint) if port.fingerprint != 0 else NULL
+    cdef SourcePort *port = &pool_of(&pipe.flows, p.family).ports[p.source - 1]
+    cdef FlowEntry *entry = find_by_port(&pipe.flows, p.shard, port)
     cdef const Backend *backend
     if entry == NULL or has_expired(entry, snap.services, now):
         return NULL

@@ -214,6 +214,20 @@ def test_a_full_table_drops_by_name_and_gives_the_port_back() -> None:
     assert taken(balancer) == counters["flows"]["active"]
 
 
+def test_answers_find_flows_whose_entries_have_moved() -> None:
+    """A port remembers where its flow's entry was; filling a table moves many."""
+    balancer = balancer_of(full(), flows=4000)
+    sent = [balancer.process(opening(sport)) for sport in range(1, 4001)]
+    tracked = [out for out in sent if out.frames]
+    assert len(tracked) == balancer.stats()["flows"]["active"] > 3900
+    for _ in range(2):  # the second time by the place that the first has found
+        for sport, out in enumerate(sent, 1):
+            if out.frames:
+                answer = balancer.process(reply_to(out.frames[0]))
+                assert answer.reason == "conntrack"
+                assert take_apart(answer.frames[0]).dport == sport
+
+
 @settings(max_examples=30)
 @given(st.lists(st.tuples(st.integers(1, 300), st.sampled_from("SARF"), st.integers(0, 40)), max_size=300))
 def test_ports_and_entries_agree(steps: list[tuple[int, str, int]]) -> None:
