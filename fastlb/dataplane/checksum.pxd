@@ -11,14 +11,16 @@ from fastlb.dataplane.types cimport Addr
 
 
 cdef inline uint16_t fold(uint64_t total) noexcept nogil:
-    """A running sum as one 16-bit word; bounded: two additions take a 64-bit sum to 33 bits, two more to 16."""
-    total = (total & 0xFFFFFFFFU) + (total >> 32)
-    total = (total & 0xFFFFFFFFU) + (total >> 32)
-    total = (total & 0xFFFF) + (total >> 16)
-    total = (total & 0xFFFF) + (total >> 16)
-    total = (total & 0xFFFF) + (total >> 16)
-    must(total <= 0xFFFF)
-    return <uint16_t>total
+    """A running sum as one 16-bit word; zero only for zero.
+
+    Added to itself with its halves exchanged, a number has in its upper half the sum of both, and the carry from below
+    is the end-around one: the order of bytes does not matter, so that this is RFC 1071's sum in six operations.
+    """
+    cdef uint32_t half
+    total += total << 32 | total >> 32
+    half = <uint32_t>(total >> 32)
+    half += half << 16 | half >> 16
+    return <uint16_t>(half >> 16)
 
 
 cdef inline uint64_t sum_addr(Addr addr) noexcept nogil:
@@ -51,8 +53,13 @@ cdef inline uint64_t sum_bytes(const uint8_t *data, uint32_t length) noexcept no
 
 
 cdef inline uint64_t difference(uint64_t old_sum, uint64_t new_sum) noexcept nogil:
-    """What replacing words that sum to `old_sum` by words that sum to `new_sum` adds to a sum: ~m + m' of RFC 1624."""
-    return <uint64_t><uint16_t>(~fold(old_sum)) + fold(new_sum)
+    """What replacing words that sum to `old_sum` by words that sum to `new_sum` adds to a sum: ~m + m' of RFC 1624.
+
+    Not folded: the complement is taken from a multiple of 2 ** 16 - 1 that no sum of a few addresses exceeds.
+    """
+    cdef uint64_t nothing = <uint64_t>0xFFFF << 24
+    must(old_sum < nothing)
+    return nothing - old_sum + new_sum
 
 
 cdef inline void update_checksum(uint8_t *field, uint64_t change) noexcept nogil:

@@ -70,12 +70,14 @@ cdef inline int decrement_ttl(Packet *p) noexcept nogil:
     """As a router does (RFC 1812 section 5.3.1, RFC 8200 section 3); 0 or the drop reason."""
     cdef uint8_t *ip = p.frame + p.l3
     cdef uint8_t *ttl = ip + (IP4_TTL if p.family == FAMILY_4 else IP6_HOPS)
+    cdef uint32_t checksum
     if unlikely(ttl[0] <= 1):
         return DROP_TTL_EXPIRED
     ttl[0] -= 1
     if p.family == FAMILY_4:
-        # The word that holds the TTL loses 1 in its first byte: as 16 bits in memory order, 1 less.
-        update_checksum(ip + IP4_CSUM, difference(1, 0))
+        # The word that holds the TTL loses 1 in its first byte: as 16 bits in memory order 1 less, its complement 1 more
+        checksum = <uint32_t>load16(ip + IP4_CSUM) + 1
+        store16(ip + IP4_CSUM, <uint16_t>(checksum + (checksum >= 0xFFFF)))
     return 0
 
 
