@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from fastlb import __version__, conns, log, trace
 from fastlb._core import flow_states
-from fastlb.config import TWO_WAY, Config, control_path, json_schema, load_config
+from fastlb.config import Config, control_path, json_schema, load_config
 from fastlb.control import call, wait_for_end
 from fastlb.errors import FastlbError
-from fastlb.fields import drain_time
+from fastlb.fields import TWO_WAY, drain_time
 
 if TYPE_CHECKING:  # only commands that need them load netlink and eBPF
     from fastlb.flowfile import LeftFile

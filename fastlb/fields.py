@@ -35,6 +35,12 @@ from fastlb.errors import FastlbError
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
+TUNNELS = ("ipip", "gre", "gue")
+ONE_WAY = ("dsr", *TUNNELS)
+TWO_WAY = ("nat", "fullnat")
+HASHES = ("maglev", "ketama", "source-hash")
+
+MAX_BACKENDS = 65534  # of one service: a Maglev table holds 16-bit positions
 MAX_INTERFACES = 16  # rings of a worker
 MAX_WORKERS = 64  # shards of the flow table
 MAGLEV_SIZES = (  # primes

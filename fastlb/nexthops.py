@@ -11,7 +11,7 @@ from ipaddress import ip_network
 from socket import IPPROTO_GRE, IPPROTO_IPIP, IPPROTO_IPV6, IPPROTO_UDP
 
 from fastlb._core import Routes
-from fastlb.config import TUNNELS, TWO_WAY, Address, Network
+from fastlb.fields import TUNNELS, TWO_WAY, Address, Network
 from fastlb.neighbour import KernelView, NextHop
 from fastlb.pathmtu import Tunnelled, Tunnels
 from fastlb.reconcile import Member, Plan, tunnel_sources

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 from fastlb._core import KetamaRing, MaglevTable, Rotation, Services
 from fastlb.affinity import HostNumbers, Stickiness, group_of, stickiness_of
 from fastlb.classifier import LATER, Key, Keys
-from fastlb.config import TUNNELS, Address, Backend, Config, Network, Service, Tunnel
+from fastlb.config import Address, Backend, Config, Network, Service, Tunnel
 from fastlb.errors import FastlbError
-from fastlb.fields import PortRange
+from fastlb.fields import TUNNELS, PortRange
 from fastlb.ketama import build_ring
 from fastlb.maglev import build_table
 from fastlb.rotation import build_rotation

@@ -26,8 +26,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fastlb.config import MAX_BACKENDS, Backend, Config, Service, SlowStart
+from fastlb.config import Backend, Config, Service, SlowStart
 from fastlb.errors import FastlbError
+from fastlb.fields import MAX_BACKENDS
 
 Name = tuple[str, str]  # service, backend key
 SCALE = 100  # of weights, while a backend of the service is in slow start

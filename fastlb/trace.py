@@ -24,10 +24,10 @@ from typing import Any, NamedTuple
 
 from fastlb import reconcile
 from fastlb._core import FlowMemory, Pipeline, Routes, look_up
-from fastlb.config import TUNNELS, Address, Config, Service
+from fastlb.config import Address, Config, Service
 from fastlb.conns import endpoint
 from fastlb.errors import FastlbError
-from fastlb.fields import PortRange
+from fastlb.fields import TUNNELS, PortRange
 from fastlb.reconcile import PROTOCOL_NUMBERS, Member, Plan
 from fastlb.standing import Standings
 

@@ -9,7 +9,7 @@ import pytest
 
 from fastlb import nexthops, reconcile
 from fastlb._core import Pipeline
-from fastlb.config import TUNNELS
+from fastlb.fields import TUNNELS
 from fastlb.neighbour import KernelView, Link, Route
 from tests.balancers import CLIENT, KEY, VIP, config, service
 from tests.frames import frame, mac_bytes, mac_of
