@@ -232,7 +232,7 @@ def _decap(arguments: argparse.Namespace) -> None:
 def _check(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.config)
     if arguments.host:
-        from fastlb.engine import check_this_host  # netlink, which embedding does without
+        from fastlb.preflight import check_this_host  # netlink, which embedding does without
 
         check_this_host(arguments.config, config)
     if arguments.json:

@@ -1,0 +1,96 @@
+"""What must hold before a balancer opens anything: rights, memory, and what the configuration asks of this host."""
+
+from __future__ import annotations
+
+import structlog
+
+from fastlb import flowfile, nexthops, reconcile, selftest
+from fastlb.classifier import Classifier
+from fastlb.config import Config
+from fastlb.errors import ConfigError, FastlbError, KernelError
+from fastlb.neighbour import KernelView, Watcher
+from fastlb.sourceports import check_source_ports
+
+FLOW_BYTES = 86  # of the flow table, hot and cold, for each of config.flows
+SLOT_BYTES = 8  # of the affinity table, for each of config.affinity_entries
+
+log = structlog.get_logger()
+
+
+def check_privileges() -> None:
+    """Raw sockets, traffic control and eBPF need root, or CAP_NET_RAW, CAP_NET_ADMIN and CAP_BPF."""
+    needed = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13}
+    with open("/proc/self/status") as status:
+        effective = next(int(line.split()[1], 16) for line in status if line.startswith("CapEff:"))
+    missing = [name for name, bit in needed.items() if not effective >> bit & 1]
+    if missing:
+        raise KernelError(f"fastlb run needs root: {' and '.join(missing)} missing")
+
+
+def check_runnable(path: str, config: Config) -> None:
+    """What an embedded configuration may leave out, a running balancer needs."""
+    if not config.interfaces:
+        raise ConfigError.at(path, "interfaces", "fastlb run needs at least one interface, as in interfaces: [eth0]")
+
+
+def check_memory(config: Config, workers: int) -> None:
+    """The kernel hands out memory for rings until none is left for anybody else: refuse what there is not."""
+    rings = config.ring.block_size * config.ring.blocks * len(config.interfaces) * workers >> 20
+    slots = config.affinity_entries * SLOT_BYTES
+    table = max(0, config.flows * FLOW_BYTES - flowfile.held_bytes(config)) + slots >> 20
+    with open("/proc/meminfo") as meminfo:
+        free = next(int(line.split()[1]) for line in meminfo if line.startswith("MemAvailable:")) >> 10
+    if rings > free:
+        raise KernelError(f"the receive rings take {rings} MiB, and {free} MiB are free; try fewer ring.blocks")
+    if rings + table > free:
+        raise KernelError(f"a full flow table takes {table} MiB, and {free} MiB are free; try fewer flows")
+
+
+def check_this_host(path: str, config: Config) -> None:
+    """Whether the configuration can run here, as `fastlb run` would find out; raises FastlbError."""
+    check_runnable(path, config)
+    watcher = Watcher(lambda _: None)
+    view = watcher.start()
+    watcher.close()
+    check_host(config, reconcile.plan_services(config, reconcile.BackendIds(), 0.0), view)
+
+
+def check_host(config: Config, plans: list[reconcile.Plan], view: KernelView) -> None:
+    """What is asked of the host's links, addresses, routes and ports."""
+    check_interfaces(config, view)
+    check_reachable(view, plans)
+    check_source_ports(config, view.addresses)
+
+
+def check_interfaces(config: Config, view: KernelView) -> None:
+    """Every interface must exist, and have Ethernet addresses."""
+    links = {link.name: link for link in view.links.values()}
+    for name in config.interfaces:
+        if name not in links:
+            raise KernelError(f"interface {name} does not exist; there are: {', '.join(sorted(links))}")
+        if not any(links[name].mac):  # lo has one, of zeros
+            raise KernelError(f"interface {name} has no MAC address; fastlb works on Ethernet interfaces")
+        if not links[name].up:
+            log.warning("interface is down", interface=name)
+
+
+def check_reachable(view: KernelView, plans: list[reconcile.Plan]) -> None:
+    """As the host's routes stand now: a dsr backend must be on-link, no way be too narrow, and no backend or VIP prefix
+    be this host."""
+    problems = nexthops.own_addresses(view, plans) + nexthops.not_on_link(view, plans)
+    problems += nexthops.too_narrow(view, plans)
+    problems += reconcile.vips_of_this_host(plans, view.addresses)
+    if problems:
+        raise FastlbError("\n".join(problems))
+
+
+def open_blocks(config: Config, classifier: Classifier) -> bool:
+    """Whether to read open blocks. Raises KernelError when the configuration insists and it does not work."""
+    if config.ring.open_blocks is False:
+        return False
+    fault = classifier.no_bells or selftest.open_blocks_fault()
+    if fault is not None and config.ring.open_blocks is True:
+        raise KernelError(f"ring.open_blocks: true, but {fault}")
+    if fault is not None:
+        log.warning("open blocks are not read; a lone packet waits for its block", reason=fault)
+    return fault is None
