@@ -411,13 +411,15 @@ def _validate(data: object, origin: Origin) -> Config:
         services = config.services
         snat: tuple[Address, ...] | None = config.snat
         vip_address: str | None = config.vip_address
+        maglev_size: int | None = config.maglev_size
     except ValidationError as error:
         details = [d for d in error.errors(include_url=False) if d["loc"] not in origin.faults]
         faults += [(detail["loc"], _sentence(detail)) for detail in details]
         services = _salvage_services(data, {loc for loc, _ in faults})
         snat = _salvage_snat(data, [loc for loc, _ in faults])
         vip_address = data.get("vip_address") if isinstance(data, Mapping) else None
-    faults += broken_rules(services, snat, vip_address)
+        maglev_size = None  # its rule waits until the rest is right
+    faults += broken_rules(services, snat, vip_address, maglev_size)
     if faults or config is None:
         problems = [(origin.line(loc), loc, message) for loc, message in faults]
         problems.sort(key=lambda problem: problem[0])

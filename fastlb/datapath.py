@@ -10,7 +10,7 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 from fastlb import metrics, reconcile, trace
-from fastlb._core import FlowMemory, Pipeline, Routes, flow_hash_of
+from fastlb._core import FlowMemory, Pipeline, Routes, Services, flow_hash_of
 from fastlb.config import Address, Config
 from fastlb.standing import Name, Standings
 
@@ -98,11 +98,22 @@ class Datapath:
         standings.let_go(self._flows_of, now)
         standings.follow(config, now)
         plans = reconcile.plan_services(config, ids, now, standings)
-        self._services = reconcile.services_table(config, plans)
-        self._plans, self._ids, self._config, self._standings = plans, ids, config, standings
+        services = reconcile.services_table(config, plans)
+        self._ids, self._config, self._standings = ids, config, standings
         self._pipeline.renew(ids.reused, ids.services.reused)
-        self._keys = {member.id: member.key for plan in self._plans for member in plan.members}
+        self._use(plans, services, now)
+
+    def _use(self, plans: list[reconcile.Plan], services: Services, now: float) -> None:
+        """From the next frame on."""
+        self._plans, self._services, self._planned = plans, services, now
+        self._keys = {member.id: member.key for plan in plans for member in plan.members}
+        self._rising = self._standings.rising(self._config, now)
         self._stale = True
+
+    def _go_on_with_slow_starts(self, now: float) -> None:
+        if self._rising and self._standings.due(self._planned, now):
+            plans = reconcile.plan_services(self._config, self._ids, now, self._standings)
+            self._use(plans, reconcile.services_table(self._config, plans), now)
 
     def _flows_of(self, backend: Name) -> int:
         return self._pipeline.backend_stats(self._ids.by_name[backend])["active_flows"]
@@ -118,6 +129,7 @@ class Datapath:
 
     def process_batch(self, frames: Iterable[Frame], now: float = 0.0) -> list[Result]:
         """Run frames through the pipeline in their order, all at the same time ``now`` in seconds."""
+        self._go_on_with_slow_starts(now)
         self._publish()
         milliseconds = round(now * 1000) & 0xFFFFFFFF
         return [

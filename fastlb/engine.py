@@ -56,7 +56,7 @@ from fastlb.preflight import (
     check_runnable,
     open_blocks,
 )
-from fastlb.standing import STEPS, Name, Standings
+from fastlb.standing import Name, Standings
 from fastlb.workers import Workers, open_pipelines, owner_of_shard
 
 TICK = 0.1  # seconds between looks at the workers, at clients without a MAC and at snapshots to free
@@ -130,7 +130,7 @@ class Engine:
         self._flow_log: FlowLog | None = None
         self._flow_log_fails = False
         self._closed_since: float | None = None  # that the rings could not be opened again
-        self._started = time.time()
+        self._started = time.monotonic()
         self._failure: FastlbError | None = None
         self._handover = False  # what stays over a crash stays: for the next process, or because this one took it over
         self._stop: asyncio.Event | None = None
@@ -487,14 +487,8 @@ class Engine:
         """Steps of slow starts, ends of drains, and response times of checks, where a scheduler goes by them."""
         now = time.monotonic()
         timed = any(service.check and service.scheduler in ("lrt", "p2c") for service in self._now.config.services)
-        step = now - self._planned >= self._step_of_slow_start() and self._standings.rising(self._now.config, now)
-        ended = self._standings.drain_ended(self._planned, now)
-        if step or ended or (timed and now - self._planned >= RESPONSES_EVERY):
+        if self._standings.due(self._planned, now) or (timed and now - self._planned >= RESPONSES_EVERY):
             self._plan_again()
-
-    def _step_of_slow_start(self) -> float:
-        windows = (service.slow_start.window for service in self._now.config.services if service.slow_start)
-        return min(windows, default=STEPS) / STEPS
 
     def _let_go_of_removed(self) -> None:
         """Backends that the configuration gave up are known until the last of their flows is over."""
@@ -689,7 +683,7 @@ class Engine:
         return {
             "version": __version__,
             "pid": os.getpid(),
-            "uptime": round(time.time() - self._started, 1),
+            "uptime": round(time.monotonic() - self._started, 1),
             "interfaces": list(self._now.config.interfaces),
             "transmit": self._paths(),
             "open_blocks": self._open_blocks,

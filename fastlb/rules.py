@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 Found = Iterator[tuple[Loc, str]]
 
 
-def broken_rules(services: tuple[Service, ...], snat: tuple[Address, ...] | None, vip_address: str | None) -> Found:
+def broken_rules(
+    services: tuple[Service, ...], snat: tuple[Address, ...] | None, vip_address: str | None, maglev_size: int | None
+) -> Found:
     """Whatever breaks a rule that involves more than one field. None is an unknown field."""
     yield from _named_twice(services)
     yield from _listening_twice(services)
@@ -31,9 +33,10 @@ def broken_rules(services: tuple[Service, ...], snat: tuple[Address, ...] | None
     for number, service in enumerate(services):
         loc: Loc = ("services", number)
         own = (
-            *_any_port(service), *_check(service), *_too_many(service), *_tunnel(service), *_prefix(service),
-            *_bounded_load(service), *_source_ports(service, snat), *_held(service, vip_address), *_timeouts(service),
-            *_clients(service), *_source_limit(service),
+            *_any_port(service), *_check(service), *_response_times(service), *_too_many(service, maglev_size),
+            *_tunnel(service), *_prefix(service), *_bounded_load(service), *_source_ports(service, snat),
+            *_held(service, vip_address), *_timeouts(service), *_clamp(service), *_clients(service),
+            *_source_limit(service),
         )  # fmt: skip
         for path, message in (*own, *_backends(service, vips)):
             yield (*loc, *path), message
@@ -138,17 +141,26 @@ def _any_port(service: Service) -> Found:
 
 
 def _check(service: Service) -> Found:
-    """What cannot be checked, and what a scheduler cannot do without."""
+    """What cannot be checked."""
     check = service.check
     if check is not None and check.port is None and service.port and not service.single_port:
         yield ("check",), f"a service with port: {service.port} has no one port to check; give the check one"
     if check is not None and check.type == "tcp":
         for key in sorted({"path", "host"} & check.model_fields_set):
             yield ("check", key), "it is only for type: http; leave it out"
-    if check is None and service.scheduler == "lrt" and service.forward in ONE_WAY:
+
+
+def _response_times(service: Service) -> Found:
+    """A scheduler that goes by nothing else must have them from somewhere."""
+    if service.check is not None or service.scheduler != "lrt":
+        return
+    blind = f"forward: {service.forward}" if service.forward in ONE_WAY else ""
+    if not blind and service.protocol == "udp":
+        blind = "protocol: udp"
+    if blind:
         yield (
             ("scheduler",),
-            f"forward: {service.forward} does not see backends answer, so lrt needs response times of a check; "
+            f"{blind} does not show how long backends take to answer, so lrt needs response times of a check; "
             "give the service a check, or use wlc",
         )
 
@@ -265,9 +277,21 @@ def _timeouts(service: Service) -> Found:
             yield ("timeouts", key), f"it is only for protocol: {protocol}; leave it out"
 
 
-def _too_many(service: Service) -> Found:
-    if len(service.backends) > MAX_BACKENDS:
-        yield ("backends",), f"{len(service.backends)} backends; a Maglev table takes at most {MAX_BACKENDS}"
+def _clamp(service: Service) -> Found:
+    if service.mss_clamp and service.protocol == "udp":
+        yield ("mss_clamp",), "it is only for protocol: tcp; leave it out"
+
+
+def _too_many(service: Service, maglev_size: int | None) -> Found:
+    count = len(service.backends)
+    if count > MAX_BACKENDS:
+        yield ("backends",), f"{count} backends; a Maglev table takes at most {MAX_BACKENDS}"
+    elif maglev_size is not None and count > maglev_size:
+        yield (
+            ("backends",),
+            f"{count} backends, and {maglev_size} slots in a Maglev table; raise maglev_size, "
+            "best to a hundred slots for each backend",
+        )
 
 
 def _backends(service: Service, vips: _Vips) -> Found:

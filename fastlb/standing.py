@@ -13,9 +13,9 @@
 
 docs/backends.md has this table in full. A backend that was removed is known on only where its flows need it.
 
-Slow start: a backend that is new in a service that runs, or comes up again, or is enabled again, gets
-weight · max(floor, (t / window)^(1 / aggression)), t seconds later. Where none is through it, the one that is furthest
-counts as full.
+Slow start: a backend that is new in a service that runs, or comes up again, or is enabled again, or had no weight, gets
+weight · max(floor, (t / window)^(1 / aggression)), t seconds later; of a new one that is checked, after its first check
+has passed. Where none is through it, the one that is furthest counts as full.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from fastlb.fields import MAX_BACKENDS
 Name = tuple[str, str]  # service, backend key
 SCALE = 100  # of weights, while a backend of the service is in slow start
 STEPS = 20  # of a slow start: so often its tables are built anew
-KEEP = 0.7  # of the mean response time, when a check brings another
+KEEP = 0.7  # of the response time, when a check brings a shorter one
 SAVED = ("state", "draining", "deadline", "weight", "slow_since", "left")  # of a standing, for the next process
 KEPT_BY = ("vip", "port", "protocol", "forward")  # a service that changes one of these has none of its flows any more
 
@@ -43,7 +43,7 @@ class Standing:
     """Of one backend in one service."""
 
     state: str = "unchecked"
-    response: float = 0.0  # seconds that checks take, smoothed; 0: unknown
+    response: float = 0.0  # seconds that checks take: peak-EWMA; 0: unknown
     reason: str = ""  # why the last check failed
     draining: bool = False
     deadline: float | None = None  # of draining, on the clock of ``now``
@@ -67,6 +67,11 @@ class Standing:
     def chosen_weight(self, configured: int) -> int:
         """Before health and slow start."""
         return configured if self.weight is None else self.weight
+
+    def rise(self, before: int, after: int, now: float) -> None:
+        """The configuration gave it the weight ``before``, and gives it ``after``: from none on, it starts slowly."""
+        if self.chosen_weight(before) == 0 and self.chosen_weight(after) > 0:
+            self.slow_since = now
 
     def remaining(self, now: float) -> float | None:
         """Seconds until its drain ends, 0 when it has; None without a deadline."""
@@ -173,6 +178,7 @@ class Standings:
         """Another configuration holds: start backends that came, and forget those that left, unless their service
         says otherwise of their flows. ``now`` in seconds."""
         running = {service for service, _ in self.by_backend}
+        weights = self._configured()
         before, self.by_backend = self.by_backend, {}
         for service in config.services:
             for backend in service.backends:
@@ -180,6 +186,8 @@ class Standings:
                 standing = before.get(name)
                 if standing is None:
                     standing = Standing(slow_since=now if service.name in running else None)
+                else:
+                    standing.rise(weights.get(name, backend.weight), backend.weight, now)
                 if service.check is None:
                     standing.state = "unchecked"
                 elif standing.state == "unchecked":
@@ -265,6 +273,12 @@ class Standings:
                     standing.slow_since = None
         return found
 
+    def due(self, planned: float, now: float) -> bool:
+        """Has a step of a slow start, or a drain, ended since backends were last planned for?"""
+        windows = (service.slow_start.window for service in self.config.services if service.slow_start)
+        step = now - planned >= min(windows, default=STEPS) / STEPS and self.rising(self.config, now)
+        return step or self.drain_ended(planned, now)
+
     # --- checks ------------------------------------------------------------------------------------------------
 
     def checked(self, service: Service, key: str, response: float | None, reason: str, now: float) -> bool:
@@ -276,9 +290,8 @@ class Standings:
         if standing is None or service.check is None:
             return False
         passed = response is not None
-        if response is not None:
-            kept = KEEP if standing.response else 0.0
-            standing.response = kept * standing.response + (1 - kept) * response
+        if response is not None:  # a slower answer counts at once, and is forgotten slowly
+            standing.response = max(response, KEEP * standing.response + (1 - KEEP) * response)
         standing.reason = reason
         if passed == (standing.state == "up") and standing.state != "unknown":
             standing.streak = 0
@@ -287,7 +300,7 @@ class Standings:
         needed = 1 if standing.state == "unknown" else service.check.rise if passed else service.check.fall
         if standing.streak < needed:
             return False
-        if standing.state == "down":
+        if standing.state == "down" or standing.slow_since is not None:  # a new one starts with its first flows
             standing.slow_since = now
         standing.state = "up" if passed else "down"
         standing.streak = 0
@@ -309,18 +322,29 @@ class Standings:
     def enable(self, name: Name, now: float) -> None:
         """Take back `drain` and `set_weight`."""
         standing = self.by_backend[name]
-        if standing.draining or standing.weight == 0:
+        if standing.draining:
             standing.slow_since = now
         standing.draining, standing.deadline = False, None
-        standing.weight = None
+        self._weigh(name, None, now)
         self.timed.discard(name)
 
     def set_weight(self, name: Name, weight: int, now: float) -> None:
         """Another weight than the configuration's, until `enable`."""
-        standing = self.by_backend[name]
-        if standing.weight == 0 and weight > 0:
+        self._weigh(name, weight, now)
+
+    def _weigh(self, name: Name, weight: int | None, now: float) -> None:
+        standing, configured = self.by_backend[name], self._configured()[name]
+        before, standing.weight = standing.chosen_weight(configured), weight
+        if before == 0 and standing.chosen_weight(configured) > 0:
             standing.slow_since = now
-        standing.weight = weight
+
+    def _configured(self) -> dict[Name, int]:
+        """The weights that the configuration gives."""
+        return {
+            (service.name, service.key(backend)): backend.weight
+            for service in self.config.services
+            for backend in service.backends
+        }
 
     def find(self, service: str, backend: str) -> Name:
         """By the service's name, and the backend's key or address; raises FastlbError when that is not one."""

@@ -10,6 +10,7 @@ route by which it could answer anything else.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -344,9 +345,12 @@ def is_free(namespace: Namespace, interface: str, queue: int = 0) -> bool:
 
 
 def open_sockets(balancer: Balancer) -> int:
-    """How many the process has."""
-    links = [os.readlink(link) for link in Path(f"/proc/{balancer.pid}/fd").iterdir()]
-    return sum(link.startswith("socket:") for link in links)
+    """How many the process has; what it closes meanwhile does not count."""
+    count = 0
+    for descriptor in Path(f"/proc/{balancer.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            count += os.readlink(descriptor).startswith("socket:")
+    return count
 
 
 Preload = Callable[..., dict[str, str]]

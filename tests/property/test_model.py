@@ -63,7 +63,7 @@ def drawn(seed: int) -> list[dict[str, Any]]:
             service["affinity"] = {"timeout": f"{AFFINITY}s"} | ({"group": "g"} if grouped else {})
         if service["scheduler"] in HASHES and lot.random() < 0.3:
             service["bounded_load"] = lot.choice([1.01, 1.25, 2])
-        if (forward == "dsr" and service["scheduler"] == "lrt") or (
+        if (service["scheduler"] == "lrt" and (forward == "dsr" or protocol == "udp")) or (
             forward == "nat" and "affinity" in service and service["scheduler"] in BY_CHANCE
         ):
             service["scheduler"] = "wlc"

@@ -958,7 +958,9 @@ DOCUMENTED = {
     ({"check": {"type": "tcp", "fall": 0}}, "check.fall", "a whole number from 1 to 1000"),
     ({"check": {"type": "tcp"}, "port": "any", "forward": "dsr"}, "check", "no one port to check; give the check one"),
     ({"check": 5, "scheduler": "lrt", "forward": "dsr"}, "check", "it must be a mapping with keys among: type"),
-    ({"scheduler": "lrt", "forward": "dsr"}, "scheduler", "does not see backends answer, so lrt needs response times"),
+    ({"scheduler": "lrt", "forward": "dsr"}, "scheduler", "forward: dsr does not show how long backends take"),
+    ({"scheduler": "lrt", "protocol": "udp"}, "scheduler", "protocol: udp does not show how long backends take"),
+    ({"mss_clamp": True, "protocol": "udp"}, "mss_clamp", "it is only for protocol: tcp; leave it out"),
     ({"slow_start": {}}, "slow_start.window", "it is missing; add it: how long it takes"),
     ({"slow_start": {"window": "0s"}}, "slow_start.window", "a time from 1s to 24h"),
     ({"slow_start": {"window": 30, "aggression": 0}}, "slow_start.aggression", "a number from 0.1 to 10"),
@@ -1116,6 +1118,16 @@ def test_more_backends_than_a_table_can_tell_apart() -> None:
     assert [(problem.path, problem.message) for problem in caught.value.problems] == [
         ("services[0].backends", "65535 backends; a Maglev table takes at most 65534")
     ]
+
+
+def test_more_backends_than_slots() -> None:
+    backends = [{"address": f"10.0.{number // 250}.{number % 250 + 1}"} for number in range(252)]
+    data = {"services": [service(backends=backends)], "maglev_size": 251}
+    [(path, message)] = messages_of(data)
+    assert path == "services[0].backends"
+    assert message.startswith("252 backends, and 251 slots in a Maglev table; raise maglev_size")
+    backends.pop()
+    assert len(Config.from_dict(data).services[0].backends) == 251
 
 
 def test_more_interfaces_than_a_worker_reads() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import fastlb
 from fastlb import Datapath, Trace, Verdict
 from tests.balancers import BACKENDS, CLIENT, VIP, config, datapath, service
-from tests.frames import ACK, frame, mac_of, take_apart
+from tests.frames import ACK, SYN, frame, mac_of, take_apart
 
 YAML = """\
 services:
@@ -178,6 +179,22 @@ def test_reload_keeps_flows_and_neighbours() -> None:
     later = dp.process(frame(CLIENT[4], 40000, VIP[4], 80, flags=ACK), now=1)
     assert (later.backend, later.reason) == (opened.backend, "conntrack")
     assert dp.process(frame(CLIENT[4], 40000, "203.0.113.20", 80), now=1).verdict is Verdict.FORWARD
+
+
+def test_a_slow_start_goes_on_by_itself() -> None:
+    """By the time that frames come with."""
+    def plan(count: int) -> dict[str, Any]:
+        backends = [{"address": address} for address in BACKENDS[4][:count]]
+        return service("dsr", scheduler="wrr", slow_start={"window": "10s"}, backends=backends)
+
+    balancer = datapath(plan(2))
+    balancer.reload(config(plan(3)), now=10.0)
+    ports = iter(range(1, 65536))
+    for now, part in ((10.2, 0.1), (15.0, 0.5), (15.2, 0.5), (19.9, 0.95), (20.4, 1.0), (1000.0, 1.0)):
+        rotation = round(200 * (2 + part))
+        raw = [frame(CLIENT[4], next(ports), VIP[4], 80, flags=SYN) for _ in range(rotation)]
+        placed = Counter(result.backend for result in balancer.process_batch(raw, now))
+        assert placed[f"{BACKENDS[4][2]}:80"] == pytest.approx(200 * part, abs=1), now
 
 
 def test_a_number_that_is_used_again_starts_from_zero() -> None:

@@ -58,12 +58,14 @@ def test_rise_and_fall(results: str, states: str) -> None:
     assert check(conf, following(conf), results)[: len(states.split())] == states.split()
 
 
-def test_response_times_are_smoothed_and_a_reason_is_kept() -> None:
+def test_response_times_are_peaks_that_are_forgotten_and_a_reason_is_kept() -> None:
     conf = settings(check=CHECK)
     standings = following(conf)
-    for took in (0.010, 0.110):
+    seen = []
+    for took in (0.010, 0.110, 0.010, 0.010):
         standings.checked(conf.services[0], KEYS[0], took, "", 0.0)
-    assert standings.of("web", KEYS[0]).response == pytest.approx(0.7 * 0.010 + 0.3 * 0.110)
+        seen.append(standings.of("web", KEYS[0]).response)
+    assert seen == pytest.approx([0.010, 0.110, 0.080, 0.059])
     standings.checked(conf.services[0], KEYS[0], None, "Connection refused", 0.0)
     assert standings.of("web", KEYS[0]).reason == "Connection refused"
     assert standings.of("web", KEYS[0]).response > 0
@@ -302,6 +304,42 @@ def test_one_that_recovers_ramps_up() -> None:
     assert standings.rising(conf, 50.0)
     assert standings.rising(conf, 100.0)  # the last step
     assert not standings.rising(conf, 100.1)
+
+
+def test_a_new_one_ramps_up_from_its_first_check_on() -> None:
+    fewer = settings(check=CHECK, slow_start=SLOW, backends=[{"address": BACKENDS[4][1], "port": 8080}])
+    standings = following(fewer)
+    standings.checked(fewer.services[0], KEYS[1], 0.01, "", 0.0)
+    conf = settings(check=CHECK, slow_start=SLOW)
+    standings.follow(conf, 10.0)
+    check(conf, standings, "+", 0, now=70.0)
+    assert weights(conf, standings, 70.0) == [SCALE // 10, SCALE, 0]
+    check(conf, standings, "+", 0, now=80.0)  # the first one alone counts
+    assert weights(conf, standings, 120.0) == [SCALE // 2, SCALE, 0]
+
+
+def test_one_that_had_no_weight_ramps_up() -> None:
+    """Whoever gave it none, and whoever gives it one."""
+    some = settings(slow_start=SLOW)
+    none = settings(slow_start=SLOW, backends=[
+        {"address": address, "port": 8080, "weight": int(address != BACKENDS[4][0])} for address in BACKENDS[4]
+    ])  # fmt: skip
+    ramped = [SCALE // 10, SCALE, SCALE]
+    name = ("web", KEYS[0])
+    standings = following(none)
+    standings.set_weight(name, 1, 100.0)
+    assert weights(none, standings, 100.0) == ramped
+    standings = following(none)
+    standings.follow(some, 100.0)
+    assert weights(some, standings, 100.0) == ramped
+    standings = following(none)
+    standings.set_weight(name, 1, 0.0)
+    standings.follow(some, 500.0)  # the operator's weight held all the time
+    assert weights(some, standings, 500.0) == [1, 1, 1]
+    standings = following(some)
+    standings.set_weight(name, 0, 99.0)
+    standings.enable(name, 100.0)
+    assert weights(some, standings, 100.0) == ramped
 
 
 def test_all_new_at_once_do_not_ramp() -> None:
