@@ -188,6 +188,8 @@ cdef inline void answer_echo(Packet *p) noexcept nogil:
     cdef uint16_t before = load16(icmp)
     icmp[0] = ICMP4_ECHO_REPLY if p.family == FAMILY_4 else ICMP6_ECHO_REPLY
     update_checksum(icmp + ICMP_CSUM, difference(before, load16(icmp)))
+    if load16(icmp + ICMP_CSUM) == 0:  # of a reply that is all zeros it would be wrong, and this is as right otherwise
+        store16(icmp + ICMP_CSUM, 0xFFFF)
     if p.family == FAMILY_4:
         ip[IP4_TTL] = ECHO_TTL
         store32(ip + IP4_SRC, be_addr4(p.dst))

@@ -120,6 +120,26 @@ def test_wrapped_like_another_balancer_does(katran_tunnels: Datapath, row: dict[
     assert outer.tos == (raw[15] if version == 4 else (raw[14] & 15) << 4 | raw[15] >> 4)
 
 
+# What each has its own of: IPv4's identification, checksum and addresses; IPv6's flow label and addresses.
+OWN = {4: {4, 5, *range(10, 20)}, 6: {1, 2, 3, *range(8, 40)}}
+
+
+@pytest.mark.parametrize("row", [row for row in WRAPPED if "expected" in row], ids=lambda row: str(row["n"]))
+def test_the_other_balancer_s_frames_byte_for_byte(katran_tunnels: Datapath, row: dict[str, Any]) -> None:
+    """But for what is each one's own, and for its QUIC rows, which go to an IPv6 real that the connection id names."""
+    theirs = bytes.fromhex(row["expected"])
+    ours = katran_tunnels.process(bytes.fromhex(row["input"])).frames[0]
+    version, outer = ours[14] >> 4, 40 if ours[14] >> 4 == 6 else 20
+    if theirs[14] >> 4 != version:
+        assert row["name"].startswith("QUIC")
+        assert theirs[14 + 40 :] == ours[14 + outer :]
+        return
+    assert len(ours) == len(theirs)
+    assert [at for at in range(14, len(ours)) if ours[at] != theirs[at] and at - 14 not in OWN[version]] == []
+    if version == 6:  # of the first four bytes, the type of service is the packet's
+        assert ours[15] >> 4 == theirs[15] >> 4
+
+
 # --- ICMP, as others have it ---------------------------------------------------
 
 

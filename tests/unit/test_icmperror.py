@@ -26,6 +26,7 @@ from tests.frames import (
     frame,
     ip4_packet,
     ip6_packet,
+    mac_bytes,
     mac_of,
     pseudo_header,
     take_apart,
@@ -333,6 +334,16 @@ def test_a_vip_is_silent_while_its_backends_are_down_or_drained() -> None:
     assert answered() == "echo"
     standings.checked(checked, one, None, "refused", 3.0)
     assert answered() == "no_backend"
+
+
+def test_an_echo_of_zeros_has_a_checksum_too() -> None:
+    """The reply is all zeros, whose checksum is all ones: zeros would not sum up."""
+    asked = bytes.fromhex("0800f7ff00000000")
+    header = bytes.fromhex("4500001c00010000400100000a010002cb00710a")
+    raw = mac_bytes(BALANCER_MAC) + mac_bytes(mac_of(CLIENT[4])) + b"\x08\x00" + header + asked
+    out = datapath(service("nat")).process(raw)
+    assert out.reason == "echo"
+    assert out.frames[0][34:42] == bytes.fromhex("0000ffff00000000")
 
 
 def test_echo_with_a_tag_and_options() -> None:
