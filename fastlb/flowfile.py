@@ -1,13 +1,14 @@
 """The file in which the flow table outlives its process: where it is, and what must be true of it before it is used.
 
-    0        magic, version; which list holds; where the two lists are
+    0        head: magic, version; which list holds; where the two lists are; SHA-256 of all this
     4 KiB    identity: what a process must agree on to use the rest, and the table's key
     2 MiB    the hot part, then the cold part of the table, as dataplane/conntrack.pxd has them
     behind   two lists of backend ids and names, written in turn
 
 Identity and lists are records: | sequence 64 | length 64 | SHA-256 of both and the JSON | JSON |. A list is written
-whole before the head says that it holds, and the file has no name before it is complete. So a process may be killed
-anywhere, and whatever does not check was damaged otherwise: such a file is set aside, never half-read.
+whole before the head says that it holds; the head is within one page, which is written whole or not at all; and the
+file has no name before it is complete. So a process may be killed anywhere, and whatever does not check was damaged
+otherwise: such a file is set aside, never half-read.
 
 A file belongs to one process at a time, which holds its lock (flock(2)).
 """
@@ -23,7 +24,7 @@ import os
 import stat
 import struct
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ from fastlb._core import FlowMemory, Services, flow_layout
 from fastlb.config import Config
 from fastlb.errors import FastlbError
 
-MAGIC, VERSION = b"fastlb\0\n", 1
+MAGIC, VERSION = b"fastlb\0\n", 2
 SHARED_MEMORY = Path("/dev/shm")
 REJECTED = ".rejected"
 MEMORY_FILE_SYSTEMS = {0x01021994: "tmpfs", 0x858458F6: "ramfs"}  # statfs(2), f_type
@@ -46,8 +47,7 @@ KEY_BYTES = 32
 
 _PAGE, _LARGE_PAGE = 4096, 2 << 20
 _HEAD = struct.Struct("<8sII Q QQQQ")  # magic, version, 0, the sequence that holds; offset and room of each list
-_HOLDS = struct.Struct("<Q")
-_HOLDS_AT, _LISTS_AT = 16, 24
+HEAD_BYTES = _HEAD.size + hashlib.sha256().digest_size
 _RECORD = struct.Struct("<QQ32s")
 _STATFS_BYTES = 256  # more than any struct statfs has
 
@@ -193,7 +193,6 @@ class FlowFile:
         who = {"key": self._key.hex(), "fastlb": __version__, "namespace": _namespace()}
         os.pwrite(self._fd, _seal(0, {**self._wanted, **who}), _PAGE)
         self._sequence, self._lists, self._saved = 0, [(0, 0), (0, 0)], None
-        os.pwrite(self._fd, _HEAD.pack(MAGIC, VERSION, 0, 0, 0, 0, 0, 0), 0)
         self.save(backends)
         # linkat(2) follows to the file itself; without a descriptor Python calls link(2), which does not
         os.link(f"/proc/self/fd/{self._fd}", self.path, src_dir_fd=self._fd)
@@ -215,12 +214,14 @@ class FlowFile:
 
     def _read(self) -> str | None:
         """Why the file cannot be used; None when it can."""
-        head = os.pread(self._fd, _HEAD.size, 0)
-        if len(head) < _HEAD.size or not head.startswith(MAGIC):
+        head = os.pread(self._fd, HEAD_BYTES, 0)
+        if len(head) < HEAD_BYTES or not head.startswith(MAGIC):
             return "it is no flow file"
-        _, version, _, self._sequence, *where = _HEAD.unpack(head)
+        _, version, _, self._sequence, *where = _HEAD.unpack_from(head)
         if version != VERSION:
             return f"it has version {version} of the format, not {VERSION}"
+        if hashlib.sha256(head[: _HEAD.size]).digest() != head[_HEAD.size :]:
+            return "its head is damaged"
         self._lists = [(where[0], where[1]), (where[2], where[3])]
         identified = _unseal(self._fd, _PAGE, _LARGE_PAGE - _PAGE)
         if identified is None or len(key := bytes.fromhex(identified[1].get("key", ""))) != KEY_BYTES:
@@ -229,8 +230,11 @@ class FlowFile:
         if fault is not None:
             return fault
         self._key = key
-        if os.fstat(self._fd).st_size < self._end:
+        size = os.fstat(self._fd).st_size
+        if size < self._end:
             return "it is cut short"
+        if not lists_fit(self._lists, self._end, size):
+            return "its lists of backends are not where they can be"
         held = _unseal(self._fd, *self._lists[self._sequence % 2])
         if held is None or held[0] != self._sequence:
             return "its list of backends is damaged"
@@ -250,19 +254,22 @@ class FlowFile:
             if len(record) > self._lists[sequence % 2][1]:
                 self._make_room(sequence % 2, len(record))
             os.pwrite(self._fd, record, self._lists[sequence % 2][0])
-            os.pwrite(self._fd, _HOLDS.pack(sequence), _HOLDS_AT)
+            self._write_head(sequence)
         except OSError as error:
             raise FlowFileError(f"{self.path}: cannot write the list of backends: {error.strerror}") from None
         self._sequence, self._saved = sequence, backends
 
     def _make_room(self, which: int, size: int) -> None:
         """For a list that does not hold, behind all else, with as much to spare: what it had is lost, at most as much
-        again as it gets."""
+        again as it gets. Where it is, the head will say together with the list's sequence."""
         start = (max(os.fstat(self._fd).st_size, self._end) + _PAGE - 1) // _PAGE * _PAGE
         room = max(2 * size, LEAST_LIST)
         self._reserve(start, room)
         self._lists[which] = (start, room)
-        os.pwrite(self._fd, struct.pack("<QQ", start, room), _LISTS_AT + 16 * which)
+
+    def _write_head(self, sequence: int) -> None:
+        head = _HEAD.pack(MAGIC, VERSION, 0, sequence, *self._lists[0], *self._lists[1])
+        os.pwrite(self._fd, head + hashlib.sha256(head).digest(), 0)
 
     # --- its table ---------------------------------------------------------------------------------------------------
 
@@ -324,6 +331,16 @@ def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | Non
     if found.get("layout") != wanted["layout"]:
         return f"fastlb {found.get('fastlb')} has laid its flow table out otherwise"
     return None
+
+
+def lists_fit(lists: Sequence[tuple[int, int]], start: int, end: int) -> bool:
+    """Are they between these bytes, and apart? One that was never written, (0, 0), is nowhere."""
+    before = start
+    for offset, room in sorted(each for each in lists if each != (0, 0)):
+        if offset < before or room < _RECORD.size:
+            return False
+        before = offset + room
+    return before <= end
 
 
 def _shown(value: object) -> str:

@@ -25,7 +25,7 @@ from fastlb.dataplane.flowhash cimport SHARDS
 from fastlb.dataplane.flowhash cimport fingerprint as flow_fingerprint
 from fastlb.dataplane.flowlog cimport FlowLog, log_flow
 from fastlb.dataplane.machine cimport in_order, likely, lowest_bit, must, prefetch, unlikely
-from fastlb.dataplane.sourceport cimport SourcePool, SourcePort, give_back
+from fastlb.dataplane.sourceport cimport SourcePool, SourcePort, give_back, has_port
 from fastlb.dataplane.types cimport (
     FAMILY_6, KEEP_NONE, LEG_CLIENT, LOGGED_BIT, PROTO_TCP, Backend, BackendStats, FlowTuple, Packet, Service,
     ServiceTable)
@@ -185,10 +185,11 @@ cdef inline SourcePool *pool_of(FlowTable *table, uint8_t family) noexcept nogil
 
 
 cdef inline void wind_up(FlowTable *table, uint32_t shard, FlowEntry *entry) noexcept nogil:
-    """What a flow leaves behind: its source port, a line in the log."""
+    """What a flow leaves behind: its source port, if that is really its own, and a line in the log."""
     cdef FlowTuple *flow = tuple_of(table, entry)
-    if flow.source != 0:
-        give_back(pool_of(table, flow.family), flow.protocol, shard, flow.source)
+    cdef SourcePool *pool = pool_of(table, flow.family)
+    if flow.source != 0 and likely(has_port(pool, flow.source, shard, entry.fingerprint)):
+        give_back(pool, flow.protocol, shard, flow.source)
     if flow.began & LOGGED_BIT:
         log_flow(&table.log, flow, backend_of(entry), state_of(entry), False, entry.seen)
 

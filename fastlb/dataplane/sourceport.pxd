@@ -134,6 +134,14 @@ cdef inline void put_in_queue(SourcePool *pool, FreePorts *free, uint32_t taken)
     free.last = taken
 
 
+cdef inline bint has_port(
+        const SourcePool *pool, uint32_t taken, uint32_t shard, uint64_t fingerprint) noexcept nogil:
+    """Is this the port, as from take_port, of the shard's flow with this fingerprint?"""
+    cdef uint32_t number = taken - 1
+    return (number >> ROW_BITS < PROTOCOL_ROWS * pool.count and port_of(number) & (SHARDS - 1) == shard
+            and pool.ports[number].fingerprint == fingerprint)
+
+
 cdef inline void give_back(SourcePool *pool, uint8_t protocol, uint32_t shard, uint32_t taken) noexcept nogil:
     """`taken`: as from take_port."""
     cdef FreePorts *free = free_ports(pool, protocol, shard)

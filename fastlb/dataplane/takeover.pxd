@@ -15,8 +15,8 @@ the middle of a move is in both places, and one of the two goes.
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
 from fastlb.dataplane.conntrack cimport (
-    ENTRIES, FLOW_NONE, FLOW_STATES, Bucket, FlowEntry, FlowTable, backend_of, first_bucket, is_over, owns, pool_of,
-    second_bucket, state_of, tuple_of)
+    ENTRIES, FLOW_NONE, FLOW_STATES, MAX_BACKENDS, Bucket, FlowEntry, FlowTable, backend_of, first_bucket, is_over,
+    owns, pool_of, second_bucket, state_of, tuple_of)
 from fastlb.dataplane.flowhash cimport SHARDS, client_mix, fingerprint, shard_of
 from fastlb.dataplane.lookup cimport MISSING
 from fastlb.dataplane.machine cimport prefetch, unlikely
@@ -183,7 +183,8 @@ cdef inline void take_over(
 
 
 cdef inline void count_owned(FlowTable *table) noexcept nogil:
-    """The flows of each backend in this worker's shards."""
+    """The flows of each backend in this worker's shards. An id that has no count, which `take_over` would not have left
+    there, makes the entry empty."""
     cdef uint64_t at
     cdef FlowEntry *entry
     cdef int i
@@ -192,8 +193,13 @@ cdef inline void count_owned(FlowTable *table) noexcept nogil:
             continue
         for i in range(ENTRIES):
             entry = &table.buckets[at].entries[i]
-            if entry.fingerprint != 0:
-                table.stats[backend_of(entry)].active_flows += not is_over(state_of(entry))
+            if entry.fingerprint == 0:
+                continue
+            if unlikely(backend_of(entry) >= MAX_BACKENDS):
+                entry.fingerprint = 0
+                table.flows[at // table.per_shard] -= 1
+                continue
+            table.stats[backend_of(entry)].active_flows += not is_over(state_of(entry))
 
 
 # --- source ports ----------------------------------------------------------------------------------------------------

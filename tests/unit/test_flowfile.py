@@ -336,7 +336,7 @@ def emptied(path: Path) -> None:
     os.truncate(path, 0)
 
 
-def in_head(path: Path) -> None:
+def in_version(path: Path) -> None:
     flip(path, 9)
 
 
@@ -375,13 +375,13 @@ def flip(path: Path, at: int, bit: int = 1) -> None:
 DAMAGES: list[tuple[Callable[[Path], None], str]] = [
     (emptied, "it is no flow file"),
     (in_magic, "it is no flow file"),
-    (in_head, r"it has version \d+ of the format, not 1"),
+    (in_version, r"it has version \d+ of the format, not 2"),
     (cut_short, "it is cut short"),
     (in_key, "its identity is damaged"),
     (length_of_identity, "its identity is damaged"),
     (in_list, "its list of backends is damaged"),
-    (place_of_list, "its list of backends is damaged"),
-    (which_list_holds, "its list of backends is damaged"),
+    (place_of_list, "its head is damaged"),
+    (which_list_holds, "its head is damaged"),
 ]
 
 
@@ -400,6 +400,65 @@ def test_a_damaged_file_is_set_aside(folder: Path, damage: Callable[[Path], None
     fill(second, 5)
     second.end(keep=False)
     assert [path.name for path in folder.iterdir()] == ["flows.rejected"]
+
+
+def test_each_bit_of_the_head(folder: Path) -> None:
+    """One flipped bit, anywhere, ends in rejection; set right again, the file is what it was. Both lists have a place,
+    or a wrong one of the list that does not hold would have nothing to be wrong about."""
+    here = settings(folder)
+    first = Life(here)
+    placed, flows = fill(first, 5), first.flows()
+    first.file.save(first.saved() | {"note": 1})
+    first.end()
+    path, rejected = folder / "flows", folder / "flows.rejected"
+    for bit in range(8 * flowfile.HEAD_BYTES):
+        flip(path, bit // 8, 1 << bit % 8)
+        with structlog.testing.capture_logs() as logs:
+            file = open_file(here, {})
+        assert file is not None
+        assert (file.found, [line["file"] for line in logs]) == (None, [str(rejected)]), f"bit {bit}"
+        file.close(keep=False)
+        rejected.rename(path)
+        flip(path, bit // 8, 1 << bit % 8)
+    second = Life(here)
+    assert (second.said(), second.flows()) == ("taken over", flows)
+    second.file.save(second.saved())
+    assert {key: second.send(opening(*key, "A"))[2] for key in placed} == placed
+    second.end(keep=False)
+
+
+END = 10_000  # of a table, where lists may begin
+PLACES: list[tuple[list[tuple[int, int]], bool]] = [
+    ([(0, 0), (END, 5000)], True),
+    ([(END, 5000), (0, 0)], True),
+    ([(END, 5000), (END + 5000, 5000)], True),
+    ([(END + 5000, 5000), (END, 5000)], True),
+    ([(END - 1, 5000), (0, 0)], False),  # in the table
+    ([(0, 5000), (END, 5000)], False),  # over the head
+    ([(END, 5001), (END + 5000, 5000)], False),  # one in the other
+    ([(END, 5000), (END, 5000)], False),
+    ([(END + 5000, 5001), (END, 5000)], False),  # beyond the end
+    ([(END, 2**64 - END), (0, 0)], False),
+    ([(END, 0), (END + 5000, 5000)], False),  # no room for anything
+]
+
+
+@pytest.mark.parametrize(("lists", "fit"), PLACES)
+def test_where_lists_may_be(lists: list[tuple[int, int]], fit: bool) -> None:
+    assert flowfile.lists_fit(lists, END, END + 10_000) == fit
+
+
+def test_a_head_that_puts_a_list_into_the_table(folder: Path) -> None:
+    """Its digest is right, and it is not believed."""
+    here = settings(folder)
+    first = Life(here)
+    fill(first, 5)
+    first.file._lists[(first.file._sequence + 1) % 2] = (LARGE_PAGE, 1 << 16)
+    first.file._write_head(first.file._sequence)
+    first.end()
+    second = Life(here)
+    assert second.said() == "its lists of backends are not where they can be"
+    second.end(keep=False)
 
 
 OTHERS: list[tuple[dict[str, Any], str]] = [
@@ -525,6 +584,39 @@ def test_more_damage_than_is_bearable(folder: Path, offset: int) -> None:
     third = Life(here)
     assert (third.said(), len(third.flows())) == ("taken over", 200)
     third.end(keep=False)
+
+
+def damaged_later(folder: Path, monkeypatch: pytest.MonkeyPatch, offset: int, bit: int) -> Life:
+    """A life whose table is damaged in one entry when all have been verified already."""
+    table, verify = Table(folder / "flows"), flowfile.FlowFile.take_over
+
+    def verify_and_damage(*given: Any) -> FlowMemory | None:
+        memory = verify(*given)
+        table.flip(offset, 0, bit)
+        return memory
+
+    monkeypatch.setattr(flowfile.FlowFile, "take_over", verify_and_damage)
+    return Life(settings(folder, SERVICES[1]))
+
+
+@pytest.mark.parametrize(("offset", "bit", "kept", "taken"), [(10, 0x40, 9, 1), (16 + 43, 0x80, 10, 1)])
+def test_what_is_damaged_later_ends_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, offset: int, bit: int, kept: int, taken: int
+) -> None:
+    """A backend that no counter has: the entry goes. A source port that the flow never had: it is not given back."""
+    first = Life(settings(folder, SERVICES[1]))
+    fill_full(first, 10)
+    first.end()
+    second = damaged_later(folder, monkeypatch, offset, bit)
+    assert (len(second.flows()), second.counts_agree(), second.ports()[4, 6]) == (kept, True, 10)
+    second.pipelines[0].renew(range(1, second.ids.highest + 1))
+    assert (second.flows(), second.counts_agree(), second.ports()[4, 6]) == (set(), True, taken)
+    second.end(keep=False)
+
+
+def fill_full(life: Life, clients: int) -> None:
+    for client in range(clients):
+        assert life.send(opening(1, client))[0] == "scheduled"
 
 
 def test_killed_in_the_middle_of_a_move(folder: Path) -> None:
