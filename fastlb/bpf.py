@@ -136,7 +136,7 @@ _PROG_LOAD, _PROG_TEST_RUN, _PROG_NEXT_ID, _MAP_NEXT_ID = 5, 10, 11, 12
 _PROG_FD_BY_ID, _MAP_FD_BY_ID, _INFO_BY_FD = 13, 14, 15
 _SYSCALL = {"x86_64": 321, "aarch64": 280}
 
-_MAP_TYPE_HASH, _MAP_TYPE_ARRAY = 1, 2
+_MAP_TYPE_HASH, _MAP_TYPE_ARRAY, _MAP_TYPE_LRU_HASH = 1, 2, 9
 _F_NO_PREALLOC, _F_MMAPABLE = 1, 1 << 10
 _NAME_AT = {_PROG_FD_BY_ID: 64, _MAP_FD_BY_ID: 24}  # in struct bpf_prog_info and struct bpf_map_info
 _NAME_SIZE = 16  # with the terminating zero
@@ -229,6 +229,14 @@ class HashMap(Map):
     def __init__(self, name: str, key_size: int, value_size: int, max_entries: int):
         """Sizes in bytes; ``name`` has at most 15 characters. Raises KernelError."""
         super().__init__(name, _MAP_TYPE_HASH, key_size, value_size, max_entries, _F_NO_PREALLOC)
+
+
+class RecentMap(Map):
+    """Entries of any key, their memory taken at once; a full one gives up those that were not used for the longest."""
+
+    def __init__(self, name: str, key_size: int, value_size: int, max_entries: int):
+        """As of ``HashMap``. Raises KernelError."""
+        super().__init__(name, _MAP_TYPE_LRU_HASH, key_size, value_size, max_entries, 0)
 
 
 class Value(Map):

@@ -23,11 +23,11 @@ from ipaddress import IPv4Address, IPv6Address, ip_network
 from types import TracebackType
 from typing import NamedTuple, TypeAlias
 
-from fastlb import bpf, programs
+from fastlb import bpf, datagrams, programs
 from fastlb.errors import KernelError
 from fastlb.programs import ACT_SHOT, CACHE_LINE, KEY_SIZE, LAST, SHAPE_BITS, SLOT_SHIFT, SLOTS_AT, Lookup, Maps
-from fastlb.programs import LATER as LATER
 from fastlb.programs import SHARDS as SHARDS
+from fastlb.scratch import LATER as LATER
 from fastlb.shapes import MAX_SHAPES, PORT_BITS, Shape
 
 Address: TypeAlias = "IPv4Address | IPv6Address"
@@ -116,6 +116,8 @@ class Classifier:
                     ("vips", True), ("replies", True), ("full", True), ("sources", False), ("locals", False)
                 )
             )  # fmt: skip
+            self._datagrams = datagrams.new_map()
+            undo.callback(self._datagrams.close)
             self._source_ports = None
             if sources is not None:
                 self._source_ports = (sources.first, sources.last)
@@ -208,7 +210,7 @@ class Classifier:
     def _maps(self) -> Maps:
         return Maps(
             self._vips.lookup, self._replies.lookup, self._full_replies.lookup, self._sources.lookup.map,
-            self._locals.lookup.map, self._source_ports,
+            self._locals.lookup.map, self._datagrams.fd, self._source_ports,
         )  # fmt: skip
 
     def _load_steering(self, undo: ExitStack) -> None:

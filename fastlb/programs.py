@@ -5,8 +5,10 @@ The rules, in order:
     not PACKET_HOST (another host's, broadcast, outgoing)              not ours
     not IPv4 or IPv6, with at most one inline 802.1Q/802.1ad tag       not ours
     cut before the ports; an ICMP fragment                             not ours
-    a fragment without ports: is asked about by its addresses alone, as protocol + LATER with port 0, and with
-                                                 several workers goes to the one of the client's address
+    a fragment of IPv6 with more headers before its ports           not ours
+    a fragment without ports, of a datagram in ``datagrams``           not ours
+    another one: is asked about by its addresses alone, as protocol + LATER with port 0, and with several workers
+                                                 goes to the one of the client's address
     an ICMP error about a TCP or UDP packet      is asked about as that packet's answer would be: the quoted
                                                  addresses and ports, the other way round
     an echo request to an address of ``vips``    ours
@@ -29,18 +31,14 @@ All run after the kernel has taken the outer VLAN tag out of the frame. All but 
 Ethernet header on: the socket must be SOCK_RAW, the device an Ethernet one. A fanout group is asked before the header
 is put back: it sees the frame from the network header, or the inline tag, on.
 
+``datagrams`` has those of which the host got the first fragment, though the later ones, by their addresses, would be
+ours (datagrams.py): the first fragment of a datagram decides for all of it.
+
 The ports of a header with a lying length field may be read from padding: such a frame is "ours", and the
 pipeline, which parses with care, drops and counts it.
 
 A key is 20 bytes, on the wire's order: address (IPv4: 12 zero bytes, then 4), port, protocol, and the family with the
-number of the key's shape above it (0: whole address and port). The program builds keys in place. An IPv6 header, loaded
-to fp-48 with the four bytes behind it, already lies as two overlapping keys; an IPv4 header is loaded so that its
-destination and the ports fall on the same places, and the source is moved:
-
-    fp-48    fp-40                  fp-24                  fp-8         fp-4
-      | rest   | source (16)          | destination (16)     | ports (4)  |
-                                      '---- key of the destination -------'
-               '---- key of the source (20) -----'       (completed when the other is not needed)
+number of the key's shape above it (0: whole address and port). The program builds keys in place (scratch.py).
 """
 
 from __future__ import annotations
@@ -50,11 +48,38 @@ from socket import htons
 from typing import NamedTuple, TypeAlias
 
 from fastlb.bpf import Assembler, Reg, Size
+from fastlb.datagrams import ask_of_fragment, jump_if_first, settle_first
+from fastlb.scratch import (
+    COUNT,
+    DESTINATION,
+    FP,
+    KEY_FAMILY,
+    KEY_PORT,
+    KEY_PROTOCOL,
+    LATER,
+    MASKED,
+    NUMBER,
+    PORTS,
+    R0,
+    R1,
+    R2,
+    R3,
+    R4,
+    R6,
+    R7,
+    R8,
+    R9,
+    SOURCE,
+    TCP,
+    UDP,
+    complete_key,
+    if_found,
+    load_bytes,
+)  # fmt: skip
 from fastlb.shapes import MAX_SHAPES
 
 Emit: TypeAlias = Callable[[Assembler], None]  # adds instructions to a program
 
-LATER = 0x80  # in a key's protocol: fragments without ports
 SHARDS = 64  # of the flow table, by the client's address and port
 ACT_SHOT = 2  # what the guard returns for a frame that is ours
 CACHE_LINE = 64
@@ -64,9 +89,6 @@ SHAPE_BITS = 3  # above the family in a key's last byte: the number of its shape
 SLOT_SHIFT = 5  # of a shape: the masks of address and port, laid out like a key, and a key's last byte
 LAST, SLOTS_AT = 0, 8  # in the value that holds a map's shapes: the number of the last one in use; slot 1
 
-R0, R1, R2, R3, R4, _, R6, R7, R8, R9, FP = Reg
-
-_MAP_LOOKUP, _SKB_LOAD_BYTES = 1, 26  # helpers; neither is for GPL programs only
 _SKB_PKT_TYPE, _SKB_PROTOCOL = 4, 16  # offsets in struct __sk_buff
 _PACKET_HOST = 0
 _WHOLE_FRAME, _NOTHING = 0x7FFFFFFF, 0  # a socket filter returns how many bytes to keep
@@ -77,20 +99,17 @@ _FROM_ETHERNET, _FROM_NETWORK = _ETH_HEADER, 0  # where a program finds the netw
 _ETH_IPV4, _ETH_IPV6, _ETH_8021Q, _ETH_8021AD = map(htons, (0x0800, 0x86DD, 0x8100, 0x88A8))
 _IPV4_PLAIN = 0x45  # version 4, no options
 _IPV4_FRAGMENT = htons(0x3FFF)  # more fragments, or an offset
-_TCP, _UDP, _ICMP, _ICMPV6 = 6, 17, 1, 58
+_ICMP, _ICMPV6 = 1, 58
 _ICMP_HEADER = 8
 _ECHO, _ECHO6 = 8, 128
 _ERRORS = (3, 11, 12)  # destination unreachable, time exceeded, parameter problem (RFC 792)
 _ERRORS6 = (1, 2, 3, 4)  # with packet too big (RFC 4443)
 _IPV4_OFFSET = htons(0x1FFF)  # a fragment that is not the first
 _AUTHENTICATION, _FRAGMENT = 51, 44
-_IPV6_OFFSET = htons(0xFFF8)
+_IPV6_OFFSET, _IPV6_MORE = htons(0xFFF8), htons(1)
 _EXTENSIONS = (0, 43, 60, _AUTHENTICATION)  # hop-by-hop, routing, destination options
 _MAX_EXTENSIONS = 6
-_SOURCE, _DESTINATION, _PORTS = -40, -24, -8  # on the stack, see above
-_KEY_PORT, _KEY_PROTOCOL, _KEY_FAMILY = 16, 18, 19
 _SLOT_KIND = 18  # of a slot: a key's last byte
-_MASKED, _COUNT = -72, -80  # on the stack: the key of a shape, and how many shapes have been tried
 _SHARD_FACTOR = 0x9E3779B1 - (1 << 32)  # an immediate is signed; the lower 32 bits of a product do not care
 _SHARD_BITS = 6
 
@@ -110,6 +129,7 @@ class Maps(NamedTuple):
     full_replies: Lookup
     sources: int
     locals: int
+    datagrams: int
     source_ports: tuple[int, int] | None  # the range; None: there are no sources
 
 
@@ -159,7 +179,8 @@ def _classification(maps: Maps, network: int, ours: Emit, not_ours: int, first: 
     "to_source". It finds the source address at fp-40 (to a VIP) or the destination at fp-24 (a reply), 16 bytes as in a
     key, and both ports in R7.
 
-    R6 the frame's context, R7 offset of the next header (later: the ports), R8 protocol, R9 family.
+    R6 the frame's context, R7 offset of the next header (later: the ports), R8 protocol (above it what is said of
+    fragments), R9 family.
     """
     a = Assembler()
     if first is not None:
@@ -167,6 +188,7 @@ def _classification(maps: Maps, network: int, ours: Emit, not_ours: int, first: 
     _link_layer(a, network)
     _ipv6(a)
     _ipv4(a)
+    ask_of_fragment(a, maps.datagrams)
     _lookups(a, maps)
     ours(a)
     _icmp(a, maps)
@@ -189,8 +211,8 @@ def _link_layer(a: Assembler, network: int) -> None:
     a.jump_if(R8, "==", _ETH_8021Q, "tag")
     a.jump_if(R8, "!=", _ETH_8021AD, "not_ours")
     a.label("tag")
-    _load_bytes(a, _PORTS, _VLAN_TAG)
-    a.load(R8, FP, _PORTS + 2, Size.U16)
+    load_bytes(a, PORTS, _VLAN_TAG)
+    a.load(R8, FP, PORTS + 2, Size.U16)
     a.alu(R7, "+", _VLAN_TAG)
     a.jump_if(R8, "==", _ETH_IPV4, "ipv4")
     a.jump_if(R8, "!=", _ETH_IPV6, "not_ours")
@@ -200,20 +222,20 @@ def _ipv6(a: Assembler) -> None:
     """RFC 8200, section 4: walk the extension headers; what follows the Fragment header of a later one is no header."""
     header = -48
     a.label("ipv6")
-    _load_bytes(a, header, 44)
+    load_bytes(a, header, 44)
     a.load(R1, FP, header, Size.U8)
     a.alu(R1, ">>", 4)
     a.jump_if(R1, "!=", 6, "not_ours")
     a.load(R8, FP, header + 6, Size.U8)
     a.alu(R9, "=", 6)
-    a.jump_if(R8, "==", _TCP, "ports")
-    a.jump_if(R8, "==", _UDP, "ports")
+    a.jump_if(R8, "==", TCP, "ports")
+    a.jump_if(R8, "==", UDP, "ports")
     a.jump_if(R8, "==", _ICMPV6, "icmpv6")
     a.alu(R7, "+", 40)
     for number in range(_MAX_EXTENSIONS):
         _skip_extension(a, f"{number}")
-        a.jump_if(R8, "==", _TCP, "load_ports")
-        a.jump_if(R8, "==", _UDP, "load_ports")
+        a.jump_if(R8, "==", TCP, "load_ports")
+        a.jump_if(R8, "==", UDP, "load_ports")
     a.jump("not_ours")
 
 
@@ -222,15 +244,16 @@ def _skip_extension(a: Assembler, suffix: str) -> None:
     for extension in _EXTENSIONS:
         a.jump_if(R8, "==", extension, "extension" + suffix)
     a.jump_if(R8, "!=", _FRAGMENT, "not_ours")
-    _load_bytes(a, _PORTS, 8)
+    load_bytes(a, PORTS, 8)
     a.alu(R7, "+", 8)
-    a.load(R8, FP, _PORTS, Size.U8)
-    a.load(R1, FP, _PORTS + 2, Size.U16)
+    a.load(R8, FP, PORTS, Size.U8)
+    a.load(R1, FP, PORTS + 2, Size.U16)
     a.jump_if(R1, "&", _IPV6_OFFSET, "later")
+    a.jump_if(R1, "&", _IPV6_MORE, "first")
     a.jump("skipped" + suffix)
     a.label("extension" + suffix)
-    _load_bytes(a, _PORTS, 2)
-    a.load(R1, FP, _PORTS + 1, Size.U8)
+    load_bytes(a, PORTS, 2)
+    a.load(R1, FP, PORTS + 1, Size.U8)
     a.alu(R1, "+", 1)
     a.alu(R1, "<<", 3)
     a.jump_if(R8, "!=", _AUTHENTICATION, "measured" + suffix)
@@ -238,7 +261,7 @@ def _skip_extension(a: Assembler, suffix: str) -> None:
     a.alu(R1, "+", 4)
     a.label("measured" + suffix)
     a.alu(R7, "+", R1)
-    a.load(R8, FP, _PORTS, Size.U8)
+    a.load(R8, FP, PORTS, Size.U8)
     a.label("skipped" + suffix)
 
 
@@ -246,23 +269,24 @@ def _ipv4(a: Assembler) -> None:
     """Falls through to the ports; without options they have come with the header."""
     header = -28
     a.label("ipv4")
-    _load_bytes(a, header, 24, otherwise="short")
+    load_bytes(a, header, 24, otherwise="short")
     a.load(R3, FP, header + 6, Size.U16)
     a.load(R8, FP, header + 9, Size.U8)
-    a.jump_if(R8, "==", _TCP, "transport")
+    a.jump_if(R8, "==", TCP, "transport")
     a.jump_if(R8, "==", _ICMP, "icmp")
-    a.jump_if(R8, "!=", _UDP, "not_ours")
+    a.jump_if(R8, "!=", UDP, "not_ours")
     a.label("transport")
     a.load(R1, FP, header, Size.U8)
     a.load(R2, FP, header + 12, Size.U32)
+    a.load(R4, FP, header + 4, Size.U16)
     _widen_addresses(a, R2)
     a.alu(R9, "=", 4)
-    a.jump_if(R3, "&", _IPV4_OFFSET, "later4")
+    a.jump_if(R3, "&", _IPV4_FRAGMENT, "fragment4")
     a.jump_if(R1, "==", _IPV4_PLAIN, "ports")
     _add_ipv4_header(a)
     a.jump("load_ports")
     a.label("short")  # the last fragment may have a single byte
-    _load_bytes(a, header, 20)
+    load_bytes(a, header, 20)
     a.load(R3, FP, header + 6, Size.U16)
     a.jump_if(R3, "&", _IPV4_OFFSET, "short_fragment")
     a.jump("not_ours")
@@ -270,27 +294,22 @@ def _ipv4(a: Assembler) -> None:
     a.load(R8, FP, header + 9, Size.U8)
     a.load(R1, FP, header, Size.U8)
     a.load(R2, FP, header + 12, Size.U32)
+    a.load(R4, FP, header + 4, Size.U16)
     _widen_addresses(a, R2)
     a.alu(R9, "=", 4)
-    a.label("later4")
-    _check_ipv4_header(a)
-    a.label("later")
-    a.jump_if(R8, "==", _TCP, "portless")
-    a.jump_if(R8, "!=", _UDP, "not_ours")
-    a.label("portless")
-    a.alu(R7, "=", 0)
-    a.alu(R8, "|", LATER)
-    a.alu(R1, "=", 0)
-    a.jump("asked")
+    a.label("fragment4")
+    a.store(FP, NUMBER, R4, Size.U32)
+    _add_ipv4_header(a)
+    a.jump_if(R3, "&", _IPV4_OFFSET, "later")
 
 
 def _widen_addresses(a: Assembler, source: Reg) -> None:
     """Both addresses as in a key; the destination's four bytes are in place already."""
-    a.store(FP, _SOURCE, 0, Size.U64)
-    a.store(FP, _SOURCE + 8, 0, Size.U32)
-    a.store(FP, _SOURCE + 12, source, Size.U32)
-    a.store(FP, _DESTINATION, 0, Size.U64)
-    a.store(FP, _DESTINATION + 8, 0, Size.U32)
+    a.store(FP, SOURCE, 0, Size.U64)
+    a.store(FP, SOURCE + 8, 0, Size.U32)
+    a.store(FP, SOURCE + 12, source, Size.U32)
+    a.store(FP, DESTINATION, 0, Size.U64)
+    a.store(FP, DESTINATION + 8, 0, Size.U32)
 
 
 def _icmp(a: Assembler, maps: Maps) -> None:
@@ -302,15 +321,15 @@ def _icmp(a: Assembler, maps: Maps) -> None:
     a.load(R2, FP, header + 12, Size.U32)
     _widen_addresses(a, R2)
     a.alu(R9, "=", 4)
-    _load_bytes(a, _PORTS, 4)
-    a.load(R1, FP, _PORTS, Size.U8)
+    load_bytes(a, PORTS, 4)
+    a.load(R1, FP, PORTS, Size.U8)
     a.jump_if(R1, "==", _ECHO, "echo")
     for kind in _ERRORS:
         a.jump_if(R1, "==", kind, "quoted")
     a.jump("not_ours")
     a.label("quoted")
     a.alu(R7, "+", _ICMP_HEADER)
-    _load_bytes(a, header, 20)
+    load_bytes(a, header, 20)
     a.load(R1, FP, header + 6, Size.U16)
     a.jump_if(R1, "&", _IPV4_OFFSET, "not_ours")
     a.load(R8, FP, header + 9, Size.U8)
@@ -319,23 +338,23 @@ def _icmp(a: Assembler, maps: Maps) -> None:
     a.load(R1, FP, header + 12, Size.U32)
     a.store(FP, header + 16, R1, Size.U32)
     _widen_addresses(a, R2)
-    _load_bytes(a, _PORTS, 4)
+    load_bytes(a, PORTS, 4)
     a.label("quoted_ports")
-    a.jump_if(R8, "==", _TCP, "swap")
-    a.jump_if(R8, "!=", _UDP, "not_ours")
+    a.jump_if(R8, "==", TCP, "swap")
+    a.jump_if(R8, "!=", UDP, "not_ours")
     a.label("swap")
-    a.load(R1, FP, _PORTS, Size.U16)
-    a.load(R2, FP, _PORTS + 2, Size.U16)
-    a.store(FP, _PORTS, R2, Size.U16)
-    a.store(FP, _PORTS + 2, R1, Size.U16)
+    a.load(R1, FP, PORTS, Size.U16)
+    a.load(R2, FP, PORTS + 2, Size.U16)
+    a.store(FP, PORTS, R2, Size.U16)
+    a.store(FP, PORTS + 2, R1, Size.U16)
     a.jump("ports")
     a.label("echo")
     a.alu(R1, "=", 0)
     a.alu(R7, "=", 0)
     a.alu(R8, "=", 0)
-    _complete_key(a, _DESTINATION, R1)
-    _if_found(a, maps.vips.map, _DESTINATION, "to_vip")
-    _if_shaped(a, maps.vips, _DESTINATION, "to_vip", "echo")
+    complete_key(a, DESTINATION, R1)
+    if_found(a, maps.vips.map, DESTINATION, "to_vip")
+    _if_shaped(a, maps.vips, DESTINATION, "to_vip", "echo")
     a.jump("not_ours")
 
 
@@ -344,29 +363,29 @@ def _icmpv6(a: Assembler) -> None:
     fragment of one: that of a big datagram for which a link was too narrow."""
     header = -48
     a.label("icmpv6")
-    a.load(R1, FP, _PORTS, Size.U8)
+    a.load(R1, FP, PORTS, Size.U8)
     a.jump_if(R1, "==", _ECHO6, "echo")
     for kind in _ERRORS6:
         a.jump_if(R1, "==", kind, "quoted6")
     a.jump("not_ours")
     a.label("quoted6")
     a.alu(R7, "+", 40 + _ICMP_HEADER)
-    _load_bytes(a, header, 44)
+    load_bytes(a, header, 44)
     a.load(R8, FP, header + 6, Size.U8)
     a.jump_if(R8, "!=", _FRAGMENT, "quoted6_whole")
     a.alu(R7, "+", 40)
-    _load_bytes(a, _PORTS, 8)
-    a.load(R8, FP, _PORTS, Size.U8)
-    a.load(R1, FP, _PORTS + 2, Size.U16)
+    load_bytes(a, PORTS, 8)
+    a.load(R8, FP, PORTS, Size.U8)
+    a.load(R1, FP, PORTS + 2, Size.U16)
     a.jump_if(R1, "&", _IPV6_OFFSET, "not_ours")
     a.alu(R7, "+", 8)
-    _load_bytes(a, _PORTS, 4)
+    load_bytes(a, PORTS, 4)
     a.label("quoted6_whole")
     for at in (0, 8):
-        a.load(R1, FP, _SOURCE + at, Size.U64)
-        a.load(R2, FP, _DESTINATION + at, Size.U64)
-        a.store(FP, _SOURCE + at, R2, Size.U64)
-        a.store(FP, _DESTINATION + at, R1, Size.U64)
+        a.load(R1, FP, SOURCE + at, Size.U64)
+        a.load(R2, FP, DESTINATION + at, Size.U64)
+        a.store(FP, SOURCE + at, R2, Size.U64)
+        a.store(FP, DESTINATION + at, R1, Size.U64)
     a.jump("quoted_ports")
 
 
@@ -394,31 +413,42 @@ def _add_ipv4_header(a: Assembler) -> None:
 def _lookups(a: Assembler, maps: Maps) -> None:
     """Falls through for a reply. Ports and addresses stay in network order, as in the keys."""
     a.label("load_ports")
-    _load_bytes(a, _PORTS, 4)
+    load_bytes(a, PORTS, 4)
     a.label("ports")
-    a.load(R7, FP, _PORTS, Size.U32)  # the source port in its lower half, the destination port in its upper
-    a.load(R1, FP, _PORTS + 2, Size.U16)
+    a.load(R7, FP, PORTS, Size.U32)  # the source port in its lower half, the destination port in its upper
+    a.load(R1, FP, PORTS + 2, Size.U16)
     a.label("asked")
-    _complete_key(a, _DESTINATION, R1)
-    _if_found(a, maps.vips.map, _DESTINATION, "to_vip")
-    _if_shaped(a, maps.vips, _DESTINATION, "to_vip", "vip")
+    complete_key(a, DESTINATION, R1)
+    if_found(a, maps.vips.map, DESTINATION, "vip")
+    _if_shaped(a, maps.vips, DESTINATION, "vip", "vip")
     if maps.source_ports is not None:
         _full_replies(a, maps, *maps.source_ports)
-    a.load(R6, FP, _DESTINATION, Size.U32)  # what the end of the other key is going to overwrite
-    _complete_key(a, _SOURCE, R7)
-    _if_found(a, maps.replies.map, _SOURCE, "reply")
-    _if_shaped(a, maps.replies, _SOURCE, "reply", "reply")
+    a.load(R6, FP, DESTINATION, Size.U32)  # what the end of the other key is going to overwrite
+    complete_key(a, SOURCE, R7)
+    if_found(a, maps.replies.map, SOURCE, "reply")
+    _if_shaped(a, maps.replies, SOURCE, "reply", "reply")
+    a.label("nobody")
+    jump_if_first(a, "nobody")
     a.jump("not_ours")
 
+    elsewhere = {"vip": "to_vip"} | ({"source": "to_source"} if maps.source_ports is not None else {})
+    for answer, onwards in elsewhere.items():
+        a.label(answer)
+        jump_if_first(a, answer)
+        a.jump(onwards)
+    settle_first(a, maps.datagrams, elsewhere | {"reply": "to_client"})
+
     a.label("reply")
-    a.store(FP, _DESTINATION, R6, Size.U32)
-    a.store(FP, _DESTINATION + _KEY_PORT, 0, Size.U16)
-    a.store(FP, _DESTINATION + _KEY_PROTOCOL, 0, Size.U8)
-    _if_found(a, maps.locals, _DESTINATION, "not_ours")
+    a.store(FP, DESTINATION, R6, Size.U32)
+    a.store(FP, DESTINATION + KEY_PORT, 0, Size.U16)
+    a.store(FP, DESTINATION + KEY_PROTOCOL, 0, Size.U8)
+    if_found(a, maps.locals, DESTINATION, "nobody")
+    jump_if_first(a, "reply")
+    a.label("to_client")
 
 
 def _full_replies(a: Assembler, maps: Maps, first: int, last: int) -> None:
-    """An answer in full NAT goes to "to_source"; everything else falls through, both keys as they were."""
+    """An answer in full NAT goes to "source"; everything else falls through, both keys as they were."""
     a.alu(R1, "=", R7)
     a.alu(R1, ">>", 16)
     a.alu(R1, "&", 0xFF)
@@ -430,16 +460,16 @@ def _full_replies(a: Assembler, maps: Maps, first: int, last: int) -> None:
     a.jump_if(R1, "<", first, "not_full")
     a.jump_if(R1, ">", last, "not_full")
     a.label("any_source_port")
-    a.store(FP, _DESTINATION + _KEY_PORT, 0, Size.U16)
-    a.store(FP, _DESTINATION + _KEY_PROTOCOL, 0, Size.U8)
-    _if_found(a, maps.sources, _DESTINATION, "source")
+    a.store(FP, DESTINATION + KEY_PORT, 0, Size.U16)
+    a.store(FP, DESTINATION + KEY_PROTOCOL, 0, Size.U8)
+    if_found(a, maps.sources, DESTINATION, "own_source")
     a.jump("not_full")
-    a.label("source")
-    a.load(R6, FP, _DESTINATION, Size.U32)
-    _complete_key(a, _SOURCE, R7)
-    _if_found(a, maps.full_replies.map, _SOURCE, "to_source")
-    _if_shaped(a, maps.full_replies, _SOURCE, "to_source", "full")
-    a.store(FP, _DESTINATION, R6, Size.U32)
+    a.label("own_source")
+    a.load(R6, FP, DESTINATION, Size.U32)
+    complete_key(a, SOURCE, R7)
+    if_found(a, maps.full_replies.map, SOURCE, "source")
+    _if_shaped(a, maps.full_replies, SOURCE, "source", "full")
+    a.store(FP, DESTINATION, R6, Size.U32)
     a.label("not_full")
 
 
@@ -449,9 +479,9 @@ def _if_shaped(a: Assembler, lookup: Lookup, key: int, found: str, name: str) ->
     A loop (Linux 5.3): written out for each shape, a program is larger than what kernels before 6.8 let a socket have.
     """
     a.alu(R1, "=", 0)
-    a.store(FP, _COUNT, R1, Size.U64)
+    a.store(FP, COUNT, R1, Size.U64)
     a.label(f"{name}_shape")
-    a.load(R4, FP, _COUNT, Size.U64)
+    a.load(R4, FP, COUNT, Size.U64)
     a.jump_if(R4, ">=", MAX_SHAPES, f"{name}_unshaped")
     a.map_value(R3, lookup.shapes)
     a.load(R1, R3, LAST, Size.U32)
@@ -460,46 +490,21 @@ def _if_shaped(a: Assembler, lookup: Lookup, key: int, found: str, name: str) ->
     a.alu(R1, "<<", SLOT_SHIFT)
     a.alu(R3, "+", R1)
     a.alu(R4, "+", 1)
-    a.store(FP, _COUNT, R4, Size.U64)
+    a.store(FP, COUNT, R4, Size.U64)
     a.load(R4, R3, SLOTS_AT + _SLOT_KIND, Size.U8)
     a.alu(R1, "=", R4)
     a.alu(R1, "&", (1 << SHAPE_BITS) - 1)
     a.jump_if(R1, "!=", R9, f"{name}_shape")
-    for at, size in ((0, Size.U64), (8, Size.U64), (_KEY_PORT, Size.U16)):
+    for at, size in ((0, Size.U64), (8, Size.U64), (KEY_PORT, Size.U16)):
         a.load(R1, FP, key + at, size)
         a.load(R2, R3, SLOTS_AT + at, size)
         a.alu(R1, "&", R2)
-        a.store(FP, _MASKED + at, R1, size)
-    a.store(FP, _MASKED + _KEY_PROTOCOL, R8, Size.U8)
-    a.store(FP, _MASKED + _KEY_FAMILY, R4, Size.U8)
-    _if_found(a, lookup.map, _MASKED, found)
+        a.store(FP, MASKED + at, R1, size)
+    a.store(FP, MASKED + KEY_PROTOCOL, R8, Size.U8)
+    a.store(FP, MASKED + KEY_FAMILY, R4, Size.U8)
+    if_found(a, lookup.map, MASKED, found)
     a.jump(f"{name}_shape")
     a.label(f"{name}_unshaped")
-
-
-def _complete_key(a: Assembler, key: int, port: Reg) -> None:
-    a.store(FP, key + _KEY_PORT, port, Size.U16)
-    a.store(FP, key + _KEY_PROTOCOL, R8, Size.U8)
-    a.store(FP, key + _KEY_FAMILY, R9, Size.U8)
-
-
-def _if_found(a: Assembler, map_fd: int, key: int, label: str) -> None:
-    a.map(R1, map_fd)
-    a.alu(R2, "=", FP)
-    a.alu(R2, "+", key)
-    a.call(_MAP_LOOKUP)
-    a.jump_if(R0, "!=", 0, label)
-
-
-def _load_bytes(a: Assembler, stack: int, length: int, otherwise: str = "not_ours") -> None:
-    """Copy from R7 in the frame to the stack, wherever the frame's bytes are; cut short: go to ``otherwise``."""
-    a.alu(R1, "=", R6)
-    a.alu(R2, "=", R7)
-    a.alu(R3, "=", FP)
-    a.alu(R3, "+", stack)
-    a.alu(R4, "=", length)
-    a.call(_SKB_LOAD_BYTES)
-    a.jump_if(R0, "!=", 0, otherwise)
 
 
 def _return(result: int) -> Emit:
@@ -556,11 +561,11 @@ def _unless_asleep(worker: int, asleep_fd: int) -> Emit:
 
 def _worker_of_client(a: Assembler, owners_fd: int) -> None:
     """R0 = the worker that owns the client's shard: ``shard_of`` of flowhash.pxd, on either leg; or a source port's."""
-    _load_address(a, _DESTINATION)
+    _load_address(a, DESTINATION)
     a.alu(R7, ">>", 16)
     a.jump("shard")
     a.label("to_vip")
-    _load_address(a, _SOURCE)
+    _load_address(a, SOURCE)
     a.alu(R7, "&", 0xFFFF)
     a.label("shard")
     a.alu(R1, "^", R2)

@@ -22,7 +22,7 @@ from fastlb.dataplane.flowhash cimport fingerprint as flow_fingerprint
 from fastlb.dataplane.machine cimport (
     claim, load_acquire_u64, mul_fold, must, store32, store_release_u32, store_release_u64)
 from fastlb.dataplane.reasons cimport DROP_FRAGMENT_OVERLAP
-from fastlb.dataplane.types cimport FAMILY_4, FRAGMENT_LATER, Addr, FlowTuple, Packet
+from fastlb.dataplane.types cimport FAMILY_4, FRAGMENT_LATER, LEG_NONE, Addr, FlowTuple, Packet
 from fastlb.dataplane.wire cimport IP4_CSUM, IP4_DST, IP4_SRC, IP6_DST, IP6_SRC, be_addr4, write_addr6
 
 
@@ -48,7 +48,7 @@ cdef struct FragmentNote:
     uint32_t claimed
     uint32_t time            # of the last fragment, in milliseconds
     uint32_t backend         # stable id; 0: the first fragment was dropped, or answered
-    uint32_t leg
+    uint32_t leg             # LEG_NONE: it was left to the host
     uint32_t units           # seen
     uint32_t end             # of the datagram, in bytes; 0: not known
     uint64_t seen[WORDS]
@@ -137,11 +137,15 @@ cdef inline FragmentNote *new_note(FragmentState *state, uint64_t key, uint32_t 
                 release(note)
         note += 1
     if oldest != NULL:
-        memset(oldest.seen, 0, sizeof(oldest.seen))
-        oldest.units = oldest.end = 0
-        oldest.time = now
-        store_release_u64(&oldest.key, key)
+        begin(oldest, key, now)
     return oldest
+
+
+cdef inline void begin(FragmentNote *note, uint64_t key, uint32_t now) noexcept nogil:
+    memset(note.seen, 0, sizeof(note.seen))
+    note.units = note.end = 0
+    note.time = now
+    store_release_u64(&note.key, key)
 
 
 cdef inline uint64_t bits(uint32_t first, uint32_t end) noexcept nogil:
@@ -186,12 +190,16 @@ cdef inline void finish(FragmentNote *note) noexcept nogil:
 
 
 cdef inline int admit_first(FragmentState *state, uint64_t key, uint32_t now) noexcept nogil:
-    """0, or the drop reason of a first fragment whose datagram has had one."""
+    """0, or the drop reason of a first fragment whose datagram has had one. One of the host's had the number before."""
     cdef FragmentNote *note = find_note(state, key, now)
+    cdef int reason = DROP_FRAGMENT_OVERLAP
     if note == NULL:
         return 0
+    if note.leg == LEG_NONE:
+        store_release_u64(&note.key, 0)
+        reason = 0
     release(note)
-    return DROP_FRAGMENT_OVERLAP
+    return reason
 
 
 cdef inline void note_first(
@@ -204,6 +212,21 @@ cdef inline void note_first(
     note.leg, note.backend = leg, backend
     note.client, note.vip = flow.client, flow.vip
     note.source, note.fingerprint = p.source, p.fingerprint
+    account(note, p, now)
+    finish(note)
+    state.noted = True
+
+
+cdef inline void note_passed(FragmentState *state, uint64_t key, const Packet *p, uint32_t now) noexcept nogil:
+    """A first fragment is the host's, and so are those that follow. Whatever had the number before is over."""
+    cdef FragmentNote *note = find_note(state, key, now)
+    if note == NULL:
+        note = new_note(state, key, now)
+    else:
+        begin(note, key, now)
+    if note == NULL:
+        return
+    note.leg, note.backend = LEG_NONE, 0
     account(note, p, now)
     finish(note)
     state.noted = True

@@ -93,8 +93,8 @@ cdef inline int parse_extensions(const uint8_t **cursor, const uint8_t *end, int
     for _walked in range(MAX_EXT_HEADERS):
         if following == EXT_FRAGMENT:
             following = parse_fragment_header(cursor, end, p)
-            if following < 0 or p.fragment == FRAGMENT_LATER:
-                return following
+            if following < 0 or p.fragment != FRAGMENT_NONE:
+                return following                         # other headers behind it: later ones would not show them
             continue
         if (following != EXT_HOP_BY_HOP and following != EXT_ROUTING and following != EXT_DEST_OPTS
                 and following != EXT_AUTH):

@@ -15,7 +15,7 @@ from fastlb.dataplane.conntrack cimport (
 from fastlb.dataplane.forward cimport answer, echo, forward_to_backend, forward_to_client, refuse, reset_flow
 from fastlb.dataplane.fragment cimport (
     FragmentNote, HeldFragment, account, admit_first, datagram_key, find_note, finish, held_at, hold, note_first,
-    waited)
+    note_passed, waited)
 from fastlb.dataplane.lookup cimport MISSING
 from fastlb.dataplane.machine cimport likely, must, prefetch, unlikely
 from fastlb.dataplane.parse cimport parse
@@ -28,8 +28,8 @@ from fastlb.dataplane.service cimport classify
 from fastlb.dataplane.state cimport PipelineState
 from fastlb.dataplane.track cimport backend_of_error, flow_of_error, may_begin, track_client, track_reply
 from fastlb.dataplane.types cimport (
-    BATCH, FORWARD_FULLNAT, FRAGMENT_LATER, FRAGMENT_NONE, GATE_LISTS, LEG_CLIENT, LEG_ECHO, LEG_NONE, LEG_REPLY,
-    FlowTuple, Packet, Service, Snapshot)
+    BATCH, FORWARD_FULLNAT, FRAGMENT_FIRST, FRAGMENT_LATER, FRAGMENT_NONE, GATE_LISTS, LATER_BIT, LEG_CLIENT, LEG_ECHO,
+    LEG_NONE, LEG_REPLY, FlowTuple, Packet, Service, Snapshot)
 
 
 cdef enum:
@@ -126,6 +126,10 @@ cdef inline int follow_first(
     cdef int fault
     if note == NULL:
         return VIA_HELD
+    if note.leg == LEG_NONE:
+        account(note, p, now)                            # the host may judge overlaps
+        finish(note)
+        return PASS_NO_SERVICE
     fault = account(note, p, now) if note.backend != 0 else DROP_FRAGMENT_UNKNOWN
     leg, p.backend, p.source, p.fingerprint = note.leg, note.backend, note.source, note.fingerprint
     flow.client, flow.vip = note.client, note.vip
@@ -155,6 +159,22 @@ cdef inline int dispatch_first(PipelineState *pipe, const Snapshot *snap, Packet
     reason = dispatch_packet(pipe, snap, p, &flow, now)
     note_first(&pipe.fragments, key, p, leg, p.backend if reason <= VIA_MAGLEV else 0, &flow, now)
     return reason
+
+
+cdef inline void pass_first(PipelineState *pipe, const Snapshot *snap, const Packet *p, uint32_t now) noexcept nogil:
+    """A first fragment is the host's. Its addresses alone may say otherwise of the later ones, which must follow it.
+
+    Seldom so in a running balancer: the filter keeps out both (datagrams.py).
+    """
+    cdef Packet later = p[0]
+    if p.fault:
+        return
+    later.fragment = FRAGMENT_LATER
+    later.asked |= LATER_BIT
+    later.be_sport = later.be_dport = 0
+    classify(snap.services, &pipe.flows, &later)
+    if later.leg != LEG_NONE:
+        note_passed(&pipe.fragments, datagram_key(pipe.flows.key, p), p, now)
 
 
 cdef inline int dispatch(PipelineState *pipe, const Snapshot *snap, Packet *p, uint32_t now) noexcept nogil:
@@ -218,6 +238,8 @@ cdef inline void run_batch(
         p = &packets[i]
         if likely(p.reason == 0):
             p.reason = <uint8_t>dispatch(pipe, snap, p, now)
+        elif unlikely(p.fragment == FRAGMENT_FIRST and p.reason == PASS_NO_SERVICE):
+            pass_first(pipe, snap, p, now)
         count_end(pipe, snap, p)
 
 
@@ -274,8 +296,8 @@ cdef inline Packet *next_settled(
     while at[0] < pipe.fragments.count:
         held = held_at(&pipe.fragments, at[0])
         reason = follow_first(pipe, snap, &held.packet, held.key, now)
-        if reason == VIA_HELD and waited(held, now):
-            reason = DROP_FRAGMENT_UNKNOWN
+        if reason == PASS_NO_SERVICE or (reason == VIA_HELD and waited(held, now)):
+            reason = DROP_FRAGMENT_UNKNOWN               # the host cannot have back what has been taken
         if reason != VIA_HELD:
             held.packet.reason = <uint8_t>reason
             count_end(pipe, snap, &held.packet)

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from fastlb import bpf, classifier
+from fastlb import bpf, classifier, datagrams
 from fastlb.classifier import LATER, SHARDS, Classifier, Key, Keys, Sources
 from fastlb.errors import KernelError
 from fastlb.shapes import blocks_of
@@ -55,11 +55,11 @@ def ethernet(payload: bytes, kind: int, mac: bytes = HOST, tags: tuple[int, ...]
 
 def ipv4(
     source: str, sport: int, target: str, dport: int, protocol: int = TCP, *, ihl: int = 5, version: int = 4,
-    fragment: int = DF, **link: Any,
+    fragment: int = DF, number: int = 1, **link: Any,
 ) -> bytes:  # fmt: skip
-    """An IPv4 frame; ``ihl`` below 5 only lies, above 5 adds options."""
+    """An IPv4 frame; ``ihl`` below 5 only lies, above 5 adds options. ``fragment``: flags, and the offset in units."""
     options, rest = bytes(4 * max(ihl - 5, 0)), struct.pack("!HH", sport, dport) + bytes(16)
-    header = struct.pack("!BBHHHBBH", version << 4 | ihl, 0, 40 + len(options), 1, fragment, 64, protocol, 0)
+    header = struct.pack("!BBHHHBBH", version << 4 | ihl, 0, 40 + len(options), number, fragment, 64, protocol, 0)
     addresses = ip_address(source).packed + ip_address(target).packed
     return ethernet(header + addresses + options + rest, 0x0800, **link)
 
@@ -81,9 +81,31 @@ def ipv6(
 
 def later6(source: str, target: str, protocol: int) -> bytes:
     """A fragment of IPv6 from 8 bytes on; what lies where ports would be is none."""
-    rest = struct.pack("!BBHI", protocol, 0, 8, 7) + struct.pack("!HH", 40000, 80) + bytes(16)
-    header = struct.pack("!IHBB", 6 << 28, len(rest), 44, 64)
-    return ethernet(header + ip_address(source).packed + ip_address(target).packed + rest, 0x86DD)
+    return part6(source, 40000, target, 80, protocol, 8, 7)
+
+
+def part6(
+    source: str, sport: int, target: str, dport: int, protocol: int, field: int, number: int, *, before: int = 0,
+    **link: Any,
+) -> bytes:  # fmt: skip
+    """A fragment of IPv6; ``field``: offset in bytes, and 1 if there are more; ``before``: hop-by-hop headers."""
+    kinds = [0] * before + [44]
+    chain = b"".join(bytes([following]) + bytes(7) for following in kinds[1:])
+    rest = chain + struct.pack("!BBHIHH", protocol, 0, field, number, sport, dport) + bytes(16)
+    header = struct.pack("!IHBB", 6 << 28, len(rest), kinds[0], 64)
+    return ethernet(header + ip_address(source).packed + ip_address(target).packed + rest, 0x86DD, **link)
+
+
+def part(
+    source: str, sport: int, target: str, dport: int, protocol: int, which: str, number: int, **link: Any
+) -> bytes:
+    """A fragment of either version: the first, a middle one, or the last."""
+    offset, more = {"first": (0, True), "middle": (8, True), "last": (1480, False)}[which]
+    if ":" in target:
+        return part6(source, sport, target, dport, protocol, offset | more, number, **link)
+    return ipv4(
+        source, sport, target, dport, protocol, fragment=(MF if more else 0) | offset // 8, number=number, **link
+    )
 
 
 def icmp(
@@ -145,7 +167,7 @@ FRAMES: list[tuple[str, bytes, bool]] = [
     ("version 6 under the type of ipv4", ipv4(CLIENT, 40000, VIP, 80, version=6), False),
     ("may be fragmented", ipv4(CLIENT, 40000, VIP, 80, fragment=0), True),
     ("first fragment", ipv4(CLIENT, 40000, VIP, 80, fragment=MF), True),
-    ("first fragment, other port", ipv4(CLIENT, 40000, VIP, 81, fragment=MF), False),
+    ("first fragment, other port", ipv4(CLIENT, 40000, VIP, 81, fragment=MF, number=2), False),
     ("middle fragment", ipv4(CLIENT, 1, VIP, 2, fragment=MF | 185), True),
     ("last fragment", ipv4(CLIENT, 1, VIP, 2, UDP, fragment=0x1FFF), True),
     ("last fragment, options", ipv4(CLIENT, 1, VIP, 2, UDP, fragment=0x1FFF, ihl=9), True),
@@ -174,6 +196,8 @@ FRAMES: list[tuple[str, bytes, bool]] = [
     ("fragment header, other port", ipv6(CLIENT6, 40000, VIP6, 81, TCP, ((44, 0),)), False),
     ("fragment header behind another", ipv6(CLIENT6, 40000, VIP6, 80, TCP, ((0, 0), (44, 0))), True),
     ("fragment header before another", ipv6(CLIENT6, 40000, VIP6, 80, TCP, ((44, 0), (60, 0))), True),
+    ("first fragment before another header", part6(CLIENT6, 40000, VIP6, 80, 60, 1, 7), False),
+    ("later fragment before another header", later6(CLIENT6, VIP6, 60), False),
     ("later fragment, ipv6", later6(CLIENT6, VIP6, TCP), True),
     ("later fragment, ipv6, other protocol", later6(CLIENT6, VIP6, UDP), False),
     ("later fragment of icmp, ipv6", later6(CLIENT6, VIP6, ICMP6), False),
@@ -462,6 +486,134 @@ def test_frame_in_full_nat(with_sources: Classifier, frame: bytes, ours: bool) -
 @pytest.mark.parametrize(("frame", "ours"), [row[1:] for row in FRAMES], ids=[row[0] for row in FRAMES])
 def test_sources_change_nothing_else(with_sources: Classifier, frame: bytes, ours: bool) -> None:
     assert takers(with_sources, frame) == all_say(ours)
+
+
+# Whose a datagram is, its first fragment decides: source, its port, destination, its port, protocol; ours.
+DATAGRAMS: list[tuple[str, tuple[str, int, str, int, int], bool]] = [
+    ("to a vip", (CLIENT, 40000, VIP, 80, TCP), True),
+    ("to another port of a vip", (CLIENT, 40000, VIP, 81, TCP), False),
+    ("to another port of a vip, udp", (CLIENT, 40000, VIP, 5001, UDP), False),
+    ("to a vip, ipv6", (CLIENT6, 40000, VIP6, 80, TCP), True),
+    ("to another port of a vip, ipv6", (CLIENT6, 40000, VIP6, 81, TCP), False),
+    ("a reply", (BACKEND, 8080, CLIENT, 40000, TCP), True),
+    ("a backend's own", (BACKEND, 514, CLIENT, 40000, TCP), False),
+    ("a reply, ipv6", (BACKEND6, 8080, CLIENT6, 40000, TCP), True),
+    ("a backend's own, ipv6", (BACKEND6, 514, CLIENT6, 40000, TCP), False),
+    ("a backend's own to the host", (BACKEND, 514, OWN, 40000, TCP), False),
+    ("a backend's, from its service's port, to another port of a vip that is the host's", (BACKEND, 8080, OWN, 82, TCP),
+     False),
+    ("an answer", (FULL, 8080, SNAT, 5000, TCP), True),
+    ("an answer to a socket of the host", (FULL, 8080, SNAT, 40000, TCP), False),
+    ("from another port to a source port", (FULL, 53, SNAT, 5000, TCP), False),
+    ("an answer, any port", (FULL_ANY, 99, SNAT, 5000, UDP), True),
+    ("an answer to a socket of the host, any port", (FULL_ANY, 99, SNAT, 40000, UDP), False),
+    ("an answer, ipv6", (FULL6, 8080, SNAT6, 5000, TCP), True),
+    ("an answer to a socket of the host, ipv6", (FULL6, 8080, SNAT6, 40000, TCP), False),
+    ("to another prefix's port", (CLIENT, 40000, "198.51.100.7", 81, TCP), False),
+    ("to a prefix's port", (CLIENT, 40000, "198.51.100.7", 80, TCP), True),
+]  # fmt: skip
+LATER_SHAPED = {Key(ip_address("198.51.100.0"), 0, LATER | TCP, 24, 16)}
+PROGRAMS = ("filter", "steering", "guard", "bell")
+
+
+def sees(classified: Classifier, program: str, frame: bytes) -> bool:
+    """One of the programs alone is given a frame: is it ours?"""
+    if program == "guard":
+        return classified.test(frame)
+    if program == "steering":
+        return run(classified.steer_fd, frame) > 0
+    if program == "filter":
+        return run(classified.filter_fd, frame, frame[:14]) > 0
+    return len(bells(classified, frame)) == 1
+
+
+@pytest.fixture(scope="module")
+def with_everything() -> Iterator[Classifier]:
+    with Classifier(WORKERS, SOURCES) as classified:
+        vips, replies = keys(VIPS) | SHAPED | LATER_SHAPED, keys(REPLIES) | SHAPED_REPLIES
+        classified.replace(Keys(vips, replies, keys(FULL_REPLIES)), map(ip_address, LOCALS))
+        classified.set_workers(OWNERS)
+        yield classified
+
+
+numbers = iter(range(100, 60_000))  # of datagrams, each of which is new
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize(("way", "ours"), [row[1:] for row in DATAGRAMS], ids=[row[0] for row in DATAGRAMS])
+def test_a_first_fragment_decides_for_all(
+    with_everything: Classifier, way: tuple[str, int, str, int, int], ours: bool, program: str
+) -> None:
+    """Whichever program meets it alone, all say the same of what follows, as often as it comes."""
+    number = next(numbers)
+    assert sees(with_everything, program, part(*way, "first", number)) is ours
+    for which in ("middle", "last", "middle", "first", "last"):
+        assert takers(with_everything, part(*way, which, number)) == all_say(ours), which
+
+
+@pytest.mark.parametrize(("protocol", "where"), [(TCP, (VIP, VIP6)), (UDP, (FULL_ANY, BACKEND6_ANY))])
+def test_numbers_come_again(with_everything: Classifier, protocol: int, where: tuple[str, str]) -> None:
+    """With a datagram that is ours, with the host's, and so on."""
+    ways = {
+        VIP: ((CLIENT, 40000, VIP, 80), (CLIENT, 40000, VIP, 81)),
+        VIP6: ((CLIENT6, 40000, VIP6, 80), (CLIENT6, 40000, VIP6, 81)),
+        FULL_ANY: ((FULL_ANY, 99, SNAT, 5000), (FULL_ANY, 99, SNAT, 40000)),
+        BACKEND6_ANY: ((BACKEND6_ANY, 99, CLIENT6, 5000), (BACKEND6_ANY, 99, OWN6, 5000)),
+    }
+    for address in where:
+        number = next(numbers)
+        for program in (*PROGRAMS, *reversed(PROGRAMS)):
+            for way, ours in zip(ways[address], (True, False), strict=True):
+                assert sees(with_everything, program, part(*way, protocol, "first", number)) is ours
+                assert takers(with_everything, part(*way, protocol, "last", number)) == all_say(ours)
+
+
+@pytest.mark.parametrize("link", [{"ihl": 9}, {"ihl": 15, "tags": (0x8100,)}], ids=["options", "options and a tag"])
+def test_headers_of_any_length_are_stepped_over(with_everything: Classifier, link: dict[str, Any]) -> None:
+    for way, ours in (((CLIENT, 40000, VIP, 80, TCP), True), ((CLIENT, 40000, VIP, 81, TCP), False)):
+        number = next(numbers)
+        assert takers(with_everything, part(*way, "first", number, **link)) == all_say(ours)
+        assert takers(with_everything, part(*way, "last", number)) == all_say(ours)
+        short = part(*way, "last", number, tags=(0x8100,))[: 14 + 4 + 20 + 1]
+        assert takers(with_everything, short) == all_say(ours)
+
+
+@pytest.mark.parametrize("link", [{"before": 1}, {"before": 5, "tags": (0x88A8,)}], ids=["a header", "five and a tag"])
+def test_headers_before_the_fragment_header_are_stepped_over(
+    with_everything: Classifier, link: dict[str, Any]
+) -> None:
+    for way, ours in (((CLIENT6, 40000, VIP6, 80, TCP), True), ((CLIENT6, 40000, VIP6, 81, TCP), False)):
+        number = next(numbers)
+        assert takers(with_everything, part(*way, "first", number, **link)) == all_say(ours)
+        assert takers(with_everything, part(*way, "last", number, **link)) == all_say(ours)
+
+
+def test_a_note_is_about_one_datagram(with_everything: Classifier) -> None:
+    """Of these addresses, this protocol and this number."""
+    number = next(numbers)
+    assert not with_everything.test(part(CLIENT, 40000, VIP, 81, TCP, "first", number))
+    assert not with_everything.test(part(CLIENT, 40000, VIP, 81, TCP, "last", number))
+    for source, target, protocol, other in (
+        (ELSEWHERE, VIP, TCP, number), (CLIENT, VIP_ANY, TCP, number), (CLIENT, VIP, UDP, number),
+        (CLIENT, VIP, TCP, next(numbers)),
+    ):  # fmt: skip
+        assert with_everything.test(part(source, 40000, target, 81, protocol, "last", other))
+
+
+def test_only_datagrams_that_would_be_taken_are_noted() -> None:
+    """And no more of them than there is room for; what was asked about last stays."""
+    with Classifier() as classified:
+        fill(classified)
+        for number in range(100):
+            for way in ((CLIENT, 1, ELSEWHERE, 2, UDP), (BACKEND_ANY, 514, OWN, 1, UDP), (CLIENT, 1, VIP, 80, TCP)):
+                classified.test(part(*way, "first", number))
+        assert not list(classified._datagrams.keys())
+        many = datagrams.MOST * 2
+        for number in range(many):
+            client = str(ip_address("10.64.0.0") + number)
+            assert not classified.test(part(client, 1, VIP, 81, TCP, "first", 5))
+            assert not classified.test(part(client, 1, VIP, 81, TCP, "last", 5))
+        assert 0 < len(list(classified._datagrams.keys())) <= datagrams.MOST
 
 
 def test_an_answer_belongs_to_the_worker_of_its_port_s_shard(with_sources: Classifier) -> None:

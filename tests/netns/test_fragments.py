@@ -79,6 +79,72 @@ def test_datagrams_of_every_size(lab: Lab, balancer: Balancer, forward: str, ver
         assert {name: lost[name] - drops[name] for name in lost if lost[name] != drops[name]} == {}
 
 
+# ---- what is the host's
+
+
+BIG = [1400, 4000, 8192, 30_000, 60_000] * 4
+STRANGER, OWN_PORT = 9999, 40_000  # a port of the client's that no service knows; one of the host's, beside snat_ports
+
+
+@pytest.fixture
+def router(lab: Lab) -> Iterator[None]:
+    """The balancer's host forwards what fastlb does not take, as the gateway of the backends."""
+    forwarding = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding")
+    for name in forwarding:
+        lab.sysctl("lb", name, 1)
+    yield
+    for name in forwarding:
+        lab.sysctl("lb", name, 0)
+
+
+def opened(family: int, where: tuple[str, int]) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    sock.settimeout(3)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+    sock.bind(where)
+    return sock
+
+
+@pytest.mark.parametrize("sport", [514, STRANGER])
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_backend_s_own_datagrams_pass_through_the_host(
+    lab: Lab, balancer: Balancer, router: None, version: int, sport: int
+) -> None:
+    """To the client of a service, between answers of that service."""
+    client = address("client", "eth0", version)
+    taken = balancer.status()["counters"]["drops"]
+    receiver = within(lab.namespace("client"), opened, FAMILY[version], (client, STRANGER))
+    sender = within(lab.namespace("b1"), opened, FAMILY[version], (address("b1", "eth0", version), sport))
+    with receiver, sender:
+        for size in BIG:
+            sender.sendto(random.Random(size).randbytes(size), (client, STRANGER))
+            assert receiver.recv(1 << 16) == random.Random(size).randbytes(size)
+            [answer] = within(lab.namespace("client"), echoed, ALL_VIPS["nat", version], version, [size])
+            assert answer.split(b" ", 1)[1] == random.Random(size).randbytes(size)
+    assert balancer.status()["counters"]["drops"] == taken
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_sockets_on_the_source_address_of_full_nat_get_whole_datagrams(
+    lab: Lab, balancer: Balancer, version: int
+) -> None:
+    """Answers of the very port that backends serve at, to a port that is none of full NAT's; and from another port."""
+    own, backend = address("lb", "eth1", version), address("b1", "eth0", version)
+    taken = balancer.status()["counters"]["drops"]
+    host = within(lab.namespace("lb"), opened, FAMILY[version], (own, OWN_PORT))
+    stranger = within(lab.namespace("b1"), opened, FAMILY[version], (backend, 514))
+    with host, stranger:
+        for size in BIG:
+            content = random.Random(size).randbytes(size)
+            host.sendto(content, (backend, ECHO))
+            assert host.recv(1 << 16).split(b" ", 1)[1] == content
+            stranger.sendto(content, (own, OWN_PORT))
+            assert host.recv(1 << 16) == content
+            [answer] = within(lab.namespace("client"), echoed, ALL_VIPS["fullnat", version], version, [size])
+            assert answer.split(b" ", 1)[1] == content
+    assert balancer.status()["counters"]["drops"] == taken
+
+
 # ---- storms
 
 

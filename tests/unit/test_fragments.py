@@ -255,6 +255,89 @@ def test_a_super_frame_whose_segments_are_promised_is_cut_shorter() -> None:
     assert b"".join(segment.segment[20:] for segment in segments) == raw[14 + HEADER[6] + 20 :]
 
 
+# --- what is the host's ---------------------------------------------------------
+
+
+def own_traffic(forward: str, version: int) -> list[bytes]:
+    """Datagrams that are none of the service's, though their addresses are: to another port of the VIP, a backend's."""
+    backend, client = BACKENDS[version][0], CLIENT[version]
+    ways = [(client, 40000, VIP[version], 81)]
+    if forward == "nat":
+        ways += [(backend, 514, client, 40000)]
+    if forward == "fullnat":
+        own = SNAT[0 if version == 4 else 1]
+        ways += [(backend, 514, own, 5000), (backend, 80, own, 50_000)]
+    return [frame(src, sport, dst, dport, "udp", payload=PAYLOAD) for src, sport, dst, dport in ways]
+
+
+@every_version
+@pytest.mark.parametrize("forward", ["nat", "fullnat", "dsr"])
+def test_later_fragments_follow_a_first_to_the_host(forward: str, version: int) -> None:
+    for raw in own_traffic(forward, version):
+        balancer = balancer_of(forward, version)
+        fragments = cut(raw, [1400, 1400])
+        for _ in range(2):  # and again with the same number
+            outs = [balancer.process(each) for each in fragments]
+            assert [(out.verdict, out.reason, out.frames) for out in outs] == [(Verdict.PASS, "no_service", [])] * 3
+        outs = [balancer.process(each) for each in (*fragments[:2], fragments[1], fragments[0], fragments[2])]
+        assert {out.reason for out in outs} == {"no_service"}
+        outs = balancer.process_batch(fragments, now=3.0)
+        assert [out.reason for out in outs] == ["no_service"] * 3
+        assert balancer.stats()["counters"]["passed"]["no_service"] == 14
+
+
+@every_version
+def test_a_later_fragment_that_overtook_its_first_cannot_go_back(version: int) -> None:
+    balancer = balancer_of("nat", version)
+    for raw in own_traffic("nat", version):
+        first, second, third = cut(raw, [1400, 1400])
+        reasons = [balancer.process(each, now=now).reason for each, now in ((second, 0.0), (first, 0.1), (third, 0.2))]
+        assert reasons == ["held", "no_service", "no_service"]
+    counters = balancer.stats()["counters"]
+    assert (counters["paths"]["held"], counters["drops"]["fragment_unknown"]) == (0, 2)
+
+
+@every_version
+@pytest.mark.parametrize("incomplete", [False, True])
+def test_a_number_goes_from_the_host_to_a_service_and_back(version: int, incomplete: bool) -> None:
+    """All of the datagrams have the same; where the last fragment is lost, what follows is no part of it."""
+    balancer = balancer_of("nat", version)
+    ours, others = (
+        cut(frame(CLIENT[version], 40000, VIP[version], port, "udp", payload=PAYLOAD), [1400, 1400])
+        for port in (80, 81)
+    )
+    end = 2 if incomplete else 3
+    for known in (False, True, True):
+        assert [balancer.process(each).reason for each in others[:end]] == ["no_service"] * end
+        outs = [balancer.process(each) for each in ours[:end]]
+        assert [out.reason for out in outs] == ["conntrack" if known else "scheduled", *["fragment"] * (end - 1)]
+        assert all(out.verdict is Verdict.FORWARD for out in outs)
+
+
+def test_fragments_of_strangers_leave_no_note() -> None:
+    """What no later fragment would be taken of is not remembered, and takes no place from what is."""
+    balancer = balancer_of("nat", 4)
+    first, *later = cut(datagram(4), [1400, 1400])
+    assert balancer.process(first).reason == "scheduled"
+    stranger = frame("192.0.2.1", 40000, "192.0.2.2", 80, "udp", payload=PAYLOAD)
+    for number in range(20_000):
+        assert balancer.process(cut(stranger, [1400], number)[0]).reason == "no_service"
+    assert {balancer.process(each).reason for each in later} == {"fragment"}
+
+
+def test_headers_behind_the_fragment_header_are_the_host_s() -> None:
+    """A later fragment would show the next of them instead of UDP: none of the datagram is ours. Whole ones are."""
+    balancer = balancer_of("nat", 6)
+    raw = datagram(6)
+    options = bytes([17, 0, 1, 4, 0, 0, 0, 0])  # UDP follows; padding
+    header = raw[14:20] + bytes([60]) + raw[21:54]
+    for offset, more in ((0, True), (8, True), (1400, False)):
+        piece = one_fragment(header, options + raw[54 : 54 + 1392], offset, more, 77)
+        assert balancer.process(piece).reason == "not_tcp_udp"
+    whole = one_fragment(header, options + datagram(6, b"?")[54:], 0, False, 77)
+    assert balancer.process(whole).reason == "scheduled"
+
+
 # --- what does not pass -------------------------------------------------------
 
 

@@ -1,0 +1,62 @@
+"""What the classification's code (programs.py, datagrams.py) has in common: registers, the stack, calls.
+
+Two keys lie on the stack and overlap. An IPv6 header, loaded to fp-48 with the four bytes behind it, has both in place;
+an IPv4 header is loaded so that its destination and the ports fall on the same places, and the source is moved:
+
+    fp-48    fp-40                  fp-24                  fp-8         fp-4
+      | rest   | source (16)          | destination (16)     | ports (4)  | number (4) of a datagram
+                                      '---- key of the destination -------'
+               '---- key of the source (20) -----'       (completed when the other is not needed)
+               '---- key of a datagram (40) --------------------------------------------'
+
+    R6 the frame's context    R7 offset of the next header, later the ports    R8 protocol, flags above it    R9 family
+"""
+
+from __future__ import annotations
+
+from fastlb.bpf import Assembler, Reg, Size
+
+R0, R1, R2, R3, R4, _, R6, R7, R8, R9, FP = Reg
+
+SOURCE, DESTINATION, PORTS, NUMBER = -40, -24, -8, -4
+MASKED, COUNT = -72, -80  # the key of a shape, and how many shapes have been tried
+DATAGRAM = -120  # its key, where nothing else is done to it
+KEY_PORT, KEY_PROTOCOL, KEY_FAMILY = 16, 18, 19  # in a key
+
+TCP, UDP = 6, 17
+LATER = 0x80  # in a key's protocol: fragments without ports
+FIRST, AGAIN = 0x100, 0x200  # above it: a first fragment; one that is asked about as a later one
+
+MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, SKB_LOAD_BYTES = 1, 2, 3, 26  # helpers; none is for GPL programs only
+
+
+def complete_key(a: Assembler, key: int, port: Reg) -> None:
+    """Behind the address: the port, the protocol in R8, the family in R9."""
+    a.store(FP, key + KEY_PORT, port, Size.U16)
+    a.store(FP, key + KEY_PROTOCOL, R8, Size.U8)
+    a.store(FP, key + KEY_FAMILY, R9, Size.U8)
+
+
+def call_with_key(a: Assembler, helper: int, map_fd: int, key: int) -> None:
+    """A helper of maps; R3 and R4, which some want, are the caller's. R1 to R5 are lost."""
+    a.map(R1, map_fd)
+    a.alu(R2, "=", FP)
+    a.alu(R2, "+", key)
+    a.call(helper)
+
+
+def if_found(a: Assembler, map_fd: int, key: int, label: str) -> None:
+    """Jump when the map has it."""
+    call_with_key(a, MAP_LOOKUP, map_fd, key)
+    a.jump_if(R0, "!=", 0, label)
+
+
+def load_bytes(a: Assembler, stack: int, length: int, otherwise: str = "not_ours") -> None:
+    """Copy from R7 in the frame to the stack, wherever the frame's bytes are; cut short: go to ``otherwise``."""
+    a.alu(R1, "=", R6)
+    a.alu(R2, "=", R7)
+    a.alu(R3, "=", FP)
+    a.alu(R3, "+", stack)
+    a.alu(R4, "=", length)
+    a.call(SKB_LOAD_BYTES)
+    a.jump_if(R0, "!=", 0, otherwise)
