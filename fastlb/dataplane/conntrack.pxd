@@ -105,6 +105,16 @@ cdef inline uint32_t first_state(const Packet *p) noexcept nogil:
     return FLOW_SYN if p.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN else FLOW_PICKED_UP
 
 
+cdef inline bint begins(uint32_t state, uint8_t flags) noexcept nogil:
+    """Does this SYN of a backend's answer that of a client?
+
+    On a flow that one side has closed it does: the old connection is over for the backend, which else would have
+    answered with an ACK of that (RFC 9293 section 3.10.7.4). The client's SYN alone says nothing, anybody can forge it.
+    """
+    return state == FLOW_SYN or (
+        flags & TCP_ACK != 0 and (state == FLOW_FIN_CLIENT or state == FLOW_FIN_BACKEND))
+
+
 cdef inline uint32_t next_tcp_state(uint32_t state, uint8_t flags, bint from_client, bint two_way) noexcept nogil:
     """The step function of a TCP flow, from what this balancer can see of it."""
     if flags & TCP_RST:
@@ -122,7 +132,7 @@ cdef inline uint32_t next_tcp_state(uint32_t state, uint8_t flags, bint from_cli
             return FLOW_CLOSING
         return FLOW_FIN_CLIENT if from_client else FLOW_FIN_BACKEND
     if flags & TCP_SYN:
-        return FLOW_SYN_ACK if state == FLOW_SYN and not from_client else state
+        return FLOW_SYN_ACK if not from_client and begins(state, flags) else state
     if state >= FLOW_ESTABLISHED:
         return state
     if not two_way:

@@ -477,7 +477,8 @@ def step(state: str, protocol: str, letters: str, from_client: bool, two_way: bo
     if "F" in letters:
         return "closing" if not two_way or state == theirs else mine
     if "S" in letters:
-        return "syn-ack" if state == "syn" and not from_client else state
+        reopened = "A" in letters and state in ("fin-client", "fin-backend")
+        return "syn-ack" if not from_client and (state == "syn" or reopened) else state
     if not two_way and state in ("syn", "picked-up"):
         return "established"
     answers = {("syn", False), ("syn-ack", True), ("picked-up", False)}

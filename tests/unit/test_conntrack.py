@@ -59,6 +59,22 @@ TWO_WAY = [
     (">S <SA >A <FA", "fin-backend"),
     (">S <SA >A <FA <FA", "fin-backend"),
     (">S <SA >A <FA >A", "fin-backend"),
+    (">S <SA >A <FA >S", "fin-backend"),  # anybody can forge a SYN
+    (">S <SA >A >FA >S", "fin-client"),
+    (">S <SA >A <FA >S <A", "fin-backend"),  # a challenge ACK: the backend has the old connection still
+    (">S <SA >A >FA >S <A", "fin-client"),
+    (">S <SA >A <FA >S <A >R", "reset"),
+    (">S <SA >A >FA <S", "fin-client"),
+    (">S <SA >A <FA >S <SA", "syn-ack"),  # it has not, and a new one begins
+    (">S <SA >A >FA >S <SA", "syn-ack"),
+    (">S <SA >A <FA >S <SA >A", "established"),
+    (">S <SA >A >FA >S <SA >A", "established"),
+    (">S <SA >A <FA >S <SA >A >AP <AP", "established"),
+    (">S <SA >A <FA >S <SA >A >FA", "fin-client"),  # the FIN of before is not this one's
+    (">S <SA >A >FA >S <SA >A <FA", "fin-backend"),
+    (">S <SA >A <FA >S <SA >A >FA <FA", "closing"),
+    (">S <SA >A <FA >S <RA", "reset"),
+    (">S <SA >A >FA <SA <A >A", "established"),  # a SYN-ACK sent again, before the backend saw the FIN
     (">S <SA >A >FA <FA", "closing"),
     (">S <SA >A <FA >FA", "closing"),
     (">S <SA >A >FA <FA >A", "closing"),
@@ -170,6 +186,10 @@ IDLE = [
     ("nat", ">S <SA >A >FA", 120),
     ("nat", ">S <SA >A <FA", 120),
     ("nat", ">S <SA >A <FA >AP <A", 120),
+    ("nat", ">S <SA >A <FA >S", 120),
+    ("nat", ">S <SA >A <FA >S <SA", 15),
+    ("nat", ">S <SA >A <FA >S <SA >A", 900),
+    ("nat", ">S <SA >A >FA >S <SA >A", 900),
     ("nat", ">S <SA >A >FA <FA", 30),
     ("nat", ">S <SA >A >R", 30),
     ("dsr", ">S", 15),
