@@ -34,10 +34,10 @@ from fastlb.dataplane.affinity cimport (
     ticks_left)
 from fastlb.dataplane.coalesce cimport init_coalescer, write_waiting
 from fastlb.dataplane.conntrack cimport (
-    ENTRIES, FLOW_CLOSING, FLOW_ESTABLISHED, FLOW_FIN_BACKEND, FLOW_FIN_CLIENT, FLOW_PICKED_UP, FLOW_RESET,
-    FLOW_STATES, FLOW_SYN, FLOW_SYN_ACK, FLOW_UDP, FLOW_UDP_NEW, MAX_BACKENDS, Bucket, FlowEntry, FlowTable,
-    backend_of, conflict_with, find_flow, find_reply, forget, gives_way, has_expired, is_over, owned_after, owns,
-    pool_of, state_of, tuple_of)
+    BACKEND_BITS, CHECK_BITS, ENTRIES, FLOW_CLOSING, FLOW_ESTABLISHED, FLOW_FIN_BACKEND, FLOW_FIN_CLIENT,
+    FLOW_PICKED_UP, FLOW_RESET, FLOW_STATES, FLOW_SYN, FLOW_SYN_ACK, FLOW_UDP, FLOW_UDP_NEW, MAX_BACKENDS, Bucket,
+    FlowEntry, FlowTable, backend_of, conflict_with, find_flow, find_reply, forget, gives_way, has_expired, is_over,
+    owned_after, owns, pool_of, state_of, tuple_of)
 from fastlb.dataplane.decap cimport (
     DECAP_REASONS, DECAP_TUN_REFUSED, DECAPSULATED, MODE_GRE, MODE_GUE, MODE_IPIP, decap_reason_name, run_decap,
     take_packet)

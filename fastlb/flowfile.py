@@ -37,7 +37,7 @@ from fastlb._core import FlowMemory, Services, flow_layout
 from fastlb.config import Config
 from fastlb.errors import FastlbError
 
-MAGIC, VERSION = b"fastlb\0\n", 2
+MAGIC, VERSION = b"fastlb\0\n", 3
 SHARED_MEMORY = Path("/dev/shm")
 REJECTED = ".rejected"
 MEMORY_FILE_SYSTEMS = {0x01021994: "tmpfs", 0x858458F6: "ramfs"}  # statfs(2), f_type

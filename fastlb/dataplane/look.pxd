@@ -8,7 +8,8 @@ What a worker moves from one bucket to another during a walk may be met twice, o
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from fastlb.dataplane.conntrack cimport ENTRIES, FLOW_STATES, FlowEntry, FlowTable, backend_of, is_stale, state_of
+from fastlb.dataplane.conntrack cimport (
+    ENTRIES, FLOW_STATES, STATE_SHIFT, FlowEntry, FlowTable, backend_of, is_stale, state_of)
 from fastlb.dataplane.flowhash cimport client_mix
 from fastlb.dataplane.flowhash cimport fingerprint as flow_fingerprint
 from fastlb.dataplane.machine cimport load_acquire_u32, load_acquire_u64, load_fence
@@ -51,7 +52,7 @@ cdef inline bint is_whole(const FlowTable *table, const FlowEntry *entry, const 
         return False
     load_fence()
     return (load_acquire_u64(&entry.fingerprint) == copy.entry.fingerprint
-            and (load_acquire_u32(&entry.owner) ^ copy.entry.owner) & 0xFFFFFF == 0)
+            and (load_acquire_u32(&entry.owner) ^ copy.entry.owner) & ((1 << STATE_SHIFT) - 1) == 0)
 
 
 cdef inline bint is_wanted(const FlowFilter *filter, const FlowEntry *entry) noexcept nogil:

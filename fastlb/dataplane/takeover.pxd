@@ -1,10 +1,17 @@
 """Taking over a flow table that another process has left in memory.
 
-Nothing that is found there is believed. An entry stays only if it is what the packets of its flow would have written:
+What is found there is verified as far as it can be. An entry stays only if it is what the packets of its flow would have
+written:
 
     the tuple       its fingerprint under the table's key, its shard, one of its two buckets
-    state, backend  within their ranges; the service that has the tuple's VIP is the backend's
+    written once    backend, source port, beginning: their check in the entry (conntrack.pxd, `check_of`)
+    backend         an id that was given; the service that has the tuple's VIP is the backend's
     source port     of fullnat: of the pool, the protocol and the shard, and no other flow's
+    state           one that the protocol and the mode have
+    last seen       not before the flow began, and not after now
+
+Left is what packets change, within these bounds: of a state that was damaged into another possible one, or a time into
+another possible one, all that is wrong is how soon the flow is forgotten, or a SYN starts anew.
 
 What can be computed is not in that memory, and is computed anew: counts, and the records and queues of source ports.
 
@@ -15,8 +22,8 @@ the middle of a move is in both places, and one of the two goes.
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
 from fastlb.dataplane.conntrack cimport (
-    ENTRIES, FLOW_NONE, FLOW_STATES, MAX_BACKENDS, Bucket, FlowEntry, FlowTable, backend_of, first_bucket, is_over,
-    owns, pool_of, second_bucket, state_of, tuple_of)
+    ENTRIES, FLOW_FIN_BACKEND, FLOW_FIN_CLIENT, FLOW_NONE, FLOW_STATES, FLOW_SYN_ACK, FLOW_UDP, FLOW_UDP_NEW, Bucket,
+    FlowEntry, FlowTable, backend_of, first_bucket, is_over, owner_of, owns, pool_of, second_bucket, state_of, tuple_of)
 from fastlb.dataplane.flowhash cimport SHARDS, client_mix, fingerprint, shard_of
 from fastlb.dataplane.lookup cimport MISSING
 from fastlb.dataplane.machine cimport prefetch, unlikely
@@ -51,9 +58,29 @@ cdef struct TakenOver:
 cdef inline bint in_range(const FlowEntry *entry, const FlowTuple *flow, uint32_t highest) noexcept nogil:
     if flow.family == FAMILY_4 and (flow.client.hi != 0 or flow.vip.hi != 0):
         return False
-    return (FLOW_NONE < state_of(entry) < FLOW_STATES and 0 < backend_of(entry) <= highest
-            and (flow.family == FAMILY_4 or flow.family == FAMILY_6)
-            and (flow.protocol == PROTO_TCP or flow.protocol == PROTO_UDP))
+    return (0 < backend_of(entry) <= highest and (flow.family == FAMILY_4 or flow.family == FAMILY_6)
+            and is_state_of(flow.protocol, state_of(entry)))
+
+
+cdef inline bint is_state_of(uint8_t protocol, uint32_t state) noexcept nogil:
+    if protocol == PROTO_UDP:
+        return state == FLOW_UDP_NEW or state == FLOW_UDP
+    return protocol == PROTO_TCP and FLOW_NONE < state < FLOW_STATES and state != FLOW_UDP_NEW and state != FLOW_UDP
+
+
+cdef inline bint takes_both_legs(uint32_t state) noexcept nogil:
+    """Does a flow come to this state only where answers pass, too?"""
+    return state == FLOW_SYN_ACK or state == FLOW_FIN_CLIENT or state == FLOW_FIN_BACKEND
+
+
+cdef inline bint has_check(const FlowEntry *entry, const FlowTuple *flow) noexcept nogil:
+    return entry.owner == owner_of(flow, entry.fingerprint, backend_of(entry), state_of(entry))
+
+
+cdef inline bint seen_since_it_began(const FlowEntry *entry, const FlowTuple *flow, uint32_t now) noexcept nogil:
+    """By their distances from now. Of a flow that is older than the 49 days in which the clock comes round, the beginning
+    seems to be later; if it has been idle for longer than that seems, it falls to this."""
+    return now + FUTURE_MS - entry.seen <= now + FUTURE_MS - flow.since
 
 
 cdef inline bint has_fingerprint(
@@ -103,6 +130,8 @@ cdef inline bint is_wanted(
     service = &services.services[p.service]
     if (service.forward == FORWARD_FULLNAT) != (flow.source != 0):
         return False
+    if service.forward > FORWARD_FULLNAT and takes_both_legs(state_of(entry)):
+        return False
     return (has_fingerprint(table, entry, flow, service.forward == FORWARD_NAT)
             and <int32_t>(now - entry.seen) >= -FUTURE_MS)
 
@@ -114,6 +143,8 @@ cdef inline Finding judge(
     if not in_range(entry, flow, highest) or shard_of(flow.client, flow.be_cport) != shard:
         return DAMAGED
     if not has_fingerprint(table, entry, flow, True) and not has_fingerprint(table, entry, flow, False):
+        return DAMAGED
+    if not has_check(entry, flow) or not seen_since_it_began(entry, flow, now):
         return DAMAGED
     if (bucket != first_bucket(table, shard, entry.fingerprint)
             and bucket != second_bucket(table, shard, entry.fingerprint)):
@@ -131,8 +162,9 @@ cdef inline void keep(FlowTable *table, uint32_t shard, FlowEntry *entry, bint l
     cdef FlowTuple *flow = tuple_of(table, entry)
     cdef SourcePort *port
     table.flows[shard] += 1
-    if not logged:
+    if not logged and flow.began & LOGGED_BIT:
         flow.began &= LOGGED_BIT - 1
+        entry.owner = owner_of(flow, entry.fingerprint, backend_of(entry), state_of(entry))
     if flow.source != 0:
         port = &pool_of(table, flow.family).ports[flow.source - 1]
         port.fingerprint = entry.fingerprint
@@ -183,8 +215,7 @@ cdef inline void take_over(
 
 
 cdef inline void count_owned(FlowTable *table) noexcept nogil:
-    """The flows of each backend in this worker's shards. An id that has no count, which `take_over` would not have left
-    there, makes the entry empty."""
+    """The flows of each backend in this worker's shards. No id is beyond MAX_BACKENDS, for it has no more bits."""
     cdef uint64_t at
     cdef FlowEntry *entry
     cdef int i
@@ -193,13 +224,8 @@ cdef inline void count_owned(FlowTable *table) noexcept nogil:
             continue
         for i in range(ENTRIES):
             entry = &table.buckets[at].entries[i]
-            if entry.fingerprint == 0:
-                continue
-            if unlikely(backend_of(entry) >= MAX_BACKENDS):
-                entry.fingerprint = 0
-                table.flows[at // table.per_shard] -= 1
-                continue
-            table.stats[backend_of(entry)].active_flows += not is_over(state_of(entry))
+            if entry.fingerprint != 0:
+                table.stats[backend_of(entry)].active_flows += not is_over(state_of(entry))
 
 
 # --- source ports ----------------------------------------------------------------------------------------------------

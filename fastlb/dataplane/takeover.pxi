@@ -56,6 +56,7 @@ def flow_layout(uint64_t flows):
         "entry": {
             "fingerprint": <char *>&entry.fingerprint - e, "owner": <char *>&entry.owner - e,
             "seen": <char *>&entry.seen - e, "": sizeof(FlowEntry)},
+        "owner": {"backend": <int>BACKEND_BITS, "check": <int>CHECK_BITS},
         "tuple": {
             "client": <char *>&flow.client - f, "vip": <char *>&flow.vip - f, "be_cport": <char *>&flow.be_cport - f,
             "be_vport": <char *>&flow.be_vport - f, "protocol": <char *>&flow.protocol - f,
