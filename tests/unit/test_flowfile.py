@@ -640,8 +640,8 @@ def damaged_later(folder: Path, monkeypatch: pytest.MonkeyPatch, offset: int, bi
 def test_what_is_damaged_later_ends_nothing(
     folder: Path, monkeypatch: pytest.MonkeyPatch, offset: int, bit: int, left: int
 ) -> None:
-    """A backend that there is not, which has a counter all the same; a source port that the flow never had, which is not
-    given back."""
+    """A backend that there is not, which has a counter all the same; a source port that the flow never had, which is
+    not given back."""
     first = Life(settings(folder, SERVICES[1]))
     fill_full(first, 10)
     first.end()
@@ -944,7 +944,11 @@ def test_a_flow_log_goes_on(folder: Path) -> None:
     assert again[0] is True
     second.end()
     third = Life(settings(folder, SERVICES[0]))
-    third.send(opening(0, 1, "R"))
-    third.send(opening(0, 1))
-    assert third.pipelines[0].counters()["flow_log_lost"] == 0
-    third.end(keep=False)
+    third.send(opening(0, 1, "A"))
+    third.end()
+    fourth = Life(settings(folder, SERVICES[0]))
+    assert what_was_taken_over(fourth)["flows"] == 1
+    fourth.send(opening(0, 1, "R"))
+    fourth.send(opening(0, 1))
+    assert fourth.pipelines[0].counters()["flow_log_lost"] == 0
+    fourth.end(keep=False)
