@@ -1,7 +1,7 @@
 """Taking over a flow table that another process has left in memory.
 
-What is found there is verified as far as it can be. An entry stays only if it is what the packets of its flow would have
-written:
+What is found there is verified as far as it can be. An entry stays only if it is what the packets of its flow would
+have written:
 
     the tuple       its fingerprint under the table's key, its shard, one of its two buckets
     written once    backend, source port, beginning: their check in the entry (conntrack.pxd, `check_of`)
@@ -78,8 +78,8 @@ cdef inline bint has_check(const FlowEntry *entry, const FlowTuple *flow) noexce
 
 
 cdef inline bint seen_since_it_began(const FlowEntry *entry, const FlowTuple *flow, uint32_t now) noexcept nogil:
-    """By their distances from now. Of a flow that is older than the 49 days in which the clock comes round, the beginning
-    seems to be later; if it has been idle for longer than that seems, it falls to this."""
+    """By their distances from now. Of a flow that is older than the 49 days in which the clock comes round, the
+    beginning seems to be later; if it has been idle for longer than that seems, it falls to this."""
     return now + FUTURE_MS - entry.seen <= now + FUTURE_MS - flow.since
 
 
