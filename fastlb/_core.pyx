@@ -18,7 +18,7 @@ from libc.string cimport memcpy, memset
 
 from fastlb.dataplane.abi cimport (
     AF_PACKET, AF_XDP, EBUSY, EFD_CLOEXEC, EFD_NONBLOCK, ENOBUFS, ETH_P_ALL, MADV_COLLAPSE, MADV_HUGEPAGE,
-    MADV_POPULATE_WRITE, MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED,
+    MADV_NOHUGEPAGE, MADV_POPULATE_WRITE, MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED,
     PACKET_FANOUT, PACKET_IGNORE_OUTGOING, PACKET_RESERVE, PACKET_RX_RING, PACKET_STATISTICS, PACKET_VERSION,
     PACKET_VNET_HDR, POLLIN, PROT_NONE, PROT_READ, PROT_WRITE, SO_ATTACH_BPF, SO_DETACH_FILTER, SO_SNDBUFFORCE,
     SOCK_CLOEXEC, SOCK_RAW, SOL_PACKET, SOL_SOCKET, SOL_XDP, TPACKET_V3, UMEM_TX_METADATA, UMEM_UNALIGNED, XDP_COPY,
@@ -44,7 +44,8 @@ from fastlb.dataplane.decap cimport (
 from fastlb.dataplane.encap cimport is_tunnel, outer_length
 from fastlb.dataplane.flowhash cimport SHARDS, flow_hash, shard_of
 from fastlb.dataplane.flowlog cimport FlowEvent, FlowLog
-from fastlb.dataplane.fragment cimport HELD, SETS, WAYS, FragmentNote, HeldFragment, let_go, release_claimed
+from fastlb.dataplane.fragment cimport (
+    HELD, HELD_PLACE, SETS, WAYS, FragmentNote, FragmentState, HeldFragment, let_go, release_claimed)
 from fastlb.dataplane.icmp cimport REJECTS_PER_SECOND
 from fastlb.dataplane.look cimport FlowCopy, copy_entry, count_flows, entry_at, next_flow
 from fastlb.dataplane.lookup cimport MISSING, find, key_meta, table_free, table_init, table_put

@@ -36,6 +36,7 @@ cdef extern from "abi.h" nogil:
         MAP_NORESERVE
         MAP_POPULATE
         MADV_HUGEPAGE
+        MADV_NOHUGEPAGE
         MADV_COLLAPSE
         MADV_POPULATE_WRITE
         SOL_PACKET

@@ -5,11 +5,14 @@ addresses, number and protocol. A later one goes the same way. When it meets no 
 is with another worker at this moment, it is held for a while.
 
     notes    shared by all workers: SETS sets of WAYS slots of a KiB, fixed; the oldest of a set makes way
-    held     of one worker: HELD places of 2 KiB, each for at most HOLD_MS
+    held     of one worker: HELD places, each for at most HOLD_MS. A place has addresses for the longest frame, and pages
+             only as far as frames have reached: 1 MiB for all of them where the MTU is 1500, 3 MiB where it is 9000,
+             17 MiB at most
 
 Invariant: a slot is read and written only between `claim` and `release`, one compare-and-swap apart. Nobody waits for a
 claim: a later fragment is held instead, a first takes another slot of its set. No two fragments that cover the same
-bytes of a datagram are forwarded: `seen` has a bit for each of its 8-byte units. A datagram whose fragments have all
+bytes of a datagram are forwarded: `seen` has a bit for each of its 8-byte units. Nor are two that disagree about where
+it ends. A datagram whose fragments have all
 passed is forgotten at once, because fast senders use their 16-bit numbers again within seconds (RFC 4963).
 """
 
@@ -35,7 +38,8 @@ cdef enum:
     HOLD_MS = 500            # reordering by queues and workers takes far less; reassembly waits longer (RFC 8200: 60 s)
     HELD = 256
     HELD_HEADROOM = 128      # for outer headers, a tag and a virtio_net_hdr
-    HELD_FRAME = 1920
+    HELD_PLACE = 17 << 12    # whole pages for the longest packet of IPv6, 65,575 bytes, with link header and headroom
+    HELD_FRAME = HELD_PLACE - HELD_HEADROOM
 
 
 cdef struct FragmentNote:
@@ -51,6 +55,7 @@ cdef struct FragmentNote:
     uint32_t leg             # LEG_NONE: it was left to the host
     uint32_t units           # seen
     uint32_t end             # of the datagram, in bytes; 0: not known
+    uint32_t reached         # the highest byte of it that has passed, and one
     uint64_t seen[WORDS]
 
 
@@ -58,13 +63,13 @@ cdef struct HeldFragment:
     Packet packet
     uint64_t key
     uint32_t since
-    uint8_t memory[HELD_HEADROOM + HELD_FRAME]
 
 
 cdef struct FragmentState:
     # One worker's view: the notes are everybody's, the rest is its own.
     FragmentNote *notes
     HeldFragment *places
+    uint8_t *memory          # HELD_PLACE bytes for each of them
     uint16_t order[HELD]     # the places; those in use come first
     uint32_t count           # of them
     uint32_t looked          # when they were looked through last, in milliseconds
@@ -143,7 +148,7 @@ cdef inline FragmentNote *new_note(FragmentState *state, uint64_t key, uint32_t 
 
 cdef inline void begin(FragmentNote *note, uint64_t key, uint32_t now) noexcept nogil:
     memset(note.seen, 0, sizeof(note.seen))
-    note.units = note.end = 0
+    note.units = note.end = note.reached = 0
     note.time = now
     store_release_u64(&note.key, key)
 
@@ -153,17 +158,25 @@ cdef inline uint64_t bits(uint32_t first, uint32_t end) noexcept nogil:
     return (~<uint64_t>0 >> (64 - (end - first))) << first
 
 
+cdef inline bint agrees(const FragmentNote *note, const Packet *p, uint32_t reached) noexcept nogil:
+    """With what others have said of where the datagram ends."""
+    if p.more:
+        return note.end == 0 or reached <= note.end
+    return note.end == 0 and reached >= note.reached
+
+
 cdef inline int account(FragmentNote *note, const Packet *p, uint32_t now) noexcept nogil:
-    """Count a fragment's bytes as passed; 0, or the drop reason when some were before or lie beyond the end.
+    """Count a fragment's bytes as passed; 0, or the drop reason when some were before, or it contradicts other fragments.
 
     Bounded by the words of `seen`.
     """
     cdef uint32_t first = p.offset // 8
-    cdef uint32_t end = (<uint32_t>p.offset + p.payload + 7) // 8
+    cdef uint32_t reached = <uint32_t>p.offset + p.payload
+    cdef uint32_t end = (reached + 7) // 8
     cdef uint32_t at = first
     cdef uint32_t stop
     must(first < end <= UNITS)
-    if note.end != 0 and (not p.more or <uint32_t>p.offset + p.payload > note.end):
+    if not agrees(note, p, reached):
         return DROP_FRAGMENT_OVERLAP
     while at < end:
         stop = min(end, (at // 64 + 1) * 64)
@@ -177,8 +190,9 @@ cdef inline int account(FragmentNote *note, const Packet *p, uint32_t now) noexc
         at = stop
     note.units += end - first
     note.time = now
+    note.reached = max(note.reached, reached)
     if not p.more:
-        note.end = <uint32_t>p.offset + p.payload
+        note.end = reached
     return 0
 
 
@@ -235,14 +249,16 @@ cdef inline void note_passed(FragmentState *state, uint64_t key, const Packet *p
 # --- held ------------------------------------------------------------------------------------------------------------
 
 cdef inline bint hold(FragmentState *state, const Packet *p, uint64_t key, uint32_t now) noexcept nogil:
-    """Copy a fragment to a place of its own; False when there is none, or it is too long for one."""
+    """Copy a fragment to a place of its own; False when there is none (or the frame is longer than any packet)."""
+    cdef uint32_t at
     cdef HeldFragment *held
     if state.count == HELD or p.length > HELD_FRAME:
         return False
-    held = &state.places[state.order[state.count]]
+    at = state.order[state.count]
+    held = &state.places[at]
     state.count += 1
     held.packet = p[0]
-    held.packet.frame = held.memory + HELD_HEADROOM
+    held.packet.frame = state.memory + at * HELD_PLACE + HELD_HEADROOM
     memcpy(held.packet.frame, p.frame, p.length)
     held.key = key
     held.since = now

@@ -11,7 +11,7 @@ from fastlb.dataplane.checksum cimport fold, sum_addr, sum_bytes
 from fastlb.dataplane.icmperror cimport ICMP_LEN, PROTO_ICMP4, PROTO_ICMP6
 from fastlb.dataplane.machine cimport bswap16, store16, store32
 from fastlb.dataplane.rewrite cimport move_frame, restore_tag
-from fastlb.dataplane.types cimport FAMILY_4, PROTO_TCP, Packet
+from fastlb.dataplane.types cimport FAMILY_4, FRAGMENT_LATER, PROTO_TCP, Packet
 from fastlb.dataplane.wire cimport (
     ETH_DST, ETH_SRC, IP4_CSUM, IP4_DST, IP4_LEN, IP4_PROTO, IP4_SRC, IP4_TOTAL, IP4_TTL,
     IP6_DST, IP6_HOPS, IP6_LEN, IP6_NEXT, IP6_PAYLOAD, IP6_SRC, TCP_ACK, TCP_ACK_NO, TCP_CSUM, TCP_FIN, TCP_FLAGS,
@@ -52,9 +52,15 @@ cdef inline bint may_reject(RejectLimit *limit, uint32_t now) noexcept nogil:
 
 
 cdef inline bint answerable(const Packet *p) noexcept nogil:
-    """No answer to multicast, broadcast, loopback or unspecified sources (RFC 1122 section 3.2.2, RFC 4443 2.4 e)."""
+    """No answer to multicast, broadcast, loopback or unspecified sources (RFC 1122 section 3.2.2, RFC 4443 2.4 e).
+
+    Nor to a fragment without ports in IPv4 (RFC 1122 section 3.2.2, RFC 1812 section 4.3.2.7). IPv6 has no such rule
+    (RFC 4443 section 2.4), and needs none: a later fragment may be the only one that is too long, and no router cuts it.
+    """
     cdef uint32_t first
     if p.family == FAMILY_4:
+        if p.fragment == FRAGMENT_LATER:
+            return False
         first = be_addr4(p.src) & 0xFF
         return 0 < first < 224 and first != 127
     return p.src.hi & 0xFF != 0xFF and (p.src.hi != 0 or p.src.lo & 0xFFFFFFFFU != 0)

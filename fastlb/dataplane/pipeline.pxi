@@ -136,9 +136,7 @@ cdef class Pipeline:
         self.state.fragments.notes = self.memory_of_flows.notes
         self.state.limits = self.memory_of_flows.limits
         self.state.by_service = <ReasonCounts *>map_zeroed(MAX_SERVICES * sizeof(ReasonCounts))
-        self.state.fragments.places = <HeldFragment *>map_zeroed(HELD * sizeof(HeldFragment))
-        for slot in range(HELD):
-            self.state.fragments.order[slot] = slot
+        make_places(&self.state.fragments)
         self.flow_capacity = <uint64_t>self.state.flows.per_shard * SHARDS * ENTRIES
         self.own(shards)
         self.state.rejects.tokens = REJECTS_PER_SECOND
@@ -173,6 +171,7 @@ cdef class Pipeline:
         unmap(self.state.schedulers.responses, MAX_BACKENDS * sizeof(Response))
         free(self.state.flows.log.events)
         unmap(self.state.fragments.places, HELD * sizeof(HeldFragment))
+        unmap(self.state.fragments.memory, HELD * HELD_PLACE)
         for slot in range(BATCH):
             free(self.scratch[slot])
 
@@ -492,6 +491,17 @@ cdef void *map_zeroed(size_t size) except NULL:
         raise MemoryError(f"the flow table needs {size} bytes")
     madvise(memory, size, MADV_HUGEPAGE)
     return memory
+
+
+cdef int make_places(FragmentState *fragments) except -1:
+    """For fragments to wait in. In small pages: a large one would back thirty places for the sake of the first."""
+    cdef int at
+    fragments.places = <HeldFragment *>map_zeroed(HELD * sizeof(HeldFragment))
+    fragments.memory = <uint8_t *>map_zeroed(HELD * HELD_PLACE)
+    madvise(fragments.memory, HELD * HELD_PLACE, MADV_NOHUGEPAGE)
+    for at in range(HELD):
+        fragments.order[at] = at
+    return 0
 
 
 cdef void unmap(void *memory, size_t size) noexcept:

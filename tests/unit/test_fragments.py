@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,18 +15,21 @@ from fastlb import Datapath, Verdict, reconcile
 from fastlb.workers import open_pipelines
 from tests.balancers import BACKENDS, CLIENT, VIP, Balancer, config, datapath, service
 from tests.frames import checksum, ethernet, frame, ip4_packet, take_apart
+from tests.tunnels import with_ip4_checksum
 from tests.unit.test_encap import HEADER, MODES, left_to_device, tunnel, unwrap
 
 SNAT = ["10.3.0.5", "fd00:3::5"]
-FORWARDS = ["nat", "fullnat", "dsr", *MODES]
+TUNNELS = {f"{mode} over {outer}": (mode, outer) for mode in MODES for outer in (4, 6)}
+FORWARDS = ["nat", "fullnat", "dsr", *TUNNELS]
 every_mode = pytest.mark.parametrize("forward", FORWARDS)
 every_version = pytest.mark.parametrize("version", [4, 6])
 PAYLOAD = random.Random(5).randbytes(3000)
 
 
 def balancer_of(forward: str, version: int, **changes: Any) -> Datapath:
-    if forward in MODES:
-        return datapath(tunnel(forward, version, 4, "udp"), **changes)
+    if forward in TUNNELS:
+        mode, outer = TUNNELS[forward]
+        return datapath(tunnel(mode, version, outer, "udp"), **changes)
     return datapath(service(forward, version, "udp"), snat=SNAT, **changes)
 
 
@@ -94,7 +98,7 @@ def datagram(version: int, payload: bytes = PAYLOAD, sport: int = 40000) -> byte
 
 
 def packets_of(frames: list[bytes], forward: str) -> list[bytes]:
-    return [unwrap(each).packet if forward in MODES else each[14:] for each in frames]
+    return [unwrap(each).packet if forward in TUNNELS else each[14:] for each in frames]
 
 
 def unfragmented(forward: str, version: int, raw: bytes) -> bytes:
@@ -133,9 +137,24 @@ def test_every_order(forward: str, version: int) -> None:
         assert (counters["paths"]["held"], counters["paths"]["fragment"], counters["packets"]) == (0, 2, 3)
 
 
+@every_version
+@every_mode
+@pytest.mark.parametrize("size", [1912, 8952, 32_000, 65_408])
+def test_long_ones_wait_too(forward: str, version: int, size: int) -> None:
+    """Whatever links carry: jumbo frames, and the longest packet that there can be."""
+    payload = random.Random(size).randbytes(size + 99)
+    for at in (96, size):
+        first, last = cut(datagram(version, payload), [at])
+        balancer = balancer_of(forward, version, mtu=65535)
+        outs = [balancer.process(each) for each in (last, first)]
+        assert [out.reason for out in outs] == ["held", "scheduled"]
+        whole = put_together(packets_of([each for out in outs for each in out.frames], forward))
+        assert take_apart(ethernet(whole)).segment[8:] == payload
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-@pytest.mark.parametrize("forward", ["nat", "fullnat", "dsr", "gue"])
+@every_mode
 @every_version
 def test_any_cut_in_any_order(forward: str, version: int, data: st.DataObject) -> None:
     payload = data.draw(st.binary(min_size=1, max_size=4000))
@@ -389,6 +408,48 @@ def test_overlaps(version: int) -> None:
     assert balancer.process(part(1400, 2800)).reason == "fragment"
 
 
+CONTRADICTIONS = [  # (start, end, more) in the order in which they come, after bytes 0 to 800; the last is one too much
+    [(1600, 2400, True), (800, 1000, False)],
+    [(1600, 2400, True), (800, 1003, False)],
+    [(1600, 2400, True), (1000, 1600, False)],
+    [(896, 1000, False), (1600, 2400, True)],
+    [(896, 1000, False), (1600, 2400, False)],
+    [(1600, 2400, False), (800, 1000, False)],
+    [(1600, 2400, False), (2400, 2408, True)],
+    [(1600, 2400, False), (3000, 3001, False)],
+    [(1600, 2397, False), (2400, 2401, False)],
+]
+
+
+@pytest.mark.parametrize("parts", CONTRADICTIONS, ids=str)
+@every_version
+def test_there_is_one_end(version: int, parts: list[tuple[int, int, bool]]) -> None:
+    """A last fragment before what has passed, others beyond it, a second one; also when they had to wait."""
+    raw = datagram(version)
+    header, body = (raw[14:34], raw[34:]) if version == 4 else (raw[14:54], raw[54:])
+    whole = [one_fragment(header, body[start:end], start, more, 77) for start, end, more in [(0, 800, True), *parts]]
+    balancer = balancer_of("nat", version)
+    assert [balancer.process(each).reason for each in whole] == ["scheduled", "fragment", "fragment_overlap"]
+    balancer = balancer_of("nat", version)
+    waited = balancer.process_batch([*whole[1:], whole[0]])
+    assert [out.reason for out in waited] == ["held", "held", "scheduled"]
+    assert sum(len(out.frames) for out in waited) == 2
+    assert balancer.stats()["counters"]["drops"]["fragment_overlap"] == 1
+
+
+@pytest.mark.parametrize("end", [1000, 1600])
+@every_version
+def test_an_end_that_all_agree_about(version: int, end: int) -> None:
+    raw = datagram(version)
+    header, body = (raw[14:34], raw[34:]) if version == 4 else (raw[14:54], raw[54:])
+    parts = [(800, 992, True), (992, end - 3, False)]
+    for order in (parts, parts[::-1]):
+        balancer = balancer_of("nat", version)
+        assert balancer.process(one_fragment(header, body[:800], 0, True, 77)).reason == "scheduled"
+        for start, stop, more in order:
+            assert balancer.process(one_fragment(header, body[start:stop], start, more, 77)).reason == "fragment"
+
+
 @pytest.mark.parametrize(("protocol", "offset", "length", "more"), [
     ("udp", 8, 0, False), ("udp", 8, 12, True), ("udp", 65528, 16, False), ("tcp", 8, 100, False),
     ("tcp", 16, 8, True), ("udp", 0, 12, True),
@@ -443,6 +504,25 @@ def test_storms_leave_memory_and_flows_as_they_are(version: int) -> None:
     assert balancer.process(datagram(version), now=1.0).reason in ("conntrack", "too_big")
 
 
+@pytest.mark.parametrize(("mtu", "most"), [(1500, 1024), (9000, 3072), (65535, 17 * 1024)])
+def test_what_waits_takes_memory_by_its_length(mtu: int, most: int) -> None:
+    """256 places, whatever fills them. `most`: KiB; results take some, too."""
+    balancer = balancer_of("nat", 4, mtu=65535)
+    header, body = datagram(4)[14:34], bytes((mtu - 20) // 8 * 8)
+    waiting = [one_fragment(header, body, 8, True, number) for number in range(256)]
+    balancer.process_batch([one_fragment(header, body, 0, True, 1000)] * 32)
+    before = resident()
+    assert {out.reason for out in balancer.process_batch(waiting)} == {"held"}
+    assert resident() - before <= most + 256
+    assert balancer.process(one_fragment(header, body, 8, True, 256)).reason == "fragment_limit"
+
+
+def resident() -> int:
+    """KiB of this process, exactly."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Rss:"))
+
+
 def test_narrow_ways_cut_fragments_again() -> None:
     balancer = balancer_of("dsr", 4, mtu=700)
     sent = [each for part in cut(datagram(4), [1400, 1400]) for each in balancer.process(part).frames]
@@ -459,25 +539,41 @@ def test_the_narrowest_way(mtu: int, reason: str) -> None:
         assert take_apart(ethernet(put_together([each[14:] for each in out.frames]))).segment[8:] == PAYLOAD[:400]
 
 
-def test_a_fragment_that_is_too_long_is_answered() -> None:
-    balancer = balancer_of("dsr", 6, mtu=1300)
-    first, second, last = cut(datagram(6), [1208, 1400])
+@pytest.mark.parametrize(("version", "reason"), [(4, "over_mtu"), (6, "too_big")])
+def test_a_fragment_that_is_too_long(version: int, reason: str) -> None:
+    """With the ports it is answered; without them only in IPv6 (RFC 1812 section 4.3.2.7, RFC 4443 section 2.4)."""
+    balancer = balancer_of("dsr", version, mtu=1300)
+    first, second, last = map(unbreakable, cut(datagram(version), [1208, 1400]))
     assert balancer.process(first).reason == "scheduled"
-    assert balancer.process(second).reason == "too_big"
+    assert balancer.process(second).reason == reason
     assert balancer.process(last).reason == "fragment"
+    longer, _ = map(unbreakable, cut(datagram(version), [1400], number=78))
+    assert balancer.process(longer).reason == "too_big"
 
 
-def test_each_fragment_spends_a_hop() -> None:
-    balancer = balancer_of("nat", 4)
-    raw = bytearray(datagram(4))
-    raw[22] = 1
-    raw[24:26] = bytes(2)
-    raw[24:26] = checksum(bytes(raw[14:34])).to_bytes(2, "big")
-    first, *later = cut(datagram(4), [1400, 1400])
+def unbreakable(raw: bytes) -> bytes:
+    """The frame of a fragment with IPv4's "don't fragment" set."""
+    if raw[14] >> 4 == 6:
+        return raw
+    return ethernet(with_ip4_checksum(raw[14:20] + bytes([raw[20] | 0x40]) + raw[21:]))
+
+
+@pytest.mark.parametrize(("version", "reason"), [(4, "ttl_expired"), (6, "time_exceeded")])
+@pytest.mark.parametrize("forward", ["nat", "fullnat"])
+def test_each_fragment_spends_a_hop(forward: str, version: int, reason: str) -> None:
+    balancer = balancer_of(forward, version)
+    first, *later = cut(datagram(version), [1400, 1400])
     assert balancer.process(first).reason == "scheduled"
-    dying = cut(bytes(raw), [1400, 1400])
-    assert balancer.process(dying[1]).reason == "time_exceeded"
-    assert [balancer.process(each).frames[0][22] for each in later[1:]] == [63]
+    fresh = frame(CLIENT[version], 40000, VIP[version], 80, "udp", payload=PAYLOAD, ttl=1)
+    dying = cut(fresh, [1400, 1400])
+    assert balancer.process(dying[1]).reason == reason, "to one without ports only IPv6 allows an answer"
+    [sent] = balancer.process(later[1]).frames
+    assert hops_of(sent) == 63
+    assert balancer.process(cut(fresh, [1400, 1400], number=78)[0]).reason == "time_exceeded"
+
+
+def hops_of(raw: bytes) -> int:
+    return raw[22] if raw[14] >> 4 == 4 else raw[21]
 
 
 def test_other_protocols_stay_with_the_host() -> None:
