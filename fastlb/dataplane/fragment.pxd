@@ -5,9 +5,9 @@ addresses, number and protocol. A later one goes the same way. When it meets no 
 is with another worker at this moment, it is held for a while.
 
     notes    shared by all workers: SETS sets of WAYS slots of a KiB, fixed; the oldest of a set makes way
-    held     of one worker: HELD places, each for at most HOLD_MS. A place has addresses for the longest frame, and pages
-             only as far as frames have reached: 1 MiB for all of them where the MTU is 1500, 3 MiB where it is 9000,
-             17 MiB at most
+    held     of one worker: HELD places, each for at most HOLD_MS. A place has addresses for the longest frame, and
+             pages only as far as frames have reached: all together 1 MiB where the MTU is 1500, 3 MiB where it is
+             9000, 17 MiB at most
 
 Invariant: a slot is read and written only between `claim` and `release`, one compare-and-swap apart. Nobody waits for a
 claim: a later fragment is held instead, a first takes another slot of its set. No two fragments that cover the same
@@ -166,7 +166,7 @@ cdef inline bint agrees(const FragmentNote *note, const Packet *p, uint32_t reac
 
 
 cdef inline int account(FragmentNote *note, const Packet *p, uint32_t now) noexcept nogil:
-    """Count a fragment's bytes as passed; 0, or the drop reason when some were before, or it contradicts other fragments.
+    """Count a fragment's bytes as passed; 0, or the drop reason when some were before, or it contradicts others.
 
     Bounded by the words of `seen`.
     """

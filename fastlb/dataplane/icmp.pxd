@@ -55,7 +55,7 @@ cdef inline bint answerable(const Packet *p) noexcept nogil:
     """No answer to multicast, broadcast, loopback or unspecified sources (RFC 1122 section 3.2.2, RFC 4443 2.4 e).
 
     Nor to a fragment without ports in IPv4 (RFC 1122 section 3.2.2, RFC 1812 section 4.3.2.7). IPv6 has no such rule
-    (RFC 4443 section 2.4), and needs none: a later fragment may be the only one that is too long, and no router cuts it.
+    (RFC 4443 section 2.4): a later fragment may be the only one that is too long, and no router cuts it.
     """
     cdef uint32_t first
     if p.family == FAMILY_4:
