@@ -75,7 +75,7 @@ cdef inline int decrement_ttl(Packet *p) noexcept nogil:
         return DROP_TTL_EXPIRED
     ttl[0] -= 1
     if p.family == FAMILY_4:
-        # The word that holds the TTL loses 1 in its first byte: as 16 bits in memory order 1 less, its complement 1 more
+        # The word that holds the TTL loses 1 in its first byte: in memory order 1 less, its complement 1 more
         checksum = <uint32_t>load16(ip + IP4_CSUM) + 1
         store16(ip + IP4_CSUM, <uint16_t>(checksum + (checksum >= 0xFFFF)))
     return 0
