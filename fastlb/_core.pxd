@@ -12,8 +12,8 @@ from fastlb.dataplane.ring cimport RxRing
 from fastlb.dataplane.sourceport cimport SourcePool
 from fastlb.dataplane.state cimport PipelineState
 from fastlb.dataplane.types cimport (
-    BATCH, Affinity, Backend, BackendStats, Candidate, Hop, Packet, RouteTable, Service, ServiceTable, ShapeList,
-    Snapshot)
+    BATCH, AffinePlace, Affinity, Backend, BackendStats, Candidate, Hop, Packet, RouteTable, Service, ServiceTable,
+    ShapeList, Snapshot)
 from fastlb.dataplane.worker cimport WorkerState
 from fastlb.dataplane.xsk cimport Xsk
 
@@ -60,6 +60,7 @@ cdef class Services:
     cdef int set_tunnel(self, Service *service, tunnel) except -1
     cdef int add_candidates(self, Service *service, spec, uint32_t at) except -1
     cdef int add_affinity(self, uint32_t index, spec) except -1
+    cdef int set_place(self, AffinePlace *place, scheduler, list takers, bint held) except -1
     cdef int add_backend(self, uint32_t index, spec, member, uint16_t timeouts) except -1
 
 

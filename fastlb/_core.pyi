@@ -40,7 +40,9 @@ class _Member(Protocol):
     @property
     def max_flows(self) -> int: ...
     @property
-    def host(self) -> int: ...
+    def place(self) -> int: ...
+    @property
+    def near(self) -> Sequence[tuple[int, bool]]: ...
     @property
     def sticky(self) -> bool: ...
 
@@ -108,7 +110,7 @@ class _DecapCounters(TypedDict):
 
 class _FoundAffine(TypedDict):
     backend: int
-    host: int
+    place: int
     left: float
     full: bool
 

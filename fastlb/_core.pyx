@@ -30,8 +30,8 @@ from fastlb.dataplane.admission cimport (
     LIMIT_SETS, LIMIT_WAYS, MOST_BURST, SET_SHIFT, TAG_MASK, TICKS, TIME_BITS, FlowBudget, may_go_by_hash,
     may_remember, slot_of_source, source_key, source_meta, ticks_mask, until_full)
 from fastlb.dataplane.affinity cimport (
-    HOST_BITS, TICK_BITS, WAYS_OF_AFFINITY, backend_of_host, backend_with_room, held_slot, host_of, is_free, tick_of,
-    ticks_left)
+    PLACE_BITS, TICK_BITS, WAYS_OF_AFFINITY, Client, client_of, held_slot, is_free, place_in, taker_of, takes_one_more,
+    tick_of, ticks_left)
 from fastlb.dataplane.coalesce cimport init_coalescer, write_waiting
 from fastlb.dataplane.conntrack cimport (
     BACKEND_BITS, CHECK_BITS, ENTRIES, FLOW_CLOSING, FLOW_ESTABLISHED, FLOW_FIN_BACKEND, FLOW_FIN_CLIENT,
@@ -80,8 +80,8 @@ from fastlb.dataplane.types cimport (
     BATCH, DF_ALWAYS, DF_INNER, DF_NEVER, FAMILY_4, FORWARD_DSR, FORWARD_FULLNAT, FORWARD_GRE, FORWARD_GUE,
     FORWARD_IPIP, FORWARD_NAT, GATE_LIMIT, GATE_LISTS, KEEP_ALL, KEEP_BUT_SYN, KEEP_NONE, KEEP_TO_RESET, LATER_BIT,
     LEG_CLIENT, LEG_REPLY, NO_BACKEND_DROP, NO_BACKEND_RESET, NO_HOP, PROTO_TCP, PROTO_UDP, VNET_HDR_LEN, Addr,
-    Admission, Affinity, Backend, BackendStats, Candidate, FlowTuple, Hop, Host, LinkRoute, Packet, Service,
-    ServiceTable, Shape, ShapeList, Snapshot, Source, Timeouts, VnetHdr)
+    Admission, AffinePlace, Affinity, Backend, BackendStats, Candidate, FlowTuple, Hop, LinkRoute, Packet, Service,
+    ServiceTable, Shape, ShapeList, Snapshot, Source, Taker, Timeouts, VnetHdr)
 from fastlb.dataplane.wire cimport read_addr4, read_addr6, write_addr6
 from fastlb.dataplane.worker cimport MAX_RINGS, clock_ms, clock_ns, run_worker
 from fastlb.dataplane.xsk cimport XSK_CHUNK, XSK_METADATA, XSK_READY, XSK_RING, Xsk, XskRing

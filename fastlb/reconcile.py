@@ -11,7 +11,7 @@ from socket import IPPROTO_TCP, IPPROTO_UDP
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from fastlb._core import KetamaRing, MaglevTable, Rotation, Services
-from fastlb.affinity import HostNumbers, Stickiness, group_of, stickiness_of
+from fastlb.affinity import Near, Place, PlaceNumbers, Stickiness, group_of, stickiness_of
 from fastlb.classifier import LATER, Key, Keys
 from fastlb.config import Address, Backend, Config, Network, Service, Tunnel
 from fastlb.errors import FastlbError
@@ -56,7 +56,8 @@ class Member:
     keeping: str = "all"  # what becomes of its flows: all, but_syn, none or to_reset (types.pxd)
     removed: bool = False  # the configuration has it no more, and its flows are not over
     max_flows: int = 0  # that it may have; 0: any number
-    host: int = 0  # of its address in the service's affinity group
+    place: int = 0  # its number in the service's affinity group
+    near: tuple[Near, ...] = ()  # what else the group has at its address
     sticky: bool = False  # its clients of before still come to it
 
 
@@ -153,7 +154,7 @@ class BackendIds(StableNumbers[tuple[str, str]]):
     MOST, OF = MAX_BACKEND_ID, "backends"
 
     services: ServiceSlots = field(default_factory=ServiceSlots)
-    hosts: HostNumbers = field(default_factory=HostNumbers)  # of affinity, which has other numbers
+    places: PlaceNumbers = field(default_factory=PlaceNumbers)  # of affinity, which has other numbers
 
     def saved(self) -> dict[str, Any]:
         """What flow entries need of it, for JSON."""
@@ -168,7 +169,7 @@ class BackendIds(StableNumbers[tuple[str, str]]):
 
     def copy(self) -> Self:
         """As above, of all of them."""
-        return replace(super().copy(), services=self.services.copy(), hosts=self.hosts.copy())
+        return replace(super().copy(), services=self.services.copy(), places=self.places.copy())
 
 
 def plan_services(config: Config, ids: BackendIds, now: float, standings: Standings | None = None) -> list[Plan]:
@@ -181,7 +182,8 @@ def plan_services(config: Config, ids: BackendIds, now: float, standings: Standi
     removed = ((service.name, key) for service in config.services for key in standings.removed.get(service.name, ()))
     numbers = Numbers(
         ids.assign((*configured, *removed), now),
-        ids.hosts.assign(config, now),
+        ids.places.assign(config, now),
+        ids.places.near(),
         ids.services.assign((service.name for service in config.services), now),
     )
     return [_plan_service(config, service, numbers, standings, now) for service in config.services]
@@ -191,7 +193,8 @@ class Numbers(NamedTuple):
     """What flow entries and the affinity table call a backend, and counters a service."""
 
     ids: Mapping[tuple[str, str], int]  # by service and key
-    hosts: Mapping[tuple[str, Address], int]  # by affinity group and address
+    places: Mapping[Place, int]  # of affinity
+    near: Mapping[Place, tuple[Near, ...]]
     slots: Mapping[str, int]  # of a service's counters, by its name
 
 
@@ -248,6 +251,7 @@ def _member(
 ) -> Member:
     key = service.key(backend)
     standing = standings.of(service.name, key)
+    place = Place(group_of(service), backend.address, service.name, key)
     return Member(
         id=numbers.ids[service.name, key],
         key=key,
@@ -258,7 +262,8 @@ def _member(
         full=standing.chosen_weight(backend.weight),
         response=standing.response,
         max_flows=backend.max_flows or 0,
-        host=numbers.hosts.get((group_of(service), backend.address), 0),
+        place=numbers.places.get(place, 0),
+        near=numbers.near.get(place, ()),
         sticky=share.sticky,
         keeping=standing.keeping(service, now),
         removed=standing.left is not None,

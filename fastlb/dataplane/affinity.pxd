@@ -6,34 +6,39 @@ always whole, and changes by compare-and-swap alone:
     bucket  ┌ eight slots: 64 bytes, one cache line ┐
             │ slot │ slot │ slot │ slot │ … │ slot  │
             └───────────────────────────────────────┘
-    slot    | ends 22 (ticks of 256 ms) | host 18 | tag 24 |          0: free
+    slot    | ends 22 (ticks of 256 ms) | place 18 | tag 24 |         0: free
 
 Bucket and tag are of the client's address, less the bits behind the prefix, and of the group, under the flow table's
-secret key. The host stands for a backend's address in every service of the group (affinity.py gives it its number).
+secret key. The place is a backend of one of the group's services (affinity.py gives it its number). To the others it
+stands for its address: a service that has one backend there sends the client to that one, and one that has several
+chooses among them by a hash of the client, weighted (Thaler and Ravishankar, 1998, in the form of Schindelhauer and
+Schomaker, 2005), so that few clients move when they change. The slot then names the chosen one, unless what it names
+tells its own service which of several backends the client has: that one is not forgotten.
 
 A slot ends when its timeout has passed since the client's last new flow. A full bucket gives up what ends first.
 Two workers that place a client in the same instant try for the same slot, and the slower one takes the word of the
 faster. Only when another slot of the bucket changes between their looks may both write; then the first that is met
 counts, and the other is never read again.
 
-A slot whose host has no backend in the service that takes clients, or one without room, counts as absent, and the
+A slot whose place has no backend in the service that takes clients, or one without room, counts as absent, and the
 scheduler's choice takes its place.
 """
 
+from libc.math cimport log
 from libc.stdint cimport int32_t, uint16_t, uint32_t, uint64_t
 
 from fastlb.dataplane.conntrack cimport FlowTable
-from fastlb.dataplane.machine cimport compare_and_swap_u64, load_acquire_u64, mul_fold, must
+from fastlb.dataplane.machine cimport compare_and_swap_u64, likely, load_acquire_u64, mul_fold, must
 from fastlb.dataplane.schedule cimport Place, SchedulerState, active_flows, scheduled_backend
-from fastlb.dataplane.types cimport Addr, Affinity, Host, Service, ServiceTable
+from fastlb.dataplane.types cimport Addr, AffinePlace, Affinity, Service, ServiceTable, Taker
 
 
 cdef enum:
     WAYS_OF_AFFINITY = 8     # slots of a bucket
     TRIES = 4                # to write a slot that others write too
     TAG_BITS = 24
-    HOST_BITS = 18
-    END_SHIFT = TAG_BITS + HOST_BITS
+    PLACE_BITS = 18
+    END_SHIFT = TAG_BITS + PLACE_BITS
     TICK_BITS = 8            # of the milliseconds: a tick is 256 ms
     CLEAR_BITS = 19          # of the milliseconds, nine minutes, in which all is cleared that has ended
 
@@ -48,6 +53,7 @@ cdef struct AffinityTable:
 
 cdef struct Client:
     # Whose slot is looked for.
+    uint64_t hashed
     uint64_t *bucket
     uint64_t tag
     uint64_t tick            # now; as wide as a slot's
@@ -60,8 +66,8 @@ cdef inline uint64_t tick_of(uint32_t now) noexcept nogil:
     return now >> TICK_BITS & ((1 << (64 - END_SHIFT)) - 1)
 
 
-cdef inline uint32_t host_of(uint64_t slot) noexcept nogil:
-    return <uint32_t>(slot >> TAG_BITS) & ((1 << HOST_BITS) - 1)
+cdef inline uint32_t place_in(uint64_t slot) noexcept nogil:
+    return <uint32_t>(slot >> TAG_BITS) & ((1 << PLACE_BITS) - 1)
 
 
 cdef inline int32_t ticks_left(uint64_t slot, uint64_t tick) noexcept nogil:
@@ -73,9 +79,9 @@ cdef inline bint is_free(uint64_t slot, uint64_t tick) noexcept nogil:
     return slot == 0 or ticks_left(slot, tick) <= 0
 
 
-cdef inline uint64_t new_slot(const Client *client, const Affinity *by, uint32_t host) noexcept nogil:
-    must(0 < host < 1 << HOST_BITS)
-    return (client.tick + by.ticks) << END_SHIFT | <uint64_t>host << TAG_BITS | client.tag
+cdef inline uint64_t new_slot(const Client *client, const Affinity *by, uint32_t place) noexcept nogil:
+    must(0 < place < 1 << PLACE_BITS)
+    return (client.tick + by.ticks) << END_SHIFT | <uint64_t>place << TAG_BITS | client.tag
 
 
 cdef inline Client client_of(
@@ -84,6 +90,7 @@ cdef inline Client client_of(
     cdef Client client
     cdef uint64_t hashed = mul_fold(
         mul_fold((addr.hi & by.mask.hi) ^ key[2], by.group ^ key[1]) ^ (addr.lo & by.mask.lo) ^ key[0], key[3])
+    client.hashed = hashed
     client.bucket = &table.slots[((hashed >> 32) * table.buckets >> 32) * WAYS_OF_AFFINITY]
     client.tag = hashed & ((1 << TAG_BITS) - 1)
     client.tick = tick_of(now)
@@ -119,29 +126,56 @@ cdef inline bint is_of(uint64_t slot, const Client *client) noexcept nogil:
 
 # --- placing ----------------------------------------------------------------------------------------------------------
 
-cdef inline uint32_t backend_of_host(const Affinity *by, uint32_t host) noexcept nogil:
-    """The backend id that takes a host's clients, whatever its load; 0: none."""
-    return by.hosts[host].backend if host < by.host_limit else 0
+cdef inline double cost_for(const Client *client, const Taker *taker) noexcept nogil:
+    """Of all takers the one with the least takes the client: each does so as often as its weight says."""
+    cdef uint64_t drawn = mul_fold(
+        client.hashed ^ taker.backend * <uint64_t>0x9E3779B97F4A7C15ULL, <uint64_t>0xD6E8FEB86659FD93ULL)
+    drawn = mul_fold(drawn ^ client.hashed, <uint64_t>0xA0761D6478BD642FULL)
+    return -log(<double>((drawn >> 11) + 1) * 2.0 ** -53) / taker.weight
 
 
-cdef inline uint32_t backend_with_room(const FlowTable *flows, const Affinity *by, uint32_t host) noexcept nogil:
-    cdef uint32_t backend = backend_of_host(by, host)
-    return backend if backend != 0 and active_flows(flows, backend) < by.hosts[host].most else 0
+cdef inline const Taker *taker_of(const Affinity *by, const Client *client, uint64_t slot) noexcept nogil:
+    """The backend that takes a client with this slot, whatever its load; NULL: none. `slot` may be 0.
+
+    One look at each backend that the service has at the address.
+    """
+    cdef const AffinePlace *place = &by.places[place_in(slot) if place_in(slot) < by.place_limit else 0]
+    cdef const Taker *best = NULL
+    cdef double cost
+    cdef double least = 0
+    cdef uint32_t i
+    if likely(place.count <= 1):
+        return place.takers if place.count == 1 else NULL
+    for i in range(place.count):
+        cost = cost_for(client, &place.takers[i])
+        if best == NULL or cost < least:
+            least, best = cost, &place.takers[i]
+    return best
 
 
-cdef inline uint64_t held_slot(
-        AffinityTable *table, const FlowTable *flows, const Affinity *by, Addr addr, uint32_t now) noexcept nogil:
+cdef inline bint takes_one_more(const FlowTable *flows, const Taker *taker) noexcept nogil:
+    return active_flows(flows, taker.backend) < taker.most
+
+
+cdef inline uint32_t place_to_keep(
+        const Affinity *by, const ServiceTable *services, uint64_t slot, const Taker *taker) noexcept nogil:
+    """What the slot names from now on: whom it was now, if that takes nothing from another service."""
+    return place_in(slot) if by.places[place_in(slot)].held else services.places[taker.backend]
+
+
+cdef inline uint64_t held_slot(AffinityTable *table, const Client *client) noexcept nogil:
     """A client's slot while it holds, else 0; nothing is changed."""
-    cdef Client client = client_of(table, by, flows.key, addr, now)
     cdef uint64_t seen
-    slot_for(&client, &seen)
-    return seen if is_of(seen, &client) else 0
+    slot_for(client, &seen)
+    return seen if is_of(seen, client) else 0
 
 
 cdef inline uint32_t affine_backend(
         AffinityTable *table, const FlowTable *flows, const Affinity *by, Addr addr, uint32_t now) noexcept nogil:
     """The backend id that a client sticks to, for packets in mid-flow; 0: none."""
-    return backend_of_host(by, host_of(held_slot(table, flows, by, addr, now)))
+    cdef Client client = client_of(table, by, flows.key, addr, now)
+    cdef const Taker *taker = taker_of(by, &client, held_slot(table, &client))
+    return taker.backend if taker != NULL else 0
 
 
 cdef inline uint32_t stuck_backend(
@@ -154,20 +188,21 @@ cdef inline uint32_t stuck_backend(
     cdef const Affinity *by = service.affinity
     cdef Client client = client_of(table, by, flows.key, addr, now)
     cdef uint32_t chosen = 0
-    cdef uint32_t backend
+    cdef const Taker *taker
     cdef uint64_t *slot
     cdef uint64_t seen
     cdef int _try
     for _try in range(TRIES):
         slot = slot_for(&client, &seen)
-        backend = backend_with_room(flows, by, host_of(seen)) if is_of(seen, &client) else 0
-        if backend != 0:
-            compare_and_swap_u64(slot, seen, new_slot(&client, by, host_of(seen)))   # if not, another has renewed it
+        taker = taker_of(by, &client, seen if is_of(seen, &client) else 0)
+        if taker != NULL and takes_one_more(flows, taker):
+            # if not, another has renewed it
+            compare_and_swap_u64(slot, seen, new_slot(&client, by, place_to_keep(by, services, seen, taker)))
             table.placed += 1
-            return backend
+            return taker.backend
         if chosen == 0:
             chosen = scheduled_backend(state, flows, service, place, hashed)
-        if chosen == 0 or compare_and_swap_u64(slot, seen, new_slot(&client, by, services.hosts[chosen])):
+        if chosen == 0 or compare_and_swap_u64(slot, seen, new_slot(&client, by, services.places[chosen])):
             return chosen
     return chosen
 

@@ -166,17 +166,20 @@ cdef dict look_up_flow(Pipeline pipeline, const Snapshot *snap, Packet *p, uint3
     """On the client's leg."""
     cdef const Service *service = &snap.services.services[p.service]
     cdef uint64_t hashed = hash_of_flow(snap.services, service, p)
+    cdef Client client
     cdef uint64_t slot = 0
     cdef uint32_t scheduled
     cdef uint32_t backend
     cdef bint forgotten
     if service.affinity != NULL:
-        slot = held_slot(&pipeline.state.affinity, &pipeline.state.flows, service.affinity, p.src, now_ms)
+        client = client_of(
+            &pipeline.state.affinity, service.affinity, pipeline.state.flows.key, p.src, now_ms)
+        slot = held_slot(&pipeline.state.affinity, &client)
     entry = look_up_entry(pipeline, snap, p, now_ms)
     forgotten = entry is not None and entry["void"] is not None and entry["is_load"]
     counts = _FlowCounts(pipeline, snap.services.backend_limit, entry["backend"] if forgotten else 0)
     admission = look_up_admission(pipeline, snap, p, now_ms)
-    scheduled = peek(pipeline, counts, service, p.service, hashed, slot)
+    scheduled = peek(pipeline, counts, service, p.service, hashed, &client, slot)
     if admission["scheduled"]:
         backend = without_conflict(pipeline, counts, snap, p, True, scheduled, hashed, now_ms)
     else:
@@ -192,7 +195,7 @@ cdef dict look_up_flow(Pipeline pipeline, const Snapshot *snap, Packet *p, uint3
         "admission": admission,
         "entry": entry,
         "placement": look_up_placement(pipeline, counts, service, p.service, hashed),
-        "affine": look_up_affine(counts, service.affinity, slot, now_ms) if slot != 0 else None,
+        "affine": look_up_affine(counts, service.affinity, &client, slot) if slot != 0 else None,
         "scheduled": scheduled,
         "full": scheduled == 0 and service.candidate_count != 0,
         "hashed": backend_in_midflow(&pipeline.state, service, hashed, p.src, now_ms),
@@ -278,14 +281,14 @@ cdef str why_void(const Snapshot *snap, const FlowEntry *entry, const Packet *p,
     return "over" if is_over(state_of(entry)) else None
 
 
-cdef dict look_up_affine(_FlowCounts counts, const Affinity *by, uint64_t slot, uint32_t now_ms):
+cdef dict look_up_affine(_FlowCounts counts, const Affinity *by, const Client *client, uint64_t slot):
     """What is remembered of a client: ``backend`` is 0 when it is released, ``left`` is in seconds; ``full``: it has
     all the flows that it may have."""
-    cdef uint32_t backend = backend_of_host(by, host_of(slot))
+    cdef const Taker *taker = taker_of(by, client, slot)
     return {
-        "backend": backend, "host": host_of(slot),
-        "left": ticks_left(slot, tick_of(now_ms)) * (1 << TICK_BITS) / 1000,
-        "full": backend != 0 and backend_with_room(&counts.table, by, host_of(slot)) == 0}
+        "backend": taker.backend if taker != NULL else 0, "place": place_in(slot),
+        "left": ticks_left(slot, client.tick) * (1 << TICK_BITS) / 1000,
+        "full": taker != NULL and not takes_one_more(&counts.table, taker)}
 
 
 cdef class _FlowCounts:
@@ -315,20 +318,18 @@ cdef class _FlowCounts:
 
 
 cdef uint32_t peek(
-        Pipeline pipeline, _FlowCounts counts, const Service *service, uint32_t index, uint64_t hashed, uint64_t slot,
-        ) noexcept:
+        Pipeline pipeline, _FlowCounts counts, const Service *service, uint32_t index, uint64_t hashed,
+        const Client *client, uint64_t slot) noexcept:
     """The backend id that the next new flow would get. It is drawn from copies: turn and lot stay what they were.
 
-    ``slot``: the client's in the affinity table, or 0.
+    ``slot``: the client's in the affinity table; 0: it has none, and ``client`` is not looked at.
     """
     cdef SchedulerState schedulers = pipeline.state.schedulers
     cdef Place place = place_of(&schedulers, index)[0]
-    cdef uint32_t backend = 0
+    cdef const Taker *taker = taker_of(service.affinity, client, slot) if slot != 0 else NULL
     schedulers.batch += 1                                # flows are added up anew
-    if slot != 0:
-        backend = backend_with_room(&counts.table, service.affinity, host_of(slot))
-    if backend != 0:
-        return backend
+    if taker != NULL and takes_one_more(&counts.table, taker):
+        return taker.backend
     return scheduled_backend(&schedulers, &counts.table, service, &place, hashed)
 
 

@@ -70,6 +70,22 @@ cdef uint32_t weight_in_load(scheduler, member) except? 0:
     return member.full if scheduler == "p2c" else member.weight
 
 
+cdef dict places_of(spec):
+    """{number of a place: (members of the service that take its clients, whether slots go on naming it)}."""
+    places = {member.place: ([member] if member.sticky else [], False) for member in spec.members if member.place}
+    for member in spec.members:
+        for number, held in member.near if member.sticky else ():
+            places.setdefault(number, ([], held))[0].append(member)
+    return places
+
+
+cdef void free_places(Affinity *by) noexcept:
+    cdef uint32_t number
+    for number in range(by.place_limit):
+        free(by.places[number].takers)
+    free(by.places)
+
+
 cdef class Services:
     """Services and backends as the data path sees them. Immutable.
 
@@ -82,9 +98,10 @@ cdef class Services:
     burst and prefix, or None), ``slot`` (of its counters, 1..65535, stable over reloads) and ``members``: objects with
     ``id`` (1..2**20-1, stable over reloads), ``address``, ``port`` (0: the packet's), ``weight``, ``even`` (in place of
     the weight where that does not count), ``response`` (seconds that health checks take; 0: unknown), ``max_flows`` (0:
-    any number), ``host`` (1..2**18-1, of its address in the affinity's group; 0: it has left), ``sticky`` (takes
-    clients that stick to it) and ``keeping`` (what becomes of its flows: all, but_syn, none, to_reset; see types.pxd),
-    in the order of the tables' positions. ``timeouts``: seconds by the keys tcp_syn, tcp_established, tcp_half_closed,
+    any number), ``place`` (1..2**18-1, its number in the affinity's group; 0: it has left), ``near`` (other places at
+    its address, and whether each has to stay in the slots that name it), ``sticky`` (takes clients that stick to it)
+    and ``keeping`` (what becomes of its flows: all, but_syn, none, to_reset; see types.pxd), in the order of the
+    tables' positions. ``timeouts``: seconds by the keys tcp_syn, tcp_established, tcp_half_closed,
     tcp_closing, udp. ``echo``: VIPs answer echo requests. ``new_flows``: at most how many entries all workers make a
     second, and at once; 0: no limit.
     """
@@ -119,7 +136,7 @@ cdef class Services:
         self.table.backend_limit = max(ids, default=0) + 1
         self.table.services = <Service *>zeroed(len(specs), sizeof(Service))
         self.table.backends = <Backend *>zeroed(self.table.backend_limit, sizeof(Backend))
-        self.table.hosts = <uint32_t *>zeroed(self.table.backend_limit, sizeof(uint32_t))
+        self.table.places = <uint32_t *>zeroed(self.table.backend_limit, sizeof(uint32_t))
         self.affinities = <Affinity *>zeroed(len(specs), sizeof(Affinity))
         self.members = <uint32_t *>zeroed(len(ids), sizeof(uint32_t))
         self.candidate_of = <uint32_t *>zeroed(len(ids), sizeof(uint32_t))
@@ -249,21 +266,32 @@ cdef class Services:
 
     cdef int add_affinity(self, uint32_t index, spec) except -1:
         cdef Affinity *by = &self.affinities[index]
-        cdef Host *host
-        if not all(0 <= member.host < 1 << HOST_BITS for member in spec.members):
-            raise ValueError(f"hosts of an affinity group are 1..{(1 << HOST_BITS) - 1}")
+        places = places_of(spec)
+        if not all(0 <= number < 1 << PLACE_BITS for number in places):
+            raise ValueError(f"places of an affinity group are 1..{(1 << PLACE_BITS) - 1}")
         by.mask = addr_from(ip_network(
             f"{'0.0.0.0' if spec.network.version == 4 else '::'}/{spec.affinity.prefix}").netmask)
         by.group = spec.affinity.group
         by.ticks = (milliseconds(spec.affinity.timeout) >> TICK_BITS) + 2    # that much at least, and half a second
-        by.host_limit = max((member.host for member in spec.members), default=0) + 1
-        by.hosts = <Host *>zeroed(by.host_limit, sizeof(Host))
-        for member in spec.members:
-            self.table.hosts[<uint32_t>member.id] = member.host
-            host = &by.hosts[<uint32_t>member.host]
-            if member.sticky and member.host and host.backend == 0:
-                host.backend, host.most = member.id, member.max_flows or NO_CAP
+        by.place_limit = max(places, default=0) + 1
+        by.places = <AffinePlace *>zeroed(by.place_limit, sizeof(AffinePlace))
         self.table.services[index].affinity = by
+        for member in spec.members:
+            self.table.places[<uint32_t>member.id] = member.place
+        for number, (takers, held) in places.items():
+            self.set_place(&by.places[<uint32_t>number], spec.scheduler, takers, held)
+        return 0
+
+    cdef int set_place(self, AffinePlace *place, scheduler, list takers, bint held) except -1:
+        """Of several takers those with weight 0 have no part, unless all have it."""
+        cdef Taker *taker
+        weights = [weight_in_load(scheduler, member) for member in takers]
+        weighted = [(member, weight) for member, weight in zip(takers, weights) if weight or not any(weights)]
+        place.takers = <Taker *>zeroed(len(weighted), sizeof(Taker))
+        place.count, place.held = len(weighted), held
+        for at, (member, weight) in enumerate(weighted):
+            taker = &place.takers[<uint32_t>at]
+            taker.backend, taker.most, taker.weight = member.id, member.max_flows or NO_CAP, weight or 1
         return 0
 
     cdef int set_tunnel(self, Service *service, tunnel) except -1:
@@ -310,9 +338,9 @@ cdef class Services:
     def __dealloc__(self):
         if self.affinities != NULL:
             for index in range(self.table.service_count):
-                free(self.affinities[<uint32_t>index].hosts)
+                free_places(&self.affinities[<uint32_t>index])
         free(self.affinities)
-        free(self.table.hosts)
+        free(self.table.places)
         free_admission(&self.table)
         free(self.table.services)
         free(self.table.backends)

@@ -151,18 +151,27 @@ cdef struct Candidate:
     uint32_t most            # flows that it may have; NO_CAP: any number
 
 
-cdef struct Host:
-    # What an address of an affinity group is to one service.
-    uint32_t backend         # the id that takes its clients; 0: none
-    uint32_t most            # as of Candidate
+cdef struct Taker:
+    # A backend that takes clients of a place.
+    uint32_t backend         # its id
+    uint32_t most            # flows that it may have, as of Candidate
+    double weight            # among those of its address
+
+
+cdef struct AffinePlace:
+    # What a place of an affinity group, one service's backend, is to one service: itself, or what this service has at
+    # the same address.
+    Taker *takers
+    uint32_t count           # 0: none takes its clients
+    bint held                # it tells another service which of several it is, so a slot goes on naming it
 
 
 cdef struct Affinity:
     # How the clients of a service stick to backends (affinity.pxd).
     Addr mask                # of a client's address
     uint64_t group           # the same for all services that share their clients
-    Host *hosts              # by number of the address
-    uint32_t host_limit
+    AffinePlace *places      # by number
+    uint32_t place_limit
     uint32_t ticks           # the timeout
 
 
@@ -234,7 +243,7 @@ cdef struct ServiceTable:
     ShapeList reply_shapes[2]    # of replies and full_replies
     Service *services
     Backend *backends        # by stable id; [0] is never present
-    uint32_t *hosts          # by stable id: the number of its address in its affinity group
+    uint32_t *places         # by stable id: its number in its affinity group
     uint32_t service_count
     uint32_t backend_limit   # one above the largest id
     uint64_t hash_seed

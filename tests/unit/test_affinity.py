@@ -1,4 +1,4 @@
-"""Client-IP affinity: who follows whom, for how long, and what ends it; and the numbers of a group's addresses."""
+"""Client-IP affinity: who follows whom, for how long, and what ends it; and the numbers of a group's places."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from fastlb import Config, Datapath, reconcile
 from fastlb._core import AffinityMemory, FlowMemory, Pipeline, Services, look_up
-from fastlb.affinity import MAX_HOST, RESTS, HostNumbers, group_of, stickiness_of
+from fastlb.affinity import MAX_PLACE, RESTS, Near, Place, PlaceNumbers, group_of, stickiness_of
 from fastlb.errors import FastlbError
 from tests.balancers import BACKENDS, CLIENT, KEY, VIP, Balancer, config, datapath, flags, reply_to, service
 from tests.frames import frame
@@ -384,6 +384,137 @@ def test_all_workers_share_it() -> None:
     assert sum(placed) == 3 * 39
 
 
+# ---- several backends at one address
+
+A, B, C = (IPv4Address(address) for address in BACKENDS[4])
+
+
+def at(*ports: int, address: IPv4Address = A) -> list[dict[str, Any]]:
+    return [{"address": str(address), "port": port} for port in ports]
+
+
+def backends_of(dp: Datapath, client: str, sports: Iterable[int], dport: int = 80, now: float = 0.0) -> list[str]:
+    return [each.backend or "none" for each in dp.process_batch([syn(client, each, dport) for each in sports], now)]
+
+
+PAIR = [*at(81, 82), *at(80, address=B)]
+MANY = [f"10.9.{number >> 8}.{number & 255}" for number in range(1200)]
+
+
+@pytest.mark.parametrize("forward", ["nat", "fullnat"])
+@pytest.mark.parametrize("scheduler", EVERY)
+def test_a_client_keeps_its_backend_among_several_at_one_address(scheduler: str, forward: str) -> None:
+    dp = datapath(site(scheduler, forward, backends=PAIR), snat=["192.0.2.77"])
+    seen = {client: set(backends_of(dp, client, range(1000, 1004))) for client in MANY[:90]}
+    assert {len(each) for each in seen.values()} == {1}
+    assert set.union(*seen.values()) == {f"{A}:81", f"{A}:82", f"{B}:80"}
+
+
+def test_first_and_later_flows_have_the_same_shares() -> None:
+    dp = datapath(site("wrr", "nat", backends=[b | {"weight": w} for b, w in zip(PAIR, (3, 1, 2), strict=True)]))
+    first = [backends_of(dp, client, [1000])[0] for client in MANY]
+    assert Counter(first) == {f"{A}:81": 600, f"{A}:82": 200, f"{B}:80": 400}
+    assert [backends_of(dp, client, [2000])[0] for client in MANY] == first
+
+
+def test_a_flow_without_an_entry_goes_to_the_very_backend() -> None:
+    """Whatever the scheduler and the hash say: also where they would name the other one at its address."""
+    dp = datapath(site("rr", "nat", backends=at(81, 82)), timeouts={"tcp_syn": 1})
+    first = {client: backends_of(dp, client, [1000])[0] for client in MANY[:60]}
+    later = {client: dp.process(syn(client, 1000, letters="A"), now=20.0) for client in first}
+    assert {each.reason for each in later.values()} == {"maglev"}
+    assert {client: each.backend for client, each in later.items()} == first
+    assert set(first.values()) == {f"{A}:81", f"{A}:82"}
+
+
+@pytest.mark.parametrize("gone", [{"weight": 0}, None], ids=["weight 0", "removed"])
+def test_one_of_several_that_takes_no_new_clients(gone: dict[str, Any] | None) -> None:
+    """With weight 0 it keeps those it has. Removed, its clients go to the other one at its address, and stay there."""
+    dp = datapath(site("rr", "nat", backends=PAIR))
+    first = {client: backends_of(dp, client, [1000])[0] for client in MANY[:90]}
+    left = [*at(81), *at(80, address=B)] + ([at(82)[0] | gone] if gone else [])
+    expected = first if gone else {
+        client: f"{A}:81" if backend == f"{A}:82" else backend for client, backend in first.items()
+    }  # fmt: skip
+    dp.reload(config(site("rr", "nat", backends=left)))
+    assert {client: backends_of(dp, client, [2000])[0] for client in first} == expected
+    dp.reload(config(site("rr", "nat", backends=PAIR)))
+    assert {client: backends_of(dp, client, [3000])[0] for client in first} == expected
+    assert {backends_of(dp, client, [1000])[0] for client in MANY[90:120]} == {f"{A}:81", f"{A}:82", f"{B}:80"}
+
+
+def test_one_more_at_an_address_moves_nobody() -> None:
+    dp = datapath(site("rr", "nat", backends=[*at(81), *at(80, address=B)]))
+    first = {client: backends_of(dp, client, [1000])[0] for client in MANY[:90]}
+    dp.reload(config(site("rr", "nat", backends=PAIR)))
+    assert {client: backends_of(dp, client, [2000])[0] for client in first} == first
+
+
+def test_another_port_is_at_the_same_address() -> None:
+    dp = datapath(site("rr", "nat", backends=[*at(81), *at(81, address=B)]))
+    first = {client: hosts(dp, client, [1000]) for client in MANY[:30]}
+    dp.reload(config(site("rr", "nat", backends=[*at(82), *at(82, address=B)])))
+    assert {client: hosts(dp, client, [2000]) for client in first} == first
+
+
+def one_and_several(weights: tuple[int, ...] = (3, 1)) -> list[dict[str, Any]]:
+    """A group whose first service has one backend at each address, and whose second has two."""
+    several = [
+        each | {"weight": weight}
+        for address in (A, B)
+        for each, weight in zip(at(81, 82, address=address), weights, strict=True)
+    ]
+    return grouped({"backends": several}, backends=at(80) + at(80, address=B), forward="nat", scheduler="wrr")
+
+
+@pytest.mark.parametrize("order", [(80, 443), (443, 80)])
+def test_a_group_with_one_and_with_several_at_an_address(order: tuple[int, int]) -> None:
+    """To whichever a client comes first: one address for all its flows, one backend there for those of each service."""
+    dp = datapath(*one_and_several())
+    seen = []
+    for client in MANY:
+        rounds = [(backends_of(dp, client, [sport], order[0])[0], backends_of(dp, client, [sport], order[1])[0])
+                  for sport in (1000, 2000, 3000)]  # fmt: skip
+        assert len(set(rounds)) == 1
+        assert host_of(rounds[0][0]) == host_of(rounds[0][1])
+        seen.append(dict(zip(order, rounds[0], strict=True))[443])
+    shares = Counter(backend.rpartition(":")[2] for backend in seen)
+    assert shares["81"] == pytest.approx(900, abs=75)  # five standard deviations
+
+
+def test_what_the_hash_has_chosen_is_remembered() -> None:
+    """Also when weights would have it choose another one since."""
+    dp = datapath(*one_and_several())
+    first = {client: (hosts(dp, client, [1000]), backends_of(dp, client, [1000], 443)) for client in MANY[:200]}
+    dp.reload(config(*one_and_several((1, 3))))
+    for client, (host, backend) in first.items():
+        assert (hosts(dp, client, [2000]), backends_of(dp, client, [2000], 443)) == (host, backend)
+
+
+def test_few_clients_move_when_two_services_have_several_each() -> None:
+    """A slot tells one of them which; for the other the hash decides, by weights, each time anew."""
+    both = grouped({"backends": at(91, 92, 93)}, backends=at(81, 82), forward="nat")
+    dp = datapath(*both)
+    first = {client: (backends_of(dp, client, [1000]), backends_of(dp, client, [1000], 443)) for client in MANY}
+    assert {client: (backends_of(dp, client, [2000]), backends_of(dp, client, [2000], 443)) for client in MANY} == first
+    shares = Counter(other[0] for _, other in first.values())
+    assert all(share == pytest.approx(400, abs=85) for share in shares.values())
+    assert len(shares) == 3
+    dp.reload(config(both[0], both[1] | {"backends": at(91, 93)}))
+    for client, (own, other) in first.items():
+        assert backends_of(dp, client, [3000]) == own
+        if other != [f"{A}:92"]:
+            assert backends_of(dp, client, [3000], 443) == other
+
+
+def test_one_without_room_among_several() -> None:
+    """Its client is placed anew, and sticks to where that is."""
+    capped = [each | {"max_flows": 2} for each in at(81, 82)]
+    dp = datapath(site("rr", "nat", backends=capped))
+    assert backends_of(dp, CLIENT[4], range(1000, 1004)) == [f"{A}:81"] * 2 + [f"{A}:82"] * 2
+    assert dp.process(syn(sport=1005)).reason == "backends_full"
+
+
 # ---- packets in mid-flow
 
 
@@ -448,7 +579,7 @@ def test_what_is_told_of_a_client() -> None:
     known = affine(lb)
     assert known is not None
     assert lb.keys[known["backend"]] == key
-    assert known["host"] == known["backend"]
+    assert known["place"] == known["backend"]
     assert not known["full"]
     assert 300 <= known["left"] <= 300 + HALF
     lb.send(syn("10.9.0.9"), now=400.0)
@@ -484,17 +615,19 @@ def test_trace_says_why_a_client_is_placed_anew() -> None:
     assert told() == "affinity: the client's last flow went to 10.3.0.13:80; remembered for 300 s more"
 
 
-# ---- numbers of hosts
-
-A, B, C = (IPv4Address(address) for address in BACKENDS[4])
+# ---- numbers of places
 
 
 def of(*addresses: IPv4Address, affinity: dict[str, Any] = GROUP) -> Config:
     return config(site(name="web", affinity=affinity, backends=[{"address": str(each)} for each in addresses]))
 
 
-def numbers(hosts: HostNumbers, settings: Config, now: float) -> dict[IPv4Address, int]:
-    return {address: number for (_, address), number in hosts.assign(settings, now).items()}  # type: ignore[misc]
+def place(address: IPv4Address, port: int = 80, name: str = "web", group: str = "group site") -> Place:
+    return Place(group, address, name, f"{address}:{port}")
+
+
+def numbers(given: PlaceNumbers, settings: Config, now: float) -> dict[tuple[str, IPv4Address], int]:
+    return {(each.service, each.address): number for each, number in given.assign(settings, now).items()}  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("steps", [
@@ -506,46 +639,63 @@ def numbers(hosts: HostNumbers, settings: Config, now: float) -> dict[IPv4Addres
     [((A, B), 0, [1, 2]), ((), 0, []), ((), RESTS, []), ((C,), RESTS, [1])],
 ])  # fmt: skip
 def test_numbers_stay_and_rest(steps: list[tuple[tuple[IPv4Address, ...], float, list[int]]]) -> None:
-    given = HostNumbers()
+    given = PlaceNumbers()
     for addresses, now, expected in steps:
         got = numbers(given, of(*addresses), now)
-        assert [got[address] for address in addresses] == expected
+        assert [got["web", address] for address in addresses] == expected
 
 
 def test_a_service_of_the_group_more_changes_no_number() -> None:
-    given = HostNumbers()
-    assert numbers(given, of(A, B), 0) == {A: 1, B: 2}
+    given = PlaceNumbers()
+    assert numbers(given, of(A, B), 0) == {("web", A): 1, ("web", B): 2}
     both = config(*(site(name=name, port=port, affinity=GROUP, backends=[{"address": str(each)} for each in listed])
                     for name, port, listed in (("other", 443, (C, B)), ("web", 80, (A, B)))))  # fmt: skip
-    assert numbers(given, both, 1) == {A: 1, B: 2, C: 3}
+    assert numbers(given, both, 1) == {("web", A): 1, ("web", B): 2, ("other", C): 3, ("other", B): 4}
 
 
 def test_groups_count_by_themselves_and_are_forgotten() -> None:
-    given = HostNumbers()
+    given = PlaceNumbers()
     other = site(name="other", port=443, affinity=STICKY, backends=[{"address": str(C)}, {"address": str(A)}])
     settings = config(*[site(name="web", affinity=GROUP), other])
     names = [group_of(each) for each in settings.services]
     assert names == ["group site", "service other"]
     assert given.assign(settings, 0) == {
-        ("group site", A): 1, ("group site", B): 2, ("group site", C): 3, ("service other", C): 1,
-        ("service other", A): 2,
+        place(A): 1, place(B): 2, place(C): 3, place(C, 443, "other", names[1]): 1, place(A, 443, "other", names[1]): 2,
     }  # fmt: skip
     given.assign(config(), 1)
     given.assign(config(), 1 + RESTS)
-    assert given == HostNumbers()
+    assert given == PlaceNumbers()
+
+
+def test_what_is_near_a_place() -> None:
+    """At its address, of other services of its group, or gone; held: where only the slot tells whose a client is."""
+    given = PlaceNumbers()
+    web = {"name": "web", "affinity": GROUP, "forward": "nat"}
+    other = {"name": "other", "port": 443, "affinity": GROUP, "forward": "nat", "backends": at(90)}
+    alone = {"name": "alone", "port": 1, "affinity": STICKY, "forward": "nat", "backends": at(80)}
+    given.assign(config(*(site(**each) for each in (web | {"backends": at(80, 81)}, other, alone))), 0)
+    assert given.near() == {
+        place(A): (Near(3, held=False),), place(A, 81): (Near(3, held=False),),
+        place(A, 90, "other"): (Near(1, held=True), Near(2, held=True)), place(A, 80, "alone", "service alone"): (),
+    }  # fmt: skip
+    given.assign(config(*(site(**each) for each in (web | {"backends": at(81) + at(81, address=B)}, other))), 1)
+    assert given.near() == {
+        place(A, 81): (Near(3, held=False), Near(1, held=False)), place(B, 81): (),
+        place(A, 90, "other"): (Near(2, held=False), Near(1, held=False)),
+    }  # fmt: skip
 
 
 def test_a_copy_goes_its_own_way() -> None:
-    given = HostNumbers()
+    given = PlaceNumbers()
     given.assign(of(A), 0)
     copy = given.copy()
-    assert numbers(copy, of(A, B), 1)[B] == 2
-    assert numbers(given, of(A, C), 1)[C] == 2
+    assert numbers(copy, of(A, B), 1)["web", B] == 2
+    assert numbers(given, of(A, C), 1)["web", C] == 2
 
 
 def test_no_number_is_left() -> None:
-    given = HostNumbers(highest={"group site": MAX_HOST - 1}, by_host={("group site", A): 1})
-    assert numbers(given, of(A, B), 0) == {A: 1, B: MAX_HOST}
+    given = PlaceNumbers(highest={"group site": MAX_PLACE - 1}, by_place={place(A): 1})
+    assert numbers(given, of(A, B), 0) == {("web", A): 1, ("web", B): MAX_PLACE}
     with pytest.raises(FastlbError, match="affinity, group site: more than 262143 backends"):
         given.assign(of(A, B, C), 0)
 
@@ -554,8 +704,8 @@ def test_the_data_path_refuses_numbers_that_do_not_fit() -> None:
     settings = of(A)
     plans = reconcile.plan_services(settings, reconcile.BackendIds(), 0.0)
     member = plans[0].members[0]
-    object.__setattr__(member, "host", MAX_HOST + 1)
-    with pytest.raises(ValueError, match=r"hosts of an affinity group are 1\.\.262143"):
+    object.__setattr__(member, "place", MAX_PLACE + 1)
+    with pytest.raises(ValueError, match=r"places of an affinity group are 1\.\.262143"):
         reconcile.services_table(settings, plans)
-    object.__setattr__(member, "host", MAX_HOST)
+    object.__setattr__(member, "place", MAX_PLACE)
     assert isinstance(reconcile.services_table(settings, plans), Services)
