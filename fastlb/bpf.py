@@ -72,6 +72,10 @@ class Assembler:
         else:
             self._emit(0x62 | size, base, 0, offset, value)
 
+    def atomic_add(self, base: Reg, offset: int, value: Reg) -> None:
+        """*(u64 *)(base + offset) += value, in one step for all processors."""
+        self._emit(0xDB, base, value, offset, 0)
+
     def alu(self, dst: Reg, operator: str, value: Reg | int) -> None:
         """dst = dst operator value, in 64 bits; "=" moves (a number is sign-extended)."""
         self._operate(0x07 | _ALU[operator], dst, value, 0)
@@ -131,7 +135,7 @@ class Assembler:
 
 
 # What bpf(2) is asked to do, and the number of the call itself, which libc does not wrap.
-_MAP_CREATE, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT_KEY = 0, 2, 3, 4
+_MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT_KEY = 0, 1, 2, 3, 4
 _PROG_LOAD, _PROG_TEST_RUN, _PROG_NEXT_ID, _MAP_NEXT_ID = 5, 10, 11, 12
 _PROG_FD_BY_ID, _MAP_FD_BY_ID, _INFO_BY_FD = 13, 14, 15
 _SYSCALL = {"x86_64": 321, "aarch64": 280}
@@ -249,6 +253,15 @@ class Value(Map):
     def write(self, value: bytes) -> None:
         """Overwrite all of it; a program sees every aligned 64-bit word of it old or new. Raises KernelError."""
         self.put(bytes(4), value)
+
+    def read(self) -> bytes:
+        """All of it, each aligned 64-bit word as it was at some moment. Raises KernelError."""
+        self._fill(self._key, bytes(4))
+        try:
+            _bpf(_MAP_LOOKUP, self._entry)
+        except OSError as error:
+            raise _failed(f"cannot read the map {self.name}", error) from error
+        return self._value.raw
 
 
 class Word(Value):

@@ -25,8 +25,10 @@ from typing import NamedTuple, TypeAlias
 
 from fastlb import bpf, datagrams, programs
 from fastlb.errors import KernelError
-from fastlb.programs import ACT_SHOT, CACHE_LINE, KEY_SIZE, LAST, SHAPE_BITS, SLOT_SHIFT, SLOTS_AT, Lookup, Maps
+from fastlb.passed import COUNTER_SIZE, PASSED
+from fastlb.programs import ACT_SHOT, CACHE_LINE, Maps
 from fastlb.programs import SHARDS as SHARDS
+from fastlb.scratch import KEY_SIZE, LAST, SHAPE_BITS, SLOT_SHIFT, SLOTS_AT, Lookup
 from fastlb.scratch import LATER as LATER
 from fastlb.shapes import MAX_SHAPES, PORT_BITS, Shape
 
@@ -123,7 +125,10 @@ class Classifier:
                 self._source_ports = (sources.first, sources.last)
                 self._sources.add({Key(address, 0, 0) for address in sources.addresses})
             self.filter_fd = _load(_SOCKET_FILTER, programs.filter_program(self._maps()), FILTER_NAME, undo)
-            self.guard_fd = _load(_SCHED_CLS, programs.guard_program(self._maps()), GUARD_NAME, undo)
+            self._passed = bpf.Value("fastlb_passed", COUNTER_SIZE * len(PASSED))
+            undo.callback(self._passed.close)
+            guard = programs.guard_program(self._maps(), self._passed.fd)
+            self.guard_fd = _load(_SCHED_CLS, guard, GUARD_NAME, undo)
             if workers > 1:
                 self._load_steering(undo)
             self._load_bells(undo)
@@ -184,6 +189,10 @@ class Classifier:
         It stays in place for as long as it is in use, even when the classifier is closed before.
         """
         return None if self.no_bells else self._asleep.view(worker * CACHE_LINE, 4)
+
+    def passed(self) -> dict[str, int]:
+        """What the guard has left to the host though it was sent to a VIP, by reason. Raises KernelError."""
+        return dict(zip(PASSED, struct.unpack(f"={len(PASSED)}Q", self._passed.read()), strict=True))
 
     def test(self, frame: bytes) -> bool:
         """Whether the guard would take this Ethernet frame.

@@ -362,6 +362,7 @@ def _describe(status: dict[str, Any]) -> str:
                 if sticky["clients"] or counters["affine"]
             ),
             f"drops {_nonzero(counters['drops'])}",
+            f"passed to the host {_nonzero(counters['passed'])}",
             "",
             _table(("WORKER", *map(str.upper, _WORKER_COLUMNS)), _worker_rows(status["workers"])),
             "",

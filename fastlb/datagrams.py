@@ -16,29 +16,24 @@ ring's is dropped.) Notes know no time: only Linux 5.8 and later give it to prog
 
 from __future__ import annotations
 
-from fastlb.bpf import Assembler, RecentMap, Size
+from fastlb.bpf import Assembler, RecentMap, Reg, Size
 from fastlb.scratch import (
     AGAIN,
     DATAGRAM,
     DESTINATION,
     FIRST,
-    FP,
     LATER,
     MAP_DELETE,
     MAP_UPDATE,
-    R1,
-    R3,
-    R4,
-    R6,
-    R7,
-    R8,
     SOURCE,
     TCP,
     UDP,
     call_with_key,
     complete_key,
     if_found,
-)  # fmt: skip
+)
+
+_, R1, _, R3, R4, _, R6, R7, R8, _, FP = Reg
 
 KEY_SIZE = 40
 MOST = 16_384  # 2 MB; fragments of one datagram leave their sender back to back
@@ -59,14 +54,14 @@ def ask_of_fragment(a: Assembler, noted_fd: int) -> None:
     """
     a.label("first")
     a.jump_if(R8, "==", TCP, "ported")
-    a.jump_if(R8, "!=", UDP, "not_ours")
+    a.jump_if(R8, "!=", UDP, "last_header")
     a.label("ported")
     _complete_datagram(a)
     a.alu(R8, "|", FIRST)
     a.jump("load_ports")
     a.label("later")
     a.jump_if(R8, "==", TCP, "portless")
-    a.jump_if(R8, "!=", UDP, "not_ours")
+    a.jump_if(R8, "!=", UDP, "last_header")
     a.label("portless")
     _complete_datagram(a)
     if_found(a, noted_fd, DATAGRAM, "not_ours")

@@ -679,7 +679,8 @@ class Engine:
         self._want_next_hops()
 
     def _status(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        counters = metrics.add_up(pipeline.counters() for pipeline in self._pipelines) | self._workers.counters()
+        found = [pipeline.counters() for pipeline in self._pipelines]
+        counters = metrics.add_up((*found, self._classifier.passed())) | self._workers.counters()
         return {
             "version": __version__,
             "pid": os.getpid(),

@@ -49,34 +49,24 @@ from typing import NamedTuple, TypeAlias
 
 from fastlb.bpf import Assembler, Reg, Size
 from fastlb.datagrams import ask_of_fragment, jump_if_first, settle_first
+from fastlb.passed import PASSED, count_passed
 from fastlb.scratch import (
-    COUNT,
     DESTINATION,
-    FP,
-    KEY_FAMILY,
     KEY_PORT,
     KEY_PROTOCOL,
     LATER,
-    MASKED,
     NUMBER,
     PORTS,
-    R0,
-    R1,
-    R2,
-    R3,
-    R4,
-    R6,
-    R7,
-    R8,
-    R9,
     SOURCE,
     TCP,
     UDP,
+    Lookup,
     complete_key,
     if_found,
+    if_shaped,
     load_bytes,
-)  # fmt: skip
-from fastlb.shapes import MAX_SHAPES
+    widen_addresses,
+)
 
 Emit: TypeAlias = Callable[[Assembler], None]  # adds instructions to a program
 
@@ -84,10 +74,7 @@ SHARDS = 64  # of the flow table, by the client's address and port
 ACT_SHOT = 2  # what the guard returns for a frame that is ours
 CACHE_LINE = 64
 
-KEY_SIZE = 20
-SHAPE_BITS = 3  # above the family in a key's last byte: the number of its shape
-SLOT_SHIFT = 5  # of a shape: the masks of address and port, laid out like a key, and a key's last byte
-LAST, SLOTS_AT = 0, 8  # in the value that holds a map's shapes: the number of the last one in use; slot 1
+R0, R1, R2, R3, R4, _, R6, R7, R8, R9, FP = Reg
 
 _SKB_PKT_TYPE, _SKB_PROTOCOL = 4, 16  # offsets in struct __sk_buff
 _PACKET_HOST = 0
@@ -109,16 +96,8 @@ _AUTHENTICATION, _FRAGMENT = 51, 44
 _IPV6_OFFSET, _IPV6_MORE = htons(0xFFF8), htons(1)
 _EXTENSIONS = (0, 43, 60, _AUTHENTICATION)  # hop-by-hop, routing, destination options
 _MAX_EXTENSIONS = 6
-_SLOT_KIND = 18  # of a slot: a key's last byte
 _SHARD_FACTOR = 0x9E3779B1 - (1 << 32)  # an immediate is signed; the lower 32 bits of a product do not care
 _SHARD_BITS = 6
-
-
-class Lookup(NamedTuple):
-    """File descriptors, as the program's instructions name maps: the entries, and the slots of their shapes."""
-
-    map: int
-    shapes: int
 
 
 class Maps(NamedTuple):
@@ -141,9 +120,9 @@ def filter_program(maps: Maps) -> bytes:
     return _classification(maps, _FROM_ETHERNET, _return(_WHOLE_FRAME), _NOTHING)
 
 
-def guard_program(maps: Maps) -> bytes:
-    """cls_bpf at ingress: ACT_SHOT for what is ours."""
-    return _classification(maps, _FROM_ETHERNET, _return(ACT_SHOT), _ACT_UNSPEC)
+def guard_program(maps: Maps, counters_fd: int) -> bytes:
+    """cls_bpf at ingress: ACT_SHOT for what is ours; counts what is not, though it looks so."""
+    return _classification(maps, _FROM_ETHERNET, _return(ACT_SHOT), _ACT_UNSPEC, counters_fd=counters_fd)
 
 
 def steering_program(maps: Maps, owners_fd: int) -> bytes:
@@ -171,13 +150,15 @@ def nothing_program() -> bytes:
 # --- their code -----------------------------------------------------------------------------------------------------
 
 
-def _classification(maps: Maps, network: int, ours: Emit, not_ours: int, first: Emit | None = None) -> bytes:
+def _classification(
+    maps: Maps, network: int, ours: Emit, not_ours: int, first: Emit | None = None, counters_fd: int | None = None
+) -> bytes:
     """The program: ``first``, then the question what is ours; what is not, or is broken, returns ``not_ours``.
 
     ``network``: offset of the network header. ``ours`` emits the end: a backend's reply falls into its first
     instruction, a frame to a VIP jumps to the label "to_vip", which it has to place, an answer in full NAT to the label
     "to_source". It finds the source address at fp-40 (to a VIP) or the destination at fp-24 (a reply), 16 bytes as in a
-    key, and both ports in R7.
+    key, and both ports in R7. ``counters_fd``: of what is not ours (passed.py).
 
     R6 the frame's context, R7 offset of the next header (later: the ports), R8 protocol (above it what is said of
     fragments), R9 family.
@@ -193,6 +174,12 @@ def _classification(maps: Maps, network: int, ours: Emit, not_ours: int, first: 
     ours(a)
     _icmp(a, maps)
     _icmpv6(a)
+    _last_header(a)
+    if counters_fd is not None:
+        count_passed(a, maps.vips, counters_fd)
+    else:
+        for reason in PASSED:
+            a.label(reason)
     a.label("not_ours")
     a.alu(R0, "=", not_ours)
     a.exit()
@@ -236,14 +223,14 @@ def _ipv6(a: Assembler) -> None:
         _skip_extension(a, f"{number}")
         a.jump_if(R8, "==", TCP, "load_ports")
         a.jump_if(R8, "==", UDP, "load_ports")
-    a.jump("not_ours")
+    a.jump("last_header")
 
 
 def _skip_extension(a: Assembler, suffix: str) -> None:
     """Length: 8-byte units beyond the first 8 (RFC 8200), or 4-byte units minus 2 for AH (RFC 4302, 2.2)."""
     for extension in _EXTENSIONS:
         a.jump_if(R8, "==", extension, "extension" + suffix)
-    a.jump_if(R8, "!=", _FRAGMENT, "not_ours")
+    a.jump_if(R8, "!=", _FRAGMENT, "not_tcp_udp")
     load_bytes(a, PORTS, 8)
     a.alu(R7, "+", 8)
     a.load(R8, FP, PORTS, Size.U8)
@@ -265,6 +252,14 @@ def _skip_extension(a: Assembler, suffix: str) -> None:
     a.label("skipped" + suffix)
 
 
+def _last_header(a: Assembler) -> None:
+    """Neither TCP nor UDP where the walk ends; perhaps one more that could be stepped over."""
+    a.label("last_header")
+    for extension in (*_EXTENSIONS, _FRAGMENT):
+        a.jump_if(R8, "==", extension, "extension_headers")
+    a.jump("not_tcp_udp")
+
+
 def _ipv4(a: Assembler) -> None:
     """Falls through to the ports; without options they have come with the header."""
     header = -28
@@ -274,12 +269,12 @@ def _ipv4(a: Assembler) -> None:
     a.load(R8, FP, header + 9, Size.U8)
     a.jump_if(R8, "==", TCP, "transport")
     a.jump_if(R8, "==", _ICMP, "icmp")
-    a.jump_if(R8, "!=", UDP, "not_ours")
+    a.jump_if(R8, "!=", UDP, "not_tcp_udp")
     a.label("transport")
     a.load(R1, FP, header, Size.U8)
     a.load(R2, FP, header + 12, Size.U32)
     a.load(R4, FP, header + 4, Size.U16)
-    _widen_addresses(a, R2)
+    widen_addresses(a, R2)
     a.alu(R9, "=", 4)
     a.jump_if(R3, "&", _IPV4_FRAGMENT, "fragment4")
     a.jump_if(R1, "==", _IPV4_PLAIN, "ports")
@@ -295,7 +290,7 @@ def _ipv4(a: Assembler) -> None:
     a.load(R1, FP, header, Size.U8)
     a.load(R2, FP, header + 12, Size.U32)
     a.load(R4, FP, header + 4, Size.U16)
-    _widen_addresses(a, R2)
+    widen_addresses(a, R2)
     a.alu(R9, "=", 4)
     a.label("fragment4")
     a.store(FP, NUMBER, R4, Size.U32)
@@ -303,23 +298,14 @@ def _ipv4(a: Assembler) -> None:
     a.jump_if(R3, "&", _IPV4_OFFSET, "later")
 
 
-def _widen_addresses(a: Assembler, source: Reg) -> None:
-    """Both addresses as in a key; the destination's four bytes are in place already."""
-    a.store(FP, SOURCE, 0, Size.U64)
-    a.store(FP, SOURCE + 8, 0, Size.U32)
-    a.store(FP, SOURCE + 12, source, Size.U32)
-    a.store(FP, DESTINATION, 0, Size.U64)
-    a.store(FP, DESTINATION + 8, 0, Size.U32)
-
-
 def _icmp(a: Assembler, maps: Maps) -> None:
     """RFC 792. The outer header is at fp-28; what is quoted gets there too, and then to where `_lookups` wants it."""
     header = -28
     a.label("icmp")
-    a.jump_if(R3, "&", _IPV4_FRAGMENT, "not_ours")
+    a.jump_if(R3, "&", _IPV4_FRAGMENT, "icmp_fragment")
     _skip_ipv4_header(a, header)
     a.load(R2, FP, header + 12, Size.U32)
-    _widen_addresses(a, R2)
+    widen_addresses(a, R2)
     a.alu(R9, "=", 4)
     load_bytes(a, PORTS, 4)
     a.load(R1, FP, PORTS, Size.U8)
@@ -329,19 +315,19 @@ def _icmp(a: Assembler, maps: Maps) -> None:
     a.jump("not_ours")
     a.label("quoted")
     a.alu(R7, "+", _ICMP_HEADER)
-    load_bytes(a, header, 20)
+    load_bytes(a, header, 20, otherwise="icmp_quote")
     a.load(R1, FP, header + 6, Size.U16)
-    a.jump_if(R1, "&", _IPV4_OFFSET, "not_ours")
+    a.jump_if(R1, "&", _IPV4_OFFSET, "icmp_quote")
     a.load(R8, FP, header + 9, Size.U8)
-    _skip_ipv4_header(a, header)
+    _skip_ipv4_header(a, header, otherwise="icmp_quote")
     a.load(R2, FP, header + 16, Size.U32)
     a.load(R1, FP, header + 12, Size.U32)
     a.store(FP, header + 16, R1, Size.U32)
-    _widen_addresses(a, R2)
-    load_bytes(a, PORTS, 4)
+    widen_addresses(a, R2)
+    load_bytes(a, PORTS, 4, otherwise="icmp_quote")
     a.label("quoted_ports")
     a.jump_if(R8, "==", TCP, "swap")
-    a.jump_if(R8, "!=", UDP, "not_ours")
+    a.jump_if(R8, "!=", UDP, "icmp_quote")
     a.label("swap")
     a.load(R1, FP, PORTS, Size.U16)
     a.load(R2, FP, PORTS + 2, Size.U16)
@@ -354,7 +340,7 @@ def _icmp(a: Assembler, maps: Maps) -> None:
     a.alu(R8, "=", 0)
     complete_key(a, DESTINATION, R1)
     if_found(a, maps.vips.map, DESTINATION, "to_vip")
-    _if_shaped(a, maps.vips, DESTINATION, "to_vip", "echo")
+    if_shaped(a, maps.vips, DESTINATION, "to_vip", "echo")
     a.jump("not_ours")
 
 
@@ -370,16 +356,16 @@ def _icmpv6(a: Assembler) -> None:
     a.jump("not_ours")
     a.label("quoted6")
     a.alu(R7, "+", 40 + _ICMP_HEADER)
-    load_bytes(a, header, 44)
+    load_bytes(a, header, 44, otherwise="icmp_quote")
     a.load(R8, FP, header + 6, Size.U8)
     a.jump_if(R8, "!=", _FRAGMENT, "quoted6_whole")
     a.alu(R7, "+", 40)
-    load_bytes(a, PORTS, 8)
+    load_bytes(a, PORTS, 8, otherwise="icmp_quote")
     a.load(R8, FP, PORTS, Size.U8)
     a.load(R1, FP, PORTS + 2, Size.U16)
-    a.jump_if(R1, "&", _IPV6_OFFSET, "not_ours")
+    a.jump_if(R1, "&", _IPV6_OFFSET, "icmp_quote")
     a.alu(R7, "+", 8)
-    load_bytes(a, PORTS, 4)
+    load_bytes(a, PORTS, 4, otherwise="icmp_quote")
     a.label("quoted6_whole")
     for at in (0, 8):
         a.load(R1, FP, SOURCE + at, Size.U64)
@@ -389,23 +375,18 @@ def _icmpv6(a: Assembler) -> None:
     a.jump("quoted_ports")
 
 
-def _skip_ipv4_header(a: Assembler, header: int) -> None:
+def _skip_ipv4_header(a: Assembler, header: int, otherwise: str = "not_ours") -> None:
     a.load(R1, FP, header, Size.U8)
-    _add_ipv4_header(a)
+    _add_ipv4_header(a, otherwise)
 
 
-def _check_ipv4_header(a: Assembler) -> None:
-    """R1, the first byte of an IPv4 header, becomes the header's length in words."""
+def _add_ipv4_header(a: Assembler, otherwise: str = "not_ours") -> None:
+    """R7 += the length of the IPv4 header whose first byte is in R1; one that cannot be: go to ``otherwise``."""
     a.alu(R2, "=", R1)
     a.alu(R2, ">>", 4)
-    a.jump_if(R2, "!=", 4, "not_ours")
+    a.jump_if(R2, "!=", 4, otherwise)
     a.alu(R1, "&", 15)
-    a.jump_if(R1, "<", 5, "not_ours")
-
-
-def _add_ipv4_header(a: Assembler) -> None:
-    """R7 += the length of the IPv4 header whose first byte is in R1."""
-    _check_ipv4_header(a)
+    a.jump_if(R1, "<", 5, otherwise)
     a.alu(R1, "<<", 2)
     a.alu(R7, "+", R1)
 
@@ -420,13 +401,13 @@ def _lookups(a: Assembler, maps: Maps) -> None:
     a.label("asked")
     complete_key(a, DESTINATION, R1)
     if_found(a, maps.vips.map, DESTINATION, "vip")
-    _if_shaped(a, maps.vips, DESTINATION, "vip", "vip")
+    if_shaped(a, maps.vips, DESTINATION, "vip", "vip")
     if maps.source_ports is not None:
         _full_replies(a, maps, *maps.source_ports)
     a.load(R6, FP, DESTINATION, Size.U32)  # what the end of the other key is going to overwrite
     complete_key(a, SOURCE, R7)
     if_found(a, maps.replies.map, SOURCE, "reply")
-    _if_shaped(a, maps.replies, SOURCE, "reply", "reply")
+    if_shaped(a, maps.replies, SOURCE, "reply", "reply")
     a.label("nobody")
     jump_if_first(a, "nobody")
     a.jump("not_ours")
@@ -468,43 +449,9 @@ def _full_replies(a: Assembler, maps: Maps, first: int, last: int) -> None:
     a.load(R6, FP, DESTINATION, Size.U32)
     complete_key(a, SOURCE, R7)
     if_found(a, maps.full_replies.map, SOURCE, "source")
-    _if_shaped(a, maps.full_replies, SOURCE, "source", "full")
+    if_shaped(a, maps.full_replies, SOURCE, "source", "full")
     a.store(FP, DESTINATION, R6, Size.U32)
     a.label("not_full")
-
-
-def _if_shaped(a: Assembler, lookup: Lookup, key: int, found: str, name: str) -> None:
-    """Jump when the map has the whole ``key``, which stays as it is, under one of its shapes; else fall through.
-
-    A loop (Linux 5.3): written out for each shape, a program is larger than what kernels before 6.8 let a socket have.
-    """
-    a.alu(R1, "=", 0)
-    a.store(FP, COUNT, R1, Size.U64)
-    a.label(f"{name}_shape")
-    a.load(R4, FP, COUNT, Size.U64)
-    a.jump_if(R4, ">=", MAX_SHAPES, f"{name}_unshaped")
-    a.map_value(R3, lookup.shapes)
-    a.load(R1, R3, LAST, Size.U32)
-    a.jump_if(R1, "<=", R4, f"{name}_unshaped")
-    a.alu(R1, "=", R4)
-    a.alu(R1, "<<", SLOT_SHIFT)
-    a.alu(R3, "+", R1)
-    a.alu(R4, "+", 1)
-    a.store(FP, COUNT, R4, Size.U64)
-    a.load(R4, R3, SLOTS_AT + _SLOT_KIND, Size.U8)
-    a.alu(R1, "=", R4)
-    a.alu(R1, "&", (1 << SHAPE_BITS) - 1)
-    a.jump_if(R1, "!=", R9, f"{name}_shape")
-    for at, size in ((0, Size.U64), (8, Size.U64), (KEY_PORT, Size.U16)):
-        a.load(R1, FP, key + at, size)
-        a.load(R2, R3, SLOTS_AT + at, size)
-        a.alu(R1, "&", R2)
-        a.store(FP, MASKED + at, R1, size)
-    a.store(FP, MASKED + KEY_PROTOCOL, R8, Size.U8)
-    a.store(FP, MASKED + KEY_FAMILY, R4, Size.U8)
-    if_found(a, lookup.map, MASKED, found)
-    a.jump(f"{name}_shape")
-    a.label(f"{name}_unshaped")
 
 
 def _return(result: int) -> Emit:

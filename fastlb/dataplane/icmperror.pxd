@@ -14,7 +14,7 @@ from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastlb.dataplane.checksum cimport difference, fold, sum_addr, sum_bytes, update_checksum
 from fastlb.dataplane.machine cimport load16, must, store16, store32
-from fastlb.dataplane.reasons cimport DROP_ICMP_HEADER, PASS_NOT_TCP_UDP, PASS_TRUNCATED
+from fastlb.dataplane.reasons cimport DROP_ICMP_HEADER, PASS_ICMP_QUOTE, PASS_NOT_TCP_UDP, PASS_TRUNCATED
 from fastlb.dataplane.types cimport FAMILY_4, PROTO_TCP, PROTO_UDP, Addr, Packet
 from fastlb.dataplane.wire cimport (
     EXT_FRAGMENT, IP4_CSUM, IP4_DST, IP4_FRAG, IP4_LEN, IP4_OFFSET_MASK, IP4_PROTO, IP4_SRC, IP4_TTL, IP6_DST,
@@ -61,10 +61,10 @@ cdef inline int parse_icmp(const uint8_t *icmp, const uint8_t *end, Packet *p) n
 cdef inline int parse_quoted4(const uint8_t *ip, const uint8_t *end, Packet *p) noexcept nogil:
     cdef int32_t header
     if end - ip < IP4_LEN:
-        return -PASS_TRUNCATED
+        return -PASS_ICMP_QUOTE
     header = (ip[0] & 0x0F) * 4
     if ip[0] >> 4 != 4 or header < IP4_LEN or read_be16(ip + IP4_FRAG) & IP4_OFFSET_MASK:
-        return -PASS_NOT_TCP_UDP
+        return -PASS_ICMP_QUOTE
     return parse_quoted_ports(ip, header, ip[IP4_PROTO], end, read_addr4(ip + IP4_SRC), read_addr4(ip + IP4_DST), p)
 
 
@@ -74,13 +74,13 @@ cdef inline int parse_quoted6(const uint8_t *ip, const uint8_t *end, Packet *p) 
     cdef int32_t header = IP6_LEN
     cdef uint8_t protocol
     if end - ip < IP6_LEN:
-        return -PASS_TRUNCATED
+        return -PASS_ICMP_QUOTE
     protocol = ip[IP6_NEXT]
     if protocol == EXT_FRAGMENT:
         if end - ip < IP6_LEN + IP6_FRAG_LEN:
-            return -PASS_TRUNCATED
+            return -PASS_ICMP_QUOTE
         if read_be16(ip + IP6_LEN + 2) & IP6_OFFSET_MASK:
-            return -PASS_NOT_TCP_UDP
+            return -PASS_ICMP_QUOTE
         protocol = ip[IP6_LEN]
         header += IP6_FRAG_LEN
     return parse_quoted_ports(ip, header, protocol, end, read_addr6(ip + IP6_SRC), read_addr6(ip + IP6_DST), p)
@@ -91,9 +91,9 @@ cdef inline int parse_quoted_ports(
         ) noexcept nogil:
     """The tuple of the quoted packet's answer. An error that did not go to who had sent that packet is a fault."""
     if protocol != PROTO_TCP and protocol != PROTO_UDP:
-        return -PASS_NOT_TCP_UDP
+        return -PASS_ICMP_QUOTE
     if end - ip < header + 4:
-        return -PASS_TRUNCATED
+        return -PASS_ICMP_QUOTE
     if not same_addr(p.dst, source) or end - ip < header + 8:
         p.fault = DROP_ICMP_HEADER
     p.quoted = <uint16_t>(ip - p.frame)

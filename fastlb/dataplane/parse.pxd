@@ -15,7 +15,7 @@ from fastlb.dataplane.icmperror cimport PROTO_ICMP4, PROTO_ICMP6, parse_icmp
 from fastlb.dataplane.machine cimport load16, must, unlikely
 from fastlb.dataplane.reasons cimport (
     DROP_FRAGMENT_SHAPE, DROP_IP_LENGTH, DROP_ROUTING_HEADER, DROP_TCP_FLAGS, DROP_TCP_HEADER, DROP_UDP_LENGTH,
-    PASS_FRAGMENT, PASS_IP_HEADER, PASS_NOT_IP, PASS_NOT_TCP_UDP, PASS_TRUNCATED)
+    PASS_EXTENSION_HEADERS, PASS_FRAGMENT, PASS_IP_HEADER, PASS_NOT_IP, PASS_NOT_TCP_UDP, PASS_TRUNCATED)
 from fastlb.dataplane.types cimport (
     FAMILY_4, FAMILY_6, FRAGMENT_FIRST, FRAGMENT_LATER, FRAGMENT_NONE, LATER_BIT, PROTO_TCP, PROTO_UDP, Packet)
 from fastlb.dataplane.wire cimport (
@@ -86,6 +86,11 @@ cdef inline int parse_ip4(const uint8_t **cursor, const uint8_t *end, Packet *p)
     return ip[IP4_PROTO]
 
 
+cdef inline bint is_extension(int header) noexcept nogil:
+    return (header == EXT_HOP_BY_HOP or header == EXT_ROUTING or header == EXT_FRAGMENT or header == EXT_DEST_OPTS
+            or header == EXT_AUTH)
+
+
 cdef inline int parse_extensions(const uint8_t **cursor, const uint8_t *end, int following, Packet *p) noexcept nogil:
     """RFC 8200 section 4: at most MAX_EXT_HEADERS headers, each with its length in its second byte."""
     cdef const uint8_t *ext
@@ -96,8 +101,7 @@ cdef inline int parse_extensions(const uint8_t **cursor, const uint8_t *end, int
             if following < 0 or p.fragment != FRAGMENT_NONE:
                 return following                         # other headers behind it: later ones would not show them
             continue
-        if (following != EXT_HOP_BY_HOP and following != EXT_ROUTING and following != EXT_DEST_OPTS
-                and following != EXT_AUTH):
+        if not is_extension(following):
             return following
         ext = cursor[0]
         if end - ext < 8:
@@ -211,6 +215,8 @@ cdef inline int parse(Packet *p) noexcept nogil:
     if unlikely(following < 0):
         return following
     if unlikely(following != PROTO_TCP and following != PROTO_UDP):
+        if p.family == FAMILY_6 and is_extension(following):
+            return -PASS_EXTENSION_HEADERS
         if not is_icmp(following, cursor, p):
             return -PASS_NOT_TCP_UDP
         return parse_icmp(cursor, end, p) if p.fragment == FRAGMENT_NONE else -PASS_FRAGMENT

@@ -31,6 +31,8 @@ cdef enum Reason:
     PASS_IP_HEADER
     PASS_FRAGMENT
     PASS_NOT_TCP_UDP
+    PASS_EXTENSION_HEADERS
+    PASS_ICMP_QUOTE
     PASS_TRUNCATED
     PASS_NO_SERVICE
     # dropped: malformed
@@ -111,6 +113,10 @@ cdef inline const char *reason_name(int reason) noexcept nogil:
         return "icmp_fragment"
     elif reason == PASS_NOT_TCP_UDP:
         return "not_tcp_udp"
+    elif reason == PASS_EXTENSION_HEADERS:     # too many, or behind the header of a fragment
+        return "extension_headers"
+    elif reason == PASS_ICMP_QUOTE:         # an error that quotes no TCP or UDP ports
+        return "icmp_quote"
     elif reason == PASS_TRUNCATED:          # ends before the ports, so nobody can tell whose it is
         return "truncated"
     elif reason == PASS_NO_SERVICE:

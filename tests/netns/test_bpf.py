@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from fastlb import bpf
-from fastlb.bpf import Assembler, HashMap, Reg, SharedValue, Size, Value, Word
+from fastlb.bpf import Assembler, HashMap, RecentMap, Reg, SharedValue, Size, Value, Word
 from fastlb.errors import KernelError
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes eBPF maps and programs")
@@ -54,6 +54,35 @@ def test_a_program_reads_the_word_as_it_is_now() -> None:
     finally:
         os.close(fd)
         word.close()
+
+
+def test_a_program_adds_to_a_value_that_can_be_read() -> None:
+    value, code = Value("bpf_test", 16), Assembler()
+    code.map_value(Reg.R1, value.fd)
+    code.alu(Reg.R2, "=", 3)
+    code.atomic_add(Reg.R1, 8, Reg.R2)
+    code.alu(Reg.R0, "=", 0)
+    fd = program(code)
+    try:
+        value.write((5).to_bytes(8, sys.byteorder) + (1 << 32).to_bytes(8, sys.byteorder))
+        bpf.run_program(fd, FRAME, repeat=4)
+        words = memoryview(value.read()).cast("Q")
+        assert list(words) == [5, (1 << 32) + 12]
+    finally:
+        os.close(fd)
+        value.close()
+
+
+def test_a_full_map_of_the_recent_gives_up_others() -> None:
+    table = RecentMap("bpf_test", 4, 4, 64)
+    try:
+        for number in range(1000):
+            table.put(number.to_bytes(4, "big"), bytes(4))
+        held = sorted(table.keys())
+        assert 0 < len(held) <= 64
+        assert held[-1] == (999).to_bytes(4, "big")
+    finally:
+        table.close()
 
 
 def test_a_program_reads_a_value_at_an_offset() -> None:

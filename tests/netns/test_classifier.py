@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from fastlb import bpf, classifier, datagrams
+from fastlb import Config, Datapath, Verdict, bpf, classifier, datagrams
 from fastlb.classifier import LATER, SHARDS, Classifier, Key, Keys, Sources
 from fastlb.errors import KernelError
 from fastlb.shapes import blocks_of
@@ -614,6 +614,90 @@ def test_only_datagrams_that_would_be_taken_are_noted() -> None:
             assert not classified.test(part(client, 1, VIP, 81, TCP, "first", 5))
             assert not classified.test(part(client, 1, VIP, 81, TCP, "last", 5))
         assert 0 < len(list(classified._datagrams.keys())) <= datagrams.MOST
+
+
+# What the guard counts of what it leaves to the host; None: nothing.
+NESTED = icmp(VIP, CLIENT, 3, ipv4(CLIENT, 1, VIP, 80))
+NESTED6 = icmp(VIP6, CLIENT6, 1, ipv6(CLIENT6, 1, VIP6, 80))
+PASSED: list[tuple[str, bytes, str | None]] = [
+    ("a tunnel", ipv4(CLIENT, 1, VIP, 80, 4), "not_tcp_udp"),
+    ("a tunnel, options and a tag", ipv4(CLIENT, 1, VIP, 80, 47, ihl=8, tags=(0x8100,)), "not_tcp_udp"),
+    ("a tunnel, ipv6", ipv6(CLIENT6, 1, VIP6, 80, 41), "not_tcp_udp"),
+    ("a tunnel behind an extension", ipv6(CLIENT6, 1, VIP6, 80, 41, ((0, 0),), tags=(0x88A8,)), "not_tcp_udp"),
+    ("to the last address of a prefix", ipv4(CLIENT, 1, "198.51.100.255", 80, SCTP), "not_tcp_udp"),
+    ("to a VIP of UDP alone", ipv6(CLIENT6, 1, VIP6_ANY, 80, SCTP), "not_tcp_udp"),
+    ("a later fragment of sctp", ipv4(CLIENT, 1, VIP, 2, SCTP, fragment=1), "not_tcp_udp"),
+    ("a later fragment of sctp, ipv6", later6(CLIENT6, VIP6, SCTP), "not_tcp_udp"),
+    ("icmp behind an extension", ipv6(CLIENT6, 1, VIP6, 80, ICMP6, ((0, 0),)), "not_tcp_udp"),
+    ("seven extensions", ipv6(CLIENT6, 1, VIP6, 80, TCP, ((60, 0),) * 7), "extension_headers"),
+    ("six, and a fragment header", ipv6(CLIENT6, 1, VIP6, 80, TCP, ((60, 0),) * 6 + ((44, 0),)), "extension_headers"),
+    ("six, and a tunnel", ipv6(CLIENT6, 1, VIP6, 80, 4, ((60, 0),) * 6), "not_tcp_udp"),
+    ("a first fragment before another header", part6(CLIENT6, 40000, VIP6, 80, 60, 1, 7), "extension_headers"),
+    ("a later one", later6(CLIENT6, VIP6, 60), "extension_headers"),
+    ("an error about an error", icmp(ELSEWHERE, VIP, 3, NESTED), "icmp_quote"),
+    ("an error about an error, ipv6", icmp(ELSEWHERE6, VIP6, 1, NESTED6, tags=(0x8100,)), "icmp_quote"),
+    ("an error about a later fragment", icmp(ELSEWHERE, VIP, 3, ipv4(VIP, 80, CLIENT, 1, fragment=1)), "icmp_quote"),
+    ("an error about a later fragment, ipv6", icmp(ELSEWHERE6, VIP6, 2, later6(VIP6, CLIENT6, TCP)), "icmp_quote"),
+    ("an error about an extension", icmp(ELSEWHERE6, VIP6, 1, ipv6(VIP6, 80, CLIENT6, 9, TCP, ((0, 0),))),
+     "icmp_quote"),
+    ("an error about a header of 16 bytes", icmp(ELSEWHERE, VIP, 3, ipv4(VIP, 80, CLIENT, 1, ihl=4)), "icmp_quote"),
+    ("an error about a wrong version", icmp(ELSEWHERE, VIP, 3, ipv4(VIP, 80, CLIENT, 1, version=6)), "icmp_quote"),
+    *(
+        (f"an error cut after {length} bytes", icmp(ELSEWHERE, VIP, 3, ipv4(VIP, 80, CLIENT, 1)[: 14 + length]),
+         "icmp_quote")
+        for length in (0, 19, 20, 23)
+    ),
+    *(
+        (f"an error cut after {length} bytes, ipv6",
+         icmp(ELSEWHERE6, VIP6, 3, ipv6(VIP6, 80, CLIENT6, 1, TCP, ((44, 0),))[: 14 + length]), "icmp_quote")
+        for length in (0, 39, 40, 43, 47, 51)
+    ),
+    ("a fragment of a ping", icmp(CLIENT, VIP, 8, bytes(30), fragment=MF), "icmp_fragment"),
+    ("a later fragment of a ping", icmp(CLIENT, VIP, 8, bytes(30), fragment=1), "icmp_fragment"),
+    ("neighbour solicitation", icmp(CLIENT6, VIP6, 135, bytes(30)), None),
+    ("echo reply", icmp(CLIENT, VIP, 0, bytes(30)), None),
+    ("another port", ipv4(CLIENT, 1, VIP, 81), None),
+    ("a tunnel to the host", ipv4(CLIENT, 1, ELSEWHERE, 80, 4), None),
+    ("a tunnel to the host, ipv6", ipv6(CLIENT6, 1, OWN6, 80, 41), None),
+    ("a tunnel beside a prefix", ipv4(CLIENT, 1, "198.51.101.0", 80, 4), None),
+    ("a tunnel of a backend", ipv4(BACKEND, 1, CLIENT, 80, 4), None),
+    ("a tunnel from a VIP", ipv4(VIP, 1, CLIENT, 80, 4), None),
+    ("an error about an error to the host, which quotes a VIP", icmp(CLIENT, ELSEWHERE, 3, NESTED), None),
+    ("an error of many headers to the host", ipv6(CLIENT6, 1, OWN6, 80, TCP, ((60, 0),) * 7), None),
+    ("for another host", ipv4(CLIENT, 1, VIP, 80, 4, mac=OTHER_HOST), None),
+    ("what is ours", ipv4(CLIENT, 1, VIP, 80), None),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def core() -> Datapath:
+    """Of the same VIPs."""
+    vips = ((VIP, "tcp", 4), (VIP6, "tcp", 6), (VIP6_ANY, "udp", 6), ("198.51.100.0/24", "tcp", 4))
+    services = [
+        {"name": f"{number}", "vip": vip, "port": 80, "protocol": protocol, "forward": "dsr",
+         "backends": [{"address": BACKEND if version == 4 else BACKEND6}]}
+        for number, (vip, protocol, version) in enumerate(vips)
+    ]  # fmt: skip
+    return Datapath(Config.from_dict({"interfaces": ["eth0"], "services": services}))
+
+
+@pytest.mark.parametrize(("frame", "reason"), [row[1:] for row in PASSED], ids=[row[0] for row in PASSED])
+def test_the_guard_counts_what_is_odd_at_a_vip(
+    with_everything: Classifier, core: Datapath, frame: bytes, reason: str | None
+) -> None:
+    """By the name that the data path has for it; no other program does."""
+    before = with_everything.passed()
+    for program in ("filter", "steering", "bell"):
+        sees(with_everything, program, frame)
+    assert with_everything.passed() == before
+    with_everything.test(frame)
+    after = with_everything.passed()
+    assert {name: after[name] - before[name] for name in after if after[name] != before[name]} == (
+        {reason: 1} if reason else {}
+    )
+    if reason:
+        out = core.process(frame)
+        assert (out.verdict, out.reason) == (Verdict.PASS, reason)
 
 
 def test_an_answer_belongs_to_the_worker_of_its_port_s_shard(with_sources: Classifier) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.frames import checksum
-from tests.netns.balancer import PATIENCE, Balancer, drops, within
+from tests.frames import checksum, ip4_packet, ip6_packet
+from tests.netns.balancer import PATIENCE, Balancer, drops, fastlb, until, within
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "netns-lab"))
 
@@ -109,6 +109,40 @@ def test_a_client_that_has_gone_refuses_the_backend(lab: Lab, balancer: Balancer
         with pytest.raises(ConnectionRefusedError):
             server.recv(100)
     assert not {"icmp_unknown", "icmp_header", "wrong_worker"} & set(drops(balancer.status()))
+
+
+def raw_packets(version: int, client: str, vip: str) -> dict[str, tuple[int, bytes]]:
+    """What no balancer understands: protocol and content, by the name under which it is left to the host."""
+    wrap, kind, protocol = (ip4_packet, 3, 1) if version == 4 else (ip6_packet, 1, 58)
+    inner = wrap(vip, client, protocol, struct.pack("!BBHI", kind, 0, 0, 0) + bytes(40))
+    found = {
+        "not_tcp_udp": (4, ip4_packet("192.0.2.1", "192.0.2.2", 17, bytes(20))),
+        "icmp_quote": (protocol, struct.pack("!BBHI", kind, 0, 0, 0) + inner),
+    }
+    if version == 6:
+        chain = b"".join(bytes([following, 0, 1, 4, 0, 0, 0, 0]) for following in (60, 60, 60, 60, 60, 60, 17))
+        found["extension_headers"] = (60, chain + bytes(20))
+    else:
+        found["icmp_fragment"] = (protocol, struct.pack("!BBHHH", 8, 0, 0, 1, 1) + bytes(1400))
+    return found
+
+
+@every_way
+def test_what_is_odd_at_a_vip_is_counted(lab: Lab, balancer: Balancer, forward: str, version: int) -> None:
+    """Though the host gets it; ``fastlb status`` shows it."""
+    client, vip = address("client", "eth0", version), VIPS[forward, version]
+    for reason, (protocol, content) in raw_packets(version, client, vip).items():
+        before = balancer.status()["counters"]
+        sock = within(lab.namespace("client"), socket.socket, FAMILY[version], socket.SOCK_RAW, protocol)
+        with sock:
+            for _ in range(5):
+                sock.sendto(content + bytes(1400) * (reason == "icmp_fragment"), (vip, 0))
+        wanted = before["passed"][reason] + (10 if reason == "icmp_fragment" else 5)
+        assert until(lambda: balancer.status()["counters"]["passed"][reason] >= wanted)  # noqa: B023
+        after = balancer.status()["counters"]
+        assert after["passed"] == before["passed"] | {reason: wanted}
+        assert after["drops"] == before["drops"]
+    assert f"{reason} " in fastlb("status", "--socket", balancer.socket_path).stdout
 
 
 @pytest.mark.parametrize("version", [4, 6])

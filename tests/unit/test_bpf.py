@@ -33,6 +33,7 @@ ENCODINGS: list[tuple[str, Callable[[Assembler], None], str]] = [
     ("*(u32 *)(r10 - 4) = 7", lambda a: a.store(R10, -4, 7, Size.U32), "62 0a fcff 07000000"),
     ("*(u16 *)(r10 - 8) = r1", lambda a: a.store(R10, -8, R1, Size.U16), "6b 1a f8ff 00000000"),
     ("*(u8 *)(r10 - 6) = r6", lambda a: a.store(R10, -6, R6, Size.U8), "73 6a faff 00000000"),
+    ("lock *(u64 *)(r1 + 8) += r2", lambda a: a.atomic_add(R1, 8, R2), "db 21 0800 00000000"),
     ("call 26", lambda a: a.call(26), "85 00 0000 1a000000"),
     ("r1 = map 9", lambda a: a.map(R1, 9), "18 11 0000 09000000 00 00 0000 00000000"),
     ("r1 = value of map 9", lambda a: a.map_value(R1, 9), "18 21 0000 09000000 00 00 0000 00000000"),

@@ -352,7 +352,7 @@ def test_headers_behind_the_fragment_header_are_the_host_s() -> None:
     header = raw[14:20] + bytes([60]) + raw[21:54]
     for offset, more in ((0, True), (8, True), (1400, False)):
         piece = one_fragment(header, options + raw[54 : 54 + 1392], offset, more, 77)
-        assert balancer.process(piece).reason == "not_tcp_udp"
+        assert balancer.process(piece).reason == "extension_headers"
     whole = one_fragment(header, options + datagram(6, b"?")[54:], 0, False, 77)
     assert balancer.process(whole).reason == "scheduled"
 

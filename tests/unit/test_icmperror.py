@@ -189,7 +189,7 @@ def test_about_a_reply_in_fragments(version: int, forward: str) -> None:
         backend = take_apart(sent).dst
         assert take_apart(out.frames[0]).dst == backend
         assert quoted_of(take_apart(out.frames[0]))[:4] == (backend, 8080, CLIENT[version], 40000)
-    assert balancer.process(error(second[14:], "too big", ROUTER[version], quoted=1000)).reason == "not_tcp_udp"
+    assert balancer.process(error(second[14:], "too big", ROUTER[version], quoted=1000)).reason == "icmp_quote"
 
 
 @pytest.mark.parametrize("version", [4, 6])
@@ -209,7 +209,7 @@ def test_a_quoted_fragment_header_that_is_cut() -> None:
     first, _ = cut(frame(VIP[6], 80, CLIENT[6], 40000, "udp", payload=bytes(2000)), [1448])
     balancer = datapath(service("nat", 6, "udp"))
     reasons = [balancer.process(error(first[14:], "too big", ROUTER[6], quoted=size)).reason for size in range(17)]
-    assert reasons == ["truncated"] * 12 + ["icmp_header"] * 4 + ["icmp"]
+    assert reasons == ["icmp_quote"] * 12 + ["icmp_header"] * 4 + ["icmp"]
 
 
 def test_an_error_of_full_length_passes_a_narrow_tunnel() -> None:
@@ -260,9 +260,9 @@ def test_cut_short_and_nested(version: int) -> None:
     balancer, _, _ = opened("nat", version)
     reply = frame(VIP[version], 80, CLIENT[version], 40000)[14:]
     reasons = [balancer.process(error(reply, "port", ROUTER[version], quoted=size)).reason for size in range(9)]
-    assert reasons == ["truncated"] * 4 + ["icmp_header"] * 4 + ["icmp"]
+    assert reasons == ["icmp_quote"] * 4 + ["icmp_header"] * 4 + ["icmp"]
     inner = error(reply, "port", VIP[version], target=CLIENT[version])[14:]
-    assert balancer.process(error(inner, "port", ROUTER[version])).reason == "not_tcp_udp"
+    assert balancer.process(error(inner, "port", ROUTER[version])).reason == "icmp_quote"
 
 
 def test_no_answer_to_an_error() -> None:
@@ -284,7 +284,7 @@ def test_anything_may_be_quoted(data: bytes, kind: tuple[int, str], at: int, for
     mixed = reply[:at] + data
     body = struct.pack("!BBHI", *ERRORS[version][name], 0, 0) + mixed
     out = datapath(service(forward, version)).process(icmp_frame(version, ROUTER[version], VIP[version], body))
-    assert out.reason in ("icmp", "icmp_header", "icmp_unknown", "not_tcp_udp", "truncated", "no_service")
+    assert out.reason in ("icmp", "icmp_header", "icmp_unknown", "icmp_quote", "no_service")
     for sent in out.frames:
         take_apart(sent)
 
