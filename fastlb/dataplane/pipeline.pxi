@@ -348,10 +348,10 @@ cdef class Pipeline:
         return cost / 1e6 if cost > 0 else None
 
     def forget_response(self, uint32_t backend):
-        """It works again: how slow it was before it did not says nothing. The worker may be writing; then it wins."""
+        """It works again: how slow or silent it was before says nothing. The worker may be writing; then it wins."""
         if backend >= MAX_BACKENDS:
             raise ValueError(f"backend ids end at {MAX_BACKENDS - 1}, got {backend}")
-        self.state.schedulers.responses[backend].cost = 0
+        memset(&self.state.schedulers.responses[backend], 0, sizeof(Response))
 
     def take_unresolved(self):
         """Clients on our own links whose MAC was missing since the last call: a set of (interface index, address)."""

@@ -37,18 +37,25 @@ cdef enum:
     LOOKS = 16               # at backends without room, before all of them are looked at
     NO_CAP = 0xFFFFFFFFU
     BOUND_UNIT = 100         # bounded loads are in hundredths
-    LEAST_RESPONSE = 64      # us: faster backends count as equally fast, and so does one that has not yet answered
+    LEAST_RESPONSE = 64      # us: faster backends count as equally fast, and so does one that was never asked
     RESPONSE_MEMORY = 10000  # ms, after which an earlier response time has a weight of 1/e
-    RESPONSE_REST = 1000     # ms without an answer, after which it is forgotten all the same
+    RESPONSE_REST = 1000     # ms without an answer, or a SYN, after which it is forgotten all the same
+    REFUSAL = 1000000        # us: as what a RST counts that answers a SYN; each further one in a row as twice the last
+    MOST_REFUSALS = 11       # in a row
+    MOST_SILENCE = 1024000   # ms: longer silence counts as this, which is what so many refusals come to
     START_BITS = 15          # of FlowTuple.began
     START_TICK = 16          # us
     START_WRAPS = 400        # ms, before which `began` comes round
 
 
 cdef struct Response:
-    # Of one backend: peak-EWMA of what its handshakes took, in us; 0: none yet.
-    float cost
-    uint32_t at              # ms
+    # Of one backend, as this worker's SYNs were answered.
+    float cost               # peak-EWMA of what its handshakes took, in us; 0: none yet
+    uint32_t at              # of the last of these, ms
+    uint32_t asked           # when the first SYN came that it has not answered since, ms
+    uint32_t tried           # when the last SYN came, ms
+    uint16_t silent          # it has answered none since `asked`
+    uint16_t refused         # how many it has answered by RST since it last took one
 
 
 cdef struct Place:
@@ -179,19 +186,43 @@ cdef inline int64_t active_flows(const FlowTable *flows, uint32_t backend) noexc
     return active
 
 
-cdef inline double response_of(const SchedulerState *state, const Candidate *candidate) noexcept nogil:
-    """Microseconds: as this worker saw it, else as health checks did.
+cdef inline double forgiven(double response, uint32_t since, uint32_t now) noexcept nogil:
+    """What is left of it when nothing has been seen of a backend since then.
 
-    A backend that gets no flows because it was slow once is forgiven in time, else it could never show that it is not.
+    One that gets no flows because it was slow once is forgiven in time, else it could never show that it is not.
     """
+    cdef int32_t rest = <int32_t>(now - since) - RESPONSE_REST
+    return response * exp(-<double>rest / RESPONSE_MEMORY) if unlikely(rest > 0) else response
+
+
+cdef inline double silence_of(const Response *response, uint32_t now) noexcept nogil:
+    """What silence and refusals count as, in us; 0 for a backend that has answered all SYNs, or may yet.
+
+    `now` is a batch's, so a SYN's age may be a millisecond less than it seems. A backend that is tried again and does
+    not answer has been silent for as long as before and longer.
+    """
+    cdef int32_t age = <int32_t>(now - response.asked) - 1
+    cdef double silence = 0
+    if likely(response.silent == 0 and response.refused == 0):
+        return 0
+    if response.silent and age > 0:
+        silence = 1000.0 * min(age, <int32_t>MOST_SILENCE)
+    if response.refused:
+        silence = max(silence, <double>REFUSAL * (1 << (response.refused - 1)))
+    return forgiven(silence, response.tried, now)
+
+
+cdef inline double response_of(const SchedulerState *state, const Candidate *candidate) noexcept nogil:
+    """Microseconds: as this worker saw it, else as health checks did; or for how long it has not answered."""
     cdef const Response *response = &state.responses[candidate.backend]
-    cdef double seen = response.cost
-    cdef int32_t rest = <int32_t>(state.now - response.at) - RESPONSE_REST
-    if seen == 0:
-        seen = candidate.response
-    elif unlikely(rest > 0):
-        seen *= exp(-<double>rest / RESPONSE_MEMORY)
-    return max(seen, <double>LEAST_RESPONSE)
+    cdef double seen = candidate.response
+    if response.cost != 0:
+        seen = forgiven(response.cost, response.at, state.now)
+    return max(max(seen, silence_of(response, state.now)), <double>LEAST_RESPONSE)
+
+
+cdef inline bint goes_by_response(const Service *service) noexcept nogil:
+    return service.scheduler == BY_RESPONSE or service.scheduler == BY_TWO
 
 
 cdef inline double load_of(
@@ -199,7 +230,7 @@ cdef inline double load_of(
         ) noexcept nogil:
     """What one more flow would make of it."""
     cdef double load = <double>(active_flows(flows, candidate.backend) + 1) / candidate.weight
-    if service.scheduler == BY_RESPONSE or service.scheduler == BY_TWO:
+    if goes_by_response(service):
         return load * response_of(state, candidate)
     return load
 
@@ -336,6 +367,24 @@ cdef inline uint16_t start_tick(uint64_t now_us) noexcept nogil:
     return <uint16_t>(now_us // START_TICK & ((1 << START_BITS) - 1))
 
 
+cdef inline void note_question(SchedulerState *state, uint32_t backend, uint32_t now) noexcept nogil:
+    """A backend gets the SYN of a new flow, whose answer will be seen."""
+    cdef Response *response = &state.responses[backend]
+    if not response.silent:
+        response.silent, response.asked = 1, now
+    elif unlikely(<int32_t>(now - response.asked) > MOST_SILENCE):
+        response.asked = now - MOST_SILENCE              # so that the age of it never wraps
+    response.tried = now
+
+
+cdef inline void note_refusal(SchedulerState *state, uint32_t backend) noexcept nogil:
+    """A backend has answered a SYN with RST. That was quick, and is no reason to send it more."""
+    cdef Response *response = &state.responses[backend]
+    response.silent = 0
+    if response.refused < MOST_REFUSALS:
+        response.refused += 1
+
+
 cdef inline void note_response(
         SchedulerState *state, uint32_t backend, uint16_t began, uint32_t since, uint64_t now_us, uint32_t now,
         ) noexcept nogil:
@@ -354,3 +403,4 @@ cdef inline void note_response(
         kept = exp(-<double>(now - response.at) / RESPONSE_MEMORY)
         response.cost = kept * response.cost + (1 - kept) * took
     response.at = now
+    response.silent = response.refused = 0

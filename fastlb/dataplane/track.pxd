@@ -18,8 +18,8 @@ from fastlb.dataplane.reasons cimport (
     DROP_NAT_CONFLICT, DROP_NEW_FLOW_RATE, DROP_NO_BACKEND, DROP_NO_SOURCE_PORT, DROP_REPLY_UNKNOWN, DROP_SOURCE_LIMIT,
     VIA_CONNTRACK, VIA_ICMP, VIA_MAGLEV, VIA_OVERLOAD, VIA_SCHEDULER)
 from fastlb.dataplane.schedule cimport (
-    BY_SOURCE, Place, has_room, hash_of_flow, hashed_backend, hashed_candidate, note_response, place_of, placement_hash,
-    scheduled_backend, start_tick)
+    BY_SOURCE, Place, goes_by_response, has_room, hash_of_flow, hashed_backend, hashed_candidate, note_question,
+    note_refusal, note_response, place_of, placement_hash, scheduled_backend, start_tick)
 from fastlb.dataplane.sourceport cimport SourcePool, SourcePort, give_back, take_port
 from fastlb.dataplane.state cimport PipelineState
 from fastlb.dataplane.types cimport (
@@ -118,6 +118,7 @@ cdef inline bint translates(const Service *service) noexcept nogil:
 cdef inline FlowEntry *enter_client(
         PipelineState *pipe, const Snapshot *snap, const Packet *p, uint32_t now) noexcept nogil:
     """Make the entry of a packet's flow, which has none; NULL when there is no room."""
+    cdef const Service *service = &snap.services.services[p.service]
     cdef FlowEntry *entry = find_room(
         &pipe.flows, p.shard, p.fingerprint, snap.services, <FlowEntry *>p.entry, now)
     cdef FlowTuple *flow
@@ -131,12 +132,14 @@ cdef inline FlowEntry *enter_client(
     flow.protocol = p.protocol
     flow.family = p.family
     flow.began = start_tick(pipe.now_us)
-    if unlikely(pipe.flows.log.events != NULL) and translates(&snap.services.services[p.service]):
+    if unlikely(pipe.flows.log.events != NULL) and translates(service):
         flow.began |= LOGGED_BIT
     flow.source = p.source
     flow.since = now
     enter_flow(&pipe.flows, entry, p.shard, p.fingerprint, p.backend, first_state(p), now)
     remembered(&pipe.budget)
+    if unlikely(goes_by_response(service)) and translates(service) and is_syn(p):
+        note_question(&pipe.schedulers, p.backend, now)
     return entry
 
 
@@ -407,7 +410,11 @@ cdef inline FlowEntry *entry_of_port(
 cdef inline void hear_answer(PipelineState *pipe, FlowEntry *entry, const Packet *p, uint32_t now) noexcept nogil:
     """A SYN-ACK tells how long the backend took; its tuple is looked at once in a flow."""
     cdef const FlowTuple *flow
-    if likely(state_of(entry) != FLOW_SYN) or p.protocol != PROTO_TCP or not p.tcp_flags & TCP_SYN:
+    if likely(state_of(entry) != FLOW_SYN) or p.protocol != PROTO_TCP:
+        return
+    if p.tcp_flags & TCP_RST:
+        note_refusal(&pipe.schedulers, backend_of(entry))
+    if not p.tcp_flags & TCP_SYN:
         return
     flow = tuple_of(&pipe.flows, entry)
     note_response(

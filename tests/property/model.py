@@ -121,6 +121,21 @@ class Choice:
     cursors: dict[int, int] = field(default_factory=dict)  # by what it says, where that makes a difference
 
 
+@dataclass
+class Silence:
+    """What a backend has not answered, or not as it should, since its last SYN-ACK; milliseconds."""
+
+    asked: int | None = None
+    tried: int = 0
+    refused: int = 0
+
+    def counts(self, now: int) -> float:
+        """Seconds."""
+        waits = [] if self.asked is None else [min(1024.0, max(0, now - self.asked - 1) / 1000)]
+        waits += [2.0 ** (min(self.refused, 11) - 1)] if self.refused else []
+        return max(waits, default=0.0) * math.exp(-max(0, now - self.tried - 1000) / 10_000)
+
+
 @dataclass(frozen=True)
 class Sight:
     """What the model is told of the data path: the backend that it chose, and what schedulers by load go by."""
@@ -137,6 +152,7 @@ class Model:
         self.standings: dict[Name, Standing] = {}
         self.cursors: dict[int, int | None] = {}  # by the service's place; None: it is not known
         self.slots: dict[tuple[str, str], tuple[str, int]] = {}  # by group and client: address, the tick when it ends
+        self.silences: dict[int, Silence] = {}  # by number
         self.count = 0
         self.services: list[dict[str, Any]] = []
         self.reload(services)
@@ -256,6 +272,25 @@ class Model:
     def cap(self, service: dict[str, Any], number: int) -> float:
         there = zip(service["backends"], keys_of(service), strict=True)
         return next((b.get("max_flows", math.inf) for b, key in there if key == self.backends[number][1]), math.inf)
+
+    def silence(self, name: Name, now: int) -> float:
+        """What it counts as with lrt and p2c, in seconds."""
+        return self.silences.get(self.numbers[name], Silence()).counts(now)
+
+    def ask(self, service: dict[str, Any], number: int, now: int) -> None:
+        """It gets the SYN of a new flow."""
+        if service["forward"] == "nat" and service["scheduler"] in ("lrt", "p2c"):
+            silence = self.silences.setdefault(number, Silence())
+            silence.asked = now if silence.asked is None else silence.asked
+            silence.tried = now
+
+    def hear(self, number: int, letters: str) -> None:
+        """It has answered a SYN: with SYN-ACK, with RST, or with something else, which says nothing."""
+        if "R" in letters:
+            silence = self.silences.setdefault(number, Silence())
+            silence.asked, silence.refused = None, silence.refused + 1
+        elif "S" in letters:
+            self.silences.pop(number, None)
 
     def has_room(self, service: dict[str, Any], number: int, seen: Sight) -> bool:
         flows = seen.flows(self.backends[number])
@@ -417,6 +452,8 @@ class Model:
             return Outcome((why,))
         if not (protocol == "tcp" and "R" in letters):
             self.flows[flow] = Flow(number, "udp-new" if protocol == "udp" else "syn" if syn else "picked-up", now)
+            if syn:
+                self.ask(service, number, now)
         return self.forwarded("scheduled" if fresh else "maglev", number, service, vip, vport)
 
     def forwarded(self, reason: str, number: int, service: dict[str, Any], vip: str, vport: int) -> Outcome:
@@ -436,6 +473,8 @@ class Model:
                 service = self.service_of(entry)
                 leads_here = service["forward"] == "nat" and (service["vip"], service["port"]) == flow[3:]
                 if leads_here and self.backends[entry.number][1] == key:
+                    if entry.state == "syn" and protocol == "tcp":
+                        self.hear(entry.number, letters)
                     entry.state, entry.seen = step(entry.state, protocol, letters, False, True), now
                     return Outcome(("conntrack",), key, flow[3:])
         for service in reversed(senders):

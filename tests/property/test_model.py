@@ -154,7 +154,8 @@ class Both:
         members = {(plan.name, member.key): member for plan in self.real.plans for member in plan.members}
 
         def response(name: Name) -> float:
-            return self.real.pipeline.response_time(members[name].id) or members[name].response
+            seen = self.real.pipeline.response_time(members[name].id) or members[name].response
+            return max(seen, self.model.silence(name, self.now))
 
         return Sight(backend, lambda name: counted[members[name].id], response)
 

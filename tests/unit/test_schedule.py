@@ -6,7 +6,9 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterable
+from ipaddress import ip_address
 from itertools import pairwise
+from math import exp
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 import xxhash
 
 from fastlb import Datapath, flow_hash, reconcile
-from fastlb._core import KetamaRing, Rotation
+from fastlb._core import KetamaRing, Rotation, look_up
 from fastlb.ketama import build_ring, point_counts
 from fastlb.rotation import MOST_TURNS, turns
 from fastlb.standing import Standings
@@ -258,6 +260,123 @@ def test_a_backend_that_was_slow_once_is_tried_again(scheduler: str) -> None:
     assert late[:10].count("10.3.0.11") <= min(4, lots)
 
 
+class Failing:
+    """Three equal backends in nat, of which 10.3.0.13 may fail; flows last a second."""
+
+    def __init__(self, scheduler: str) -> None:
+        hosts = [f"10.2.{at // 250}.{at % 250 + 1}" for at in range(1000)]
+        self.clients = iter((host, port) for port in range(1024, 60000) for host in hosts)
+        self.balancer = Balancer(
+            config(service("nat", scheduler=scheduler), flows=100_000), hosts=[*hosts, *WEIGHTS])
+        self.open: list[tuple[float, bytes, bytes]] = []
+
+    def visit(self, now: float, answer: str = "SA") -> str:
+        """The backend of a new flow; 10.3.0.13 gives this answer, if any, and the others two milliseconds later SA."""
+        while self.open and self.open[0][0] <= now:
+            _, fin, closed = self.open.pop(0)
+            self.balancer.send(fin, now)
+            self.balancer.send(closed, now)
+        client, port = next(self.clients)
+        _, sent, key = self.balancer.send(syn(port, client), now)
+        assert sent is not None
+        address = str(key).rsplit(":", 1)[0]
+        letters = answer if address == "10.3.0.13" else "SA"
+        if letters:
+            self.balancer.send(reply_to(sent, letters), now + 0.002)
+        if letters == "SA":
+            self.balancer.send(syn(port, client, "A"), now + 0.003)
+            self.open.append((now + 1, syn(port, client, "FA"), reply_to(sent, "FA")))
+        return address
+
+
+@pytest.mark.parametrize("scheduler", ["lrt", "p2c"])
+@pytest.mark.parametrize("answer", ["", "RA"])
+def test_a_backend_that_fails_gets_next_to_nothing_until_it_works_again(scheduler: str, answer: str) -> None:
+    failing = Failing(scheduler)
+    early = Counter(failing.visit(10 + at / 100) for at in range(1000))
+    assert min(early.values()) > 200
+    failed = [failing.visit(20 + at / 100, answer) for at in range(6000)]
+    assert failed.count("10.3.0.13") < 60  # of 2,000 that would be its share
+    assert failed[300:].count("10.3.0.13") < 40
+    late = [failing.visit(80 + at / 100) for at in range(16000)]
+    assert late[13000:].count("10.3.0.13") > 600
+
+
+@pytest.mark.parametrize("scheduler", ["lrt", "p2c"])
+@pytest.mark.parametrize("answer", ["", "RA"])
+def test_where_all_fail_all_are_tried(scheduler: str, answer: str) -> None:
+    dp = balancer(scheduler, dict.fromkeys(WEIGHTS, 1))
+    got: Counter[str] = Counter()
+    for number in range(300):
+        sent = dp.process(syn(1000 + number), number / 100)
+        got[str(sent.backend)] += 1
+        if answer:
+            dp.process(reply_to(sent.frames[0], answer), number / 100)
+    assert min(got.values()) > 60
+
+
+# What came when, at what time it is looked, and the seconds that it counts as then. S: a SYN to the backend, A: its
+# SYN-ACK, R: its RST, on flow by flow; x: a SYN that nobody answers.
+SILENCE: list[tuple[str, float, float]] = [
+    ("", 100, 64e-6),
+    ("0S 0A", 0, 64e-6),
+    ("0S 0.05A", 0.05, 0.05),
+    ("0x", 0.001, 64e-6),
+    ("0x", 0.5, 0.499),
+    ("0x 0.4x", 0.5, 0.499),  # since the first of them
+    ("0x 0.4x", 1.4, 1.399),
+    ("0x", 11, 10.999 * exp(-1)),  # the last was long ago: forgiven by and by
+    ("0x", 101, 100.999 * exp(-10)),
+    ("0x 10x", 11, 10.999),  # and it has still not answered
+    ("0x 5S 5.002A", 5.002, 0.002),
+    ("0S 0.05A 1x", 1.02, 0.05),
+    ("0S 0R", 0, 1),
+    ("0S 0R 1S 1R", 1, 2),
+    ("0S 0R 1S 1R 2S 2R", 2, 4),
+    (" ".join(f"{at}S {at}R" for at in range(11)), 10, 1024),
+    (" ".join(f"{at}S {at}R" for at in range(20)), 19, 1024),
+    ("0S 0R", 11, exp(-1)),
+    ("0S 0R 20S 20R", 21, 2),
+    ("0S 0R 1S 1.003A", 1.003, 0.003),
+    ("0S 0R 1S 1.003A 2S 2R", 2, 1),
+    ("0x " + " ".join(f"{at}x" for at in range(100, 3000, 100)), 2900, 1024),  # never more
+]
+
+
+@pytest.mark.parametrize(("events", "when", "expected"), SILENCE)
+@pytest.mark.parametrize("forward", ["nat", "fullnat"])
+def test_what_silence_counts_as(events: str, when: float, expected: float, forward: str) -> None:
+    conf = config(
+        service(forward, scheduler="lrt", backends=[{"address": "10.3.0.13"}]), snat=["10.3.0.5"], flows=4096)
+    one = Balancer(conf)
+    sent: bytes | None = None
+    for port, event in enumerate(events.split(), 1000):
+        kind, now = event[-1], float(event[:-1])
+        if kind in "Sx":
+            _, sent, _ = one.send(syn(port), now)
+        else:
+            assert sent is not None
+            one.send(reply_to(sent, {"A": "SA", "R": "RA"}[kind]), now)
+    assert response_seen(one, when) == pytest.approx(expected, rel=0.01)
+
+
+def response_seen(one: Balancer, now: float) -> float:
+    """Of the only backend, as `fastlb trace` shows it."""
+    one.pipeline.process([], round(now * 1000))
+    vip = one.plans[0].network.network_address
+    found = look_up(one.pipeline, ip_address(CLIENT[4]), 9, vip, 80, 6, round(now * 1000))
+    return float(found["placement"]["candidates"][0]["response"])
+
+
+@pytest.mark.parametrize(("forward", "scheduler", "proto"), [("nat", "rr", "tcp"), ("dsr", "p2c", "tcp")])
+def test_silence_is_none_where_nobody_listens(forward: str, scheduler: str, proto: str) -> None:
+    """A SYN of a service that does not go by it, or of a mode in which answers pass by."""
+    one = Balancer(config(service(forward, scheduler=scheduler, backends=[{"address": "10.3.0.13"}])))
+    one.send(frame(CLIENT[4], 1000, VIP[4], 80, proto, flags=flags("S")), 0)
+    one.reload(config(service(forward, scheduler="p2c", backends=[{"address": "10.3.0.13"}])))
+    assert response_seen(one, 0.9) == pytest.approx(64e-6)
+
+
 def test_a_backend_that_works_again_is_no_longer_slow() -> None:
     one = Balancer(config(service("nat", scheduler="lrt", backends=weighted(dict.fromkeys(WEIGHTS, 1)))))
     sent = one.send(syn(1000), 1.0)
@@ -269,6 +388,14 @@ def test_a_backend_that_works_again_is_no_longer_slow() -> None:
     assert one.pipeline.response_time(slow) is None
     with pytest.raises(ValueError, match="backend ids end at"):
         one.pipeline.forget_response(1 << 20)
+
+
+def test_a_backend_that_works_again_is_no_longer_silent() -> None:
+    one = Balancer(config(service("nat", scheduler="lrt", backends=[{"address": "10.3.0.13"}])))
+    one.send(syn(1000), 1)
+    assert response_seen(one, 6) > 3
+    one.pipeline.forget_response(1)
+    assert response_seen(one, 6) == pytest.approx(64e-6)
 
 
 # ---- hashes
