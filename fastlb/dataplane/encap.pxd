@@ -247,21 +247,20 @@ cdef inline void encapsulate(
 
 
 cdef inline bint split_outer(Packet *p, uint8_t family, uint32_t mtu, uint32_t number) noexcept nogil:
-    """Let the tunnel's own packet leave in fragments; False where the link is too narrow even for that.
+    """Let the tunnel's own packets leave in fragments; False where the link is too narrow even for that.
 
-    From here on it is a packet like any other. Who unwraps it must put it together first, as kernels do.
+    That is one packet, or each of a super-frame's. Who unwraps them must put them together first, as kernels do.
     """
     cdef uint32_t header = IP4_LEN if family == FAMILY_4 else IP6_LEN + IP6_FRAG_LEN
-    must(p.outer > 0 and p.pieces == 0 and p.vnet.flags & VNET_NEEDS_CSUM == 0)
-    if mtu < header + MIN_FRAGMENT:
+    cdef uint32_t inside = <uint32_t>p.outer + p.l4 + p.l4_header - p.l3 if p.pieces else 0
+    must(p.outer > 0 and p.family != FAMILY_4)
+    if mtu < header + max(<uint32_t>MIN_FRAGMENT, inside):
         return False
-    p.l3 -= p.outer
-    p.l3_length += p.outer
-    p.outer = 0
-    p.summed = False                                     # it is, over the whole
-    p.family = family
+    if p.pieces == 0:
+        must(p.vnet.flags & VNET_NEEDS_CSUM == 0)
+        p.pieces = p.l3_length + p.outer
     p.datagram = number
-    p.pieces = (mtu - header) & ~<uint32_t>7
+    p.fragment_size = (mtu - header) & ~<uint32_t>7
     if family == FAMILY_4:
-        p.frame[p.l3 + IP4_FRAG] &= ~<uint8_t>IP4_DF
+        p.frame[p.l3 - p.outer + IP4_FRAG] &= ~<uint8_t>IP4_DF
     return True

@@ -13,8 +13,8 @@ from fastlb.dataplane.icmperror cimport (
     answer_echo, translate_client_in_error, translate_source_in_error, translate_to_backend, translate_to_client)
 from fastlb.dataplane.machine cimport likely, load_acquire_u32, must, store_release_u32, unlikely
 from fastlb.dataplane.pieces cimport (
-    GSO_ECN, GSO_TCP4, GSO_TCP6, GSO_UDP, MAX_GROWTH, MAX_HEADERS, MIN_MTU6, MIN_SEGMENT, cut_segment, cut_to,
-    is_promised, may_be_fragmented)
+    GSO_TCP6, GSO_UDP, MIN_MTU6, cut_segment, cut_to, is_divisible, is_promised, may_be_fragmented,
+    most_pieces, super_kind)
 from fastlb.dataplane.reasons cimport (
     DROP_BACKEND_LEFT, DROP_NO_BACKEND, DROP_NO_NEIGHBOUR, DROP_NO_TUNNEL_SOURCE, DROP_OVER_MTU, DROP_REJECT_LIMIT,
     DROP_TTL_EXPIRED, DROP_TUNNEL_OFFLOAD, VIA_ECHO, VIA_REJECT, VIA_RESET, VIA_TIME_EXCEEDED, VIA_TOO_BIG)
@@ -39,7 +39,7 @@ cdef inline int make_fit(
     Its sender learns the MTU by which its packets would pass (RFC 1191, RFC 8201): silence here is a black hole. Where
     the service clamps the MSS such an answer is known to get lost, and not every sender could be told by SYN-ACK.
     """
-    if may_be_fragmented(p) or (is_promised(p) and p.vnet.gso_type):
+    if may_be_fragmented(p) or (is_promised(p) and super_kind(p) == GSO_TCP6):
         return 0 if cut_to(p, mtu) else DROP_OVER_MTU
     if service.mss != 0 and cut_segment(p, mtu):
         return 0
@@ -75,24 +75,21 @@ cdef inline int wrap(
         PipelineState *pipe, const Snapshot *snap, Packet *p, const Hop *hop, bint split) noexcept nogil:
     """Into the tunnel; 0 or the drop reason. A super-frame leaves in pieces: no device can segment it in there.
 
-    `split`: the tunnel's packet will be too long, and leaves in fragments.
+    `split`: the tunnel's packet, or each of a super-frame, will be too long, and leaves in fragments.
     """
-    cdef uint8_t kind = p.vnet.gso_type & ~<uint8_t>GSO_ECN
     cdef const Backend *backend = &snap.services.backends[p.backend]
-    if unlikely(split):
+    if unlikely(split) and p.vnet.gso_type == 0:
         complete_checksum(p)
     if unlikely(not snap.routes.backend_source[p.backend].known):
         return DROP_NO_TUNNEL_SOURCE
-    if unlikely(kind != 0):
-        if kind != GSO_TCP4 and kind != GSO_TCP6 and kind != GSO_UDP:
-            return DROP_TUNNEL_OFFLOAD
+    if unlikely(p.vnet.gso_type != 0):
         if p.pieces == 0:
             p.pieces = p.vnet.gso_size
-        if p.pieces < MIN_SEGMENT or p.l4 + p.l4_header > MAX_HEADERS - MAX_GROWTH:
+        if not is_divisible(p, p.pieces):
             return DROP_TUNNEL_OFFLOAD
     encapsulate(
         p, &snap.services.services[p.service], backend, &snap.routes.backend_source[p.backend], hop, pipe.outer_number)
-    pipe.outer_number += <uint16_t>(1 + (p.l3_length // p.pieces if p.pieces else 0))
+    pipe.outer_number += <uint16_t>most_pieces(p)
     if unlikely(split) and not split_outer(
             p, backend.family, hop.mtu, <uint32_t>p.fingerprint << 16 | pipe.outer_number):
         return DROP_OVER_MTU
@@ -135,7 +132,7 @@ cdef inline int forward_to_backend(
     mtu = max(hop.mtu, outer_length(service, backend.family)) - outer_length(service, backend.family)
     if unlikely(not fits(p, mtu)):
         # RFC 2473 section 7.1, RFC 4213 section 3.2.2: a tunnel passes what IPv6 promises, in fragments of its own
-        split = is_tunnel(service) and is_promised(p) and p.vnet.gso_type == 0
+        split = is_tunnel(service) and is_promised(p) and (p.vnet.gso_type == 0 or p.vnet.gso_type == GSO_UDP)
         fault = 0 if split else make_fit(pipe, p, service, mtu, now)
         if fault:
             return fault

@@ -200,7 +200,7 @@ cdef inline int parse(Packet *p) noexcept nogil:
     p.fault = 0
     p.quoted = 0
     p.fragment = FRAGMENT_NONE
-    p.pieces = 0
+    p.pieces = p.fragment_size = 0
     p.outer = 0
     p.summed = False
     p.tcp_flags = 0

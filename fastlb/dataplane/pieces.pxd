@@ -1,4 +1,4 @@
-"""One packet that leaves as several frames: a super-frame's segments inside a tunnel, or fragments.
+"""One packet that leaves as several frames: a super-frame's segments inside a tunnel, or fragments, or both.
 
 No virtio_net_hdr can describe segmentation inside a tunnel, so the core cuts. Nothing is copied but headers: each piece
 is a copy of them, mended, and a stretch of the payload where it lies.
@@ -6,7 +6,10 @@ is a copy of them, mended, and a stretch of the payload where it lies.
     | link, outer headers, IP, TCP or UDP | payload ………………………………………… |       a super-frame, or a long TCP segment
     | link, outer headers, IP             | TCP or UDP, payload …………………… |       a packet that is fragmented
     | link, outer IP                      | the rest of a tunnel's packet … |       the same (encap.pxd, `split_outer`)
-      MAX_HEADERS: copied to every piece   `size` bytes for each piece
+      MAX_HEADERS: copied to every piece   a stretch for each piece
+
+First a packet is cut into segments, of which one that is no super-frame has one, itself. Then each segment is
+fragmented, where it must be. The datagrams of a UDP super-frame can need both, because each of them must arrive whole.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -15,6 +18,7 @@ from libc.string cimport memcpy
 from fastlb.dataplane.checksum cimport fold, sum_bytes
 from fastlb.dataplane.encap cimport close_outer, complete_checksum
 from fastlb.dataplane.machine cimport bswap16, must, store16
+from fastlb.dataplane.rewrite cimport fits
 from fastlb.dataplane.types cimport FAMILY_4, FRAGMENT_NONE, PROTO_TCP, VNET_NEEDS_CSUM, Packet
 from fastlb.dataplane.wire cimport (
     EXT_FRAGMENT, IP4_CSUM, IP4_DF, IP4_FRAG, IP4_ID, IP4_LEN, IP4_MF, IP4_SRC, IP4_TOTAL, IP6_FRAG_LEN, IP6_LEN,
@@ -24,9 +28,10 @@ from fastlb.dataplane.wire cimport (
 
 cdef enum:
     MAX_HEADERS = 256        # link 26, outer 52, IPv6 with extension headers, TCP 60
-    MAX_GROWTH = 64          # of a frame by a tunnel and a tag
+    MAX_GROWTH = 64          # of a frame by a tunnel, a tag and a fragment header
     MIN_MTU6 = 1280          # RFC 8200 section 5: no sender goes below
-    MIN_SEGMENT = 32         # bytes, below TCP's least; so a packet leaves in 2,048 pieces at most
+    MIN_PIECE = 32           # bytes in what a packet is cut to by an MTU, below TCP's least
+    MAX_SEGMENTS = 2048      # of a packet; fragmented, each but the last piece of each has MIN_PIECE: 4,096 pieces
     OPTION_COPIED = 0x80     # RFC 791 section 3.1: such options are in every fragment
     GSO_TCP4 = 1             # VIRTIO_NET_HDR_GSO_*
     GSO_TCP6 = 4
@@ -35,18 +40,28 @@ cdef enum:
 
 
 cdef struct Pieces:
-    const uint8_t *frame
     const Packet *packet
-    uint32_t headers         # of each piece; an IPv6 fragment's are longer than what is copied
-    uint32_t start           # of the payload, from `frame`
-    uint32_t at              # of what is still to go
+    uint32_t headers         # of the last piece; an IPv6 fragment's are longer than what is copied
+    uint32_t start           # of the packet's payload, from its frame's beginning
+    uint32_t at              # of what no segment has yet
     uint32_t end
-    uint32_t size
-    uint32_t number
-    bint fragments
+    uint32_t segments        # so far
+    uint32_t frames
+    uint32_t ip              # where the header is that each fragment has, and its end
+    uint32_t fixed
+    uint32_t offset          # of the next fragment in its segment, from `fixed` on
+    uint32_t length          # of the segment, from there on; `inside` bytes of it are headers
+    uint32_t inside
+    const uint8_t *payload   # of the segment
+    uint8_t segment[MAX_HEADERS]  # its headers
 
 
 # --- what may be cut, and how ----------------------------------------------------------------------------------------
+
+cdef inline uint8_t super_kind(const Packet *p) noexcept nogil:
+    """Which kind of super-frame it is; 0: none."""
+    return p.vnet.gso_type & ~<uint8_t>GSO_ECN
+
 
 cdef inline bint may_be_fragmented(const Packet *p) noexcept nogil:
     return p.family == FAMILY_4 and not p.frame[p.l3 + IP4_FRAG] & IP4_DF
@@ -54,30 +69,45 @@ cdef inline bint may_be_fragmented(const Packet *p) noexcept nogil:
 
 cdef inline bint is_promised(const Packet *p) noexcept nogil:
     """A packet, or segments of a super-frame, of a size that passes everywhere, so that no sender goes below it."""
-    if p.family == FAMILY_4:
+    return p.family != FAMILY_4 and fits(p, MIN_MTU6)
+
+
+cdef inline bint is_divisible(const Packet *p, uint32_t size) noexcept nogil:
+    """A super-frame of a kind that can be cut here to segments of this size, with headers that can be copied."""
+    cdef uint8_t kind = super_kind(p)
+    if (kind != GSO_TCP4 and kind != GSO_TCP6 and kind != GSO_UDP) or p.l3_length > size * MAX_SEGMENTS:
         return False
-    if p.vnet.gso_type & ~GSO_ECN == GSO_TCP6:
-        return <uint32_t>(p.l4 - p.l3) + p.l4_header + p.vnet.gso_size <= MIN_MTU6
-    return p.vnet.gso_type == 0 and p.l3_length <= MIN_MTU6
+    if p.fragment != FRAGMENT_NONE or p.quoted:
+        return False
+    return p.l4 + p.l4_header <= MAX_HEADERS - MAX_GROWTH
 
 
 cdef inline bint cut_to(Packet *p, uint32_t mtu) noexcept nogil:
     """Let the packet leave in pieces of at most `mtu` bytes: fragments, or shorter TCP segments than it asks for.
 
-    False when so narrow a link would make them too many, or their headers are too long.
+    Fragments only of IPv4. False when so narrow a link would make the pieces too many, or their headers are too long.
     """
-    cdef uint8_t kind = p.vnet.gso_type & ~<uint8_t>GSO_ECN
-    cdef uint32_t header = (p.frame[p.l3] & 0x0F) * 4 if kind == 0 else <uint32_t>(p.l4 - p.l3) + p.l4_header
-    if mtu < header + MIN_SEGMENT or kind not in (0, GSO_TCP4, GSO_TCP6):
+    cdef uint8_t kind = super_kind(p)
+    cdef bint fragmented = kind == 0 or kind == GSO_UDP
+    cdef uint32_t header = (p.frame[p.l3] & 0x0F) * 4 if fragmented else <uint32_t>(p.l4 - p.l3) + p.l4_header
+    cdef uint32_t size = p.l3_length if kind == 0 else (p.vnet.gso_size if fragmented else mtu - header)
+    must(not fragmented or may_be_fragmented(p))
+    if mtu < header + MIN_PIECE or (kind != 0 and not is_divisible(p, size)):
         return False
     if kind == 0:
         complete_checksum(p)
-        p.pieces = (mtu - header) & ~<uint32_t>7         # RFC 791: offsets count eight bytes
-        return True
-    if p.l4 + p.l4_header > MAX_HEADERS - MAX_GROWTH:
-        return False
-    p.pieces = mtu - header
+    p.pieces = size
+    p.fragment_size = (mtu - header) & ~<uint32_t>7 if fragmented else 0     # RFC 791: offsets count eight bytes
     return True
+
+
+cdef inline uint32_t most_pieces(const Packet *p) noexcept nogil:
+    """No fewer than the packet leaves in."""
+    cdef uint32_t segments
+    if p.pieces == 0:
+        return 1
+    segments = (p.l3_length - 1) // p.pieces + 1
+    return segments * (min(p.pieces, p.l3_length) // p.fragment_size + 2) if p.fragment_size else segments
 
 
 cdef inline bint cut_segment(Packet *p, uint32_t mtu) noexcept nogil:
@@ -92,7 +122,7 @@ cdef inline bint cut_segment(Packet *p, uint32_t mtu) noexcept nogil:
         return False
     if before == 0:
         p.vnet.gso_type = GSO_TCP4 if p.family == FAMILY_4 else GSO_TCP6
-    if cut_to(p, mtu):
+    if super_kind(p) != GSO_UDP and cut_to(p, mtu):
         return True
     p.vnet.gso_type = before
     return False
@@ -110,49 +140,89 @@ cdef inline bint has_sound_checksum(const Packet *p) noexcept nogil:
 
 # --- cutting ---------------------------------------------------------------------------------------------------------
 
+cdef inline bint splits_outer(const Packet *p) noexcept nogil:
+    """Is it the tunnel's packet that is fragmented? That inside can be only in IPv4: see `cut_to`."""
+    return p.fragment_size != 0 and p.family != FAMILY_4
+
+
 cdef inline void cut(Pieces *pieces, const Packet *p) noexcept nogil:
-    """Begin with the first piece of a packet whose `pieces` says how long each is."""
-    pieces.frame = p.frame
+    """Begin with the first piece of a packet that has `pieces`."""
     pieces.packet = p
-    pieces.fragments = p.vnet.gso_type == 0
-    if not pieces.fragments:
-        pieces.start = pieces.headers = <uint32_t>p.l4 + p.l4_header
-    elif p.frame[p.l3] >> 4 == 4:
-        pieces.start = pieces.headers = p.l3 + (p.frame[p.l3] & 0x0F) * 4
-    else:
-        pieces.start = p.l3 + IP6_LEN
-        pieces.headers = pieces.start + IP6_FRAG_LEN
+    pieces.ip = p.l3 - p.outer if splits_outer(p) else p.l3
+    pieces.fixed = pieces.ip + ((p.frame[pieces.ip] & 0x0F) * 4 if p.frame[pieces.ip] >> 4 == 4 else IP6_LEN)
+    pieces.start = pieces.fixed if p.vnet.gso_type == 0 else <uint32_t>p.l4 + p.l4_header
     pieces.at = pieces.start
     pieces.end = p.l3 + p.l3_length
-    pieces.size = p.pieces
-    pieces.number = 0
-    must(pieces.size > 0 and pieces.headers <= MAX_HEADERS and pieces.end <= p.length)
+    pieces.segments = pieces.frames = 0
+    pieces.inside = pieces.start - pieces.fixed
+    pieces.offset = pieces.length = 0
+    must(p.pieces > 0 and pieces.fixed <= pieces.start and pieces.start + IP6_FRAG_LEN <= MAX_HEADERS)
+    must(pieces.end <= p.length and (p.fragment_size == 0 or p.fragment_size > pieces.inside))
 
 
 cdef inline uint32_t next_piece(Pieces *pieces, uint8_t *headers, const uint8_t **payload) noexcept nogil:
     """Write the next piece's headers (`pieces.headers` bytes); the length of its payload, 0 when there is no more."""
-    cdef uint32_t length = min(pieces.size, pieces.end - pieces.at)
+    cdef uint32_t length
+    if pieces.packet.fragment_size:
+        length = next_fragment(pieces, headers, payload)
+    else:
+        length = next_segment(pieces, headers, payload)
+    pieces.frames += 1
+    return length
+
+
+cdef inline uint32_t next_segment(Pieces *pieces, uint8_t *headers, const uint8_t **payload) noexcept nogil:
+    cdef const Packet *p = pieces.packet
+    cdef uint32_t length = min(p.pieces, pieces.end - pieces.at)
     cdef uint64_t payload_sum
-    cdef uint8_t *ip
     if length == 0:
         return 0
-    payload[0] = pieces.frame + pieces.at
-    memcpy(headers, pieces.frame, pieces.start)
-    ip = headers + pieces.packet.l3
-    if pieces.fragments:
-        if ip[0] >> 4 == 4:
-            mend_fragment(pieces, ip, length)
-        else:
-            write_fragment_header(pieces, ip, length)
-        payload_sum = sum_bytes(payload[0], length) if pieces.packet.summed else 0
-    else:
+    payload[0] = p.frame + pieces.at
+    memcpy(headers, p.frame, pieces.start)
+    pieces.headers = pieces.start
+    if p.vnet.gso_type:
         payload_sum = sum_bytes(payload[0], length)
         mend_segment(pieces, headers, length, payload_sum)
-    if pieces.packet.outer:
-        mend_outer(pieces, headers, length, payload_sum)
+        if p.outer and (p.fragment_size == 0 or splits_outer(p)):
+            mend_outer(pieces, headers, length, payload_sum, pieces.segments)
     pieces.at += length
-    pieces.number += 1
+    pieces.segments += 1
     return length
+
+
+cdef inline uint32_t next_fragment(Pieces *pieces, uint8_t *headers, const uint8_t **payload) noexcept nogil:
+    """The first of a segment has all of its headers, and some payload behind them (`cut`)."""
+    cdef const Packet *p = pieces.packet
+    cdef uint32_t offset, length
+    if pieces.offset == pieces.length and not begin_segment(pieces):
+        return 0
+    offset = pieces.offset
+    length = min(p.fragment_size, pieces.length - offset)
+    memcpy(headers, pieces.segment, pieces.fixed)
+    pieces.headers = pieces.fixed
+    if headers[pieces.ip] >> 4 == 4:
+        mend_fragment(headers + pieces.ip, offset, length, offset + length < pieces.length)
+    elif length < pieces.length:                         # RFC 8021: none for a whole packet
+        write_fragment_header(pieces, headers + pieces.ip, offset, length)
+        pieces.headers += IP6_FRAG_LEN
+    pieces.offset += length
+    payload[0] = pieces.payload + offset - pieces.inside
+    if offset == 0:
+        memcpy(headers + pieces.headers, pieces.segment + pieces.fixed, pieces.inside)
+        pieces.headers += pieces.inside
+        payload[0] = pieces.payload
+        length -= pieces.inside
+    if p.outer and not splits_outer(p):
+        mend_outer(pieces, headers, length, sum_bytes(payload[0], length) if p.summed else 0, pieces.frames)
+    return length
+
+
+cdef inline bint begin_segment(Pieces *pieces) noexcept nogil:
+    """Of the next segment, the first fragment is next; False when there is none."""
+    cdef uint32_t length = next_segment(pieces, pieces.segment, &pieces.payload)
+    pieces.offset = 0
+    pieces.length = pieces.inside + length if length else 0
+    return length != 0
 
 
 cdef inline void close_ip4(uint8_t *ip, uint32_t header) noexcept nogil:
@@ -160,28 +230,24 @@ cdef inline void close_ip4(uint8_t *ip, uint32_t header) noexcept nogil:
     store16(ip + IP4_CSUM, <uint16_t>~fold(sum_bytes(ip, header)))
 
 
-cdef inline void mend_fragment(Pieces *pieces, uint8_t *ip, uint32_t length) noexcept nogil:
+cdef inline void mend_fragment(uint8_t *ip, uint32_t offset, uint32_t length, bint more) noexcept nogil:
     """RFC 791 section 3.2; a packet that is a fragment itself can be cut again."""
     cdef uint32_t header = (ip[0] & 0x0F) * 4
-    cdef uint16_t field = read_be16(ip + IP4_FRAG)
-    field += <uint16_t>((pieces.at - pieces.start) // 8)
-    if pieces.at + length < pieces.end:
-        field |= IP4_MF
-    write_be16(ip + IP4_FRAG, field)
+    write_be16(ip + IP4_FRAG, <uint16_t>((read_be16(ip + IP4_FRAG) + offset // 8) | (IP4_MF if more else 0)))
     write_be16(ip + IP4_TOTAL, <uint16_t>(header + length))
-    if pieces.number:
+    if offset:
         blank_options(ip + IP4_LEN, header - IP4_LEN)
     close_ip4(ip, header)
 
 
-cdef inline void write_fragment_header(Pieces *pieces, uint8_t *ip, uint32_t length) noexcept nogil:
+cdef inline void write_fragment_header(Pieces *pieces, uint8_t *ip, uint32_t offset, uint32_t length) noexcept nogil:
     """RFC 8200 section 4.5. The packet has no extension headers: it is a tunnel's."""
     cdef uint8_t *fragment = ip + IP6_LEN
-    cdef bint more = pieces.at + length < pieces.end
+    cdef bint more = offset + length < pieces.length
     fragment[0] = ip[IP6_NEXT]
     fragment[1] = 0
-    write_be16(fragment + 2, <uint16_t>(pieces.at - pieces.start + more))
-    write_be32(fragment + 4, pieces.packet.datagram)
+    write_be16(fragment + 2, <uint16_t>(offset + more))
+    write_be32(fragment + 4, pieces.packet.datagram + pieces.segments - 1)
     ip[IP6_NEXT] = EXT_FRAGMENT
     write_be16(ip + IP6_PAYLOAD, <uint16_t>(IP6_FRAG_LEN + length))
 
@@ -205,13 +271,13 @@ cdef inline void mend_segment(
     cdef const Packet *p = pieces.packet
     cdef uint8_t *ip = headers + p.l3
     cdef uint8_t *l4 = headers + p.l4
-    cdef uint32_t whole = pieces.headers - p.l3 + length
+    cdef uint32_t whole = pieces.start - p.l3 + length
     cdef uint32_t transport = p.l4_header + length
     cdef uint64_t pseudo
     cdef uint16_t checksum
     if p.family == FAMILY_4:
         write_be16(ip + IP4_TOTAL, <uint16_t>whole)
-        write_be16(ip + IP4_ID, <uint16_t>(read_be16(ip + IP4_ID) + pieces.number))
+        write_be16(ip + IP4_ID, <uint16_t>(read_be16(ip + IP4_ID) + pieces.segments))
         close_ip4(ip, p.l4 - p.l3)
         pseudo = sum_bytes(ip + IP4_SRC, 8)
     else:
@@ -222,7 +288,7 @@ cdef inline void mend_segment(
         write_be32(l4 + TCP_SEQ, read_be32(l4 + TCP_SEQ) + pieces.at - pieces.start)
         if pieces.at + length < pieces.end:
             l4[TCP_FLAGS] &= ~<uint8_t>(TCP_FIN | TCP_PSH)
-        if pieces.number:
+        if pieces.segments:
             l4[TCP_FLAGS] &= ~<uint8_t>TCP_CWR
         store16(l4 + TCP_CSUM, 0)
         store16(l4 + TCP_CSUM, <uint16_t>~fold(pseudo + sum_bytes(l4, p.l4_header)))
@@ -233,13 +299,14 @@ cdef inline void mend_segment(
         store16(l4 + UDP_CSUM, checksum if checksum != 0 else <uint16_t>0xFFFF)
 
 
-cdef inline void mend_outer(Pieces *pieces, uint8_t *headers, uint32_t length, uint64_t payload_sum) noexcept nogil:
+cdef inline void mend_outer(
+        Pieces *pieces, uint8_t *headers, uint32_t length, uint64_t payload_sum, uint32_t number) noexcept nogil:
     cdef const Packet *p = pieces.packet
     cdef uint8_t *outer = headers + p.l3 - p.outer
     cdef uint32_t inner_headers = pieces.headers - p.l3
     cdef uint64_t total = 0
     if outer[0] >> 4 == 4:
-        write_be16(outer + IP4_ID, <uint16_t>(read_be16(outer + IP4_ID) + pieces.number))
+        write_be16(outer + IP4_ID, <uint16_t>(read_be16(outer + IP4_ID) + number))
     if p.summed:
         total = sum_bytes(headers + p.l3, inner_headers) + payload_sum
     close_outer(outer, p.outer, inner_headers + length, total, p.summed)

@@ -165,7 +165,7 @@ cdef inline const char *reason_name(int reason) noexcept nogil:
         return "over_mtu"
     elif reason == DROP_NO_TUNNEL_SOURCE:   # no address of the backend's IP version to send from
         return "no_tunnel_source"
-    elif reason == DROP_TUNNEL_OFFLOAD:     # a super-frame of a kind that is neither TCP nor UDP
+    elif reason == DROP_TUNNEL_OFFLOAD:     # a super-frame that cannot be cut: neither TCP nor UDP, or into too many
         return "tunnel_offload"
     elif reason == DROP_REPLY_UNKNOWN:      # from a backend, but of no flow and of none that Maglev explains
         return "reply_unknown"

@@ -334,27 +334,46 @@ def test_an_open_checksum_is_completed_where_the_tunnel_covers_it(mode: str, inn
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_super_frames_whose_segments_do_not_fit(mode: str) -> None:
+@pytest.mark.parametrize(("protocol", "gso"), [("tcp", 1460), ("udp", 1472)])
+def test_super_frames_whose_segments_do_not_fit(mode: str, protocol: str, gso: int) -> None:
+    """TCP in shorter segments; datagrams stay what they are, each in fragments (test_pieces.py)."""
     room = 1500 - 20 - EXTRA[mode]
     for df in (False, True):
-        plain = frame(CLIENT[4], 40000, VIP[4], 80, payload=bytes(5000), flags=ACK, df=df)
-        raw, offload = left_to_device(plain, "tcp", 4, 1460)
-        frames = through(mode, 4, 4, "tcp", raw, offload)
+        plain = frame(CLIENT[4], 40000, VIP[4], 80, protocol, payload=bytes(5000), flags=ACK, df=df)
+        raw, offload = left_to_device(plain, protocol, 4, gso)
+        frames = through(mode, 4, 4, protocol, raw, offload)
         if df:
             (answer,) = map(take_apart, frames)
             assert (answer.dst, answer.segment[:2]) == (CLIENT[4], b"\x03\x04")
             assert int.from_bytes(answer.segment[6:8], "big") == room
+            continue
+        assert 1507 <= max(map(len, frames)) <= 1514
+        packets = [unwrap(each).packet for each in frames]
+        assert len({unwrap(each).number for each in frames}) == len(frames)
+        if protocol == "tcp":
+            assert sum(len(take_apart(ethernet(each)).segment) - 20 for each in packets) == 5000
         else:
-            assert max(map(len, frames)) == 1514
-            assert sum(len(take_apart(unwrap(each).inner).segment) - 20 for each in frames) == 5000
+            first = (room - 20) // 8 * 8
+            assert [len(each) - 20 for each in packets] == [first, 1480 - first] * 3 + [5000 - 3 * 1472 + 8]
 
 
-def test_a_super_frame_of_an_unknown_kind() -> None:
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("size", [1, 7, 31])
+def test_the_smallest_datagrams(mode: str, size: int) -> None:
+    """Linux puts at most 128 of them into a super-frame."""
+    data = bytes(range(128)) * size
+    raw, offload = left_to_device(frame(CLIENT[4], 40000, VIP[4], 80, "udp", payload=data), "udp", 4, size)
+    sent = [take_apart(unwrap(each).inner).segment[8:] for each in through(mode, 4, 4, "udp", raw, offload)]
+    assert (len(sent), b"".join(sent)) == (128, data)
+
+
+def test_a_super_frame_that_is_not_cut() -> None:
+    """Of an unknown kind, without segments, in more than 2,048 of them; fragments are no super-frames."""
     plain = frame(CLIENT[4], 40000, VIP[4], 80, "udp", payload=bytes(5000))
     raw, offload = left_to_device(plain, "udp", 4, 1400)
     balancer = datapath(tunnel("ipip", 4, 4, "udp"))
     balancer.process(b"")  # publishes
-    for kind, size in ((3, 1400), (5, 0), (5, 31)):
+    for kind, size in ((3, 1400), (5, 0), (5, 2)):
         odd = offload[:1] + bytes([kind]) + offload[2:4] + struct.pack("=H", size) + offload[6:]
         assert balancer._pipeline.process([raw], 0, offloads=[odd])[0][1] == "tunnel_offload"
 

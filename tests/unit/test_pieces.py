@@ -1,6 +1,7 @@
-"""pieces.pxd: TCP segments that are too long for the way on, where ICMP is known to get lost (mss_clamp).
+"""pieces.pxd: TCP segments that are too long for the way on, where ICMP is known to get lost (mss_clamp); and datagrams
+of UDP super-frames that are.
 
-Super-frames and fragments are in test_encap.py and test_fragments.py.
+Super-frames that are only cut, and fragments, are in test_encap.py and test_fragments.py.
 """
 
 from __future__ import annotations
@@ -8,13 +9,14 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fastlb import Datapath
 from tests.balancers import CLIENT, VIP, datapath, reply_to, service
 from tests.frames import ACK, FIN, PSH, RST, SYN, Seen, ethernet, frame, take_apart
 from tests.unit.test_encap import HEADER, MODES, left_to_device, tunnel, unwrap
+from tests.unit.test_fragments import put_together
 from tests.unit.test_icmperror import ROUTER, error
 
 NARROW = 1400
@@ -154,3 +156,109 @@ def test_a_reply_to_a_clamped_syn_is_whole() -> None:
     balancer = clamping("nat", 4)
     sent = balancer.process(frame(CLIENT[4], 40001, VIP[4], 80)).frames[0]
     assert take_apart(ethernet(balancer.process(reply_to(sent)).frames[0][14:])).dport == 40001
+
+
+# ---- datagrams
+
+
+def whole_packets(packets: list[bytes]) -> list[bytes]:
+    """Those of one number put together, in the order of their first fragments; the others as they are."""
+    of_number: dict[object, list[bytes]] = {}
+    for packet in packets:
+        if packet[0] >> 4 == 4:
+            number: object = packet[4:6]
+        else:
+            number = packet[44:48] if packet[6] == 44 else len(of_number)
+        of_number.setdefault(number, []).append(packet)
+    return [put_together(parts) if len(parts) > 1 else parts[0] for parts in of_number.values()]
+
+
+def sent_datagrams(
+    forward: str, version: int, gso: int, data: bytes, mtu: int, outer: int = 4, **how: bool
+) -> tuple[str, list[bytes], list[Seen]]:
+    """The reason, the frames, and the datagrams in them, with their checksums verified, of a super-frame of UDP."""
+    summed = {"tunnel": {"udp_checksum": True}} if forward == "gue" else {}
+    plain = (
+        tunnel(forward, version, outer, "udp", **summed) if forward in MODES else service(forward, version, "udp")
+    )
+    balancer = datapath(plain, mtu=mtu, snat=["10.3.0.5", "fd00:3::5"])
+    balancer.process(b"")  # publishes
+    raw = frame(CLIENT[version], 40000, VIP[version], 80, "udp", payload=data, **how)  # type: ignore[arg-type]
+    opened, offload = left_to_device(raw, "udp", version, gso)
+    _, reason, sent, *_ = balancer._pipeline.process([opened], 0, offloads=[offload])[0]
+    if reason != "scheduled":
+        return reason, sent, []
+    packets = [each[14:] for each in sent]
+    if forward in MODES and version == 4:  # IPv4 is fragmented inside of the tunnel
+        packets = [unwrap(each).packet for each in sent]
+    packets = whole_packets(packets)
+    if forward in MODES and version == 6:
+        packets = [unwrap(ethernet(each)).packet for each in packets]
+    return reason, sent, [take_apart(ethernet(each)) for each in packets]
+
+
+DATA = random.Random(5).randbytes(10_000)
+
+
+@every_mode
+@pytest.mark.parametrize("mtu", [1399, NARROW, 576])
+def test_each_datagram_of_a_super_frame_is_fragmented(forward: str, mtu: int) -> None:
+    """As the one datagram is that comes by itself: what arrives is what was sent."""
+    reason, sent, seen = sent_datagrams(forward, 4, 1472, DATA, mtu)
+    assert (reason, max(len(each) for each in sent) - 14 <= mtu) == ("scheduled", True)
+    assert [each.segment[8:] for each in seen] == [DATA[at : at + 1472] for at in range(0, 10_000, 1472)]
+    assert len(sent) == {1399: 13, NARROW: 13, 576: 6 * 3 + 3}[mtu]
+    assert {each.sport for each in seen if forward != "fullnat"} <= {40000}
+
+
+@pytest.mark.parametrize("forward", MODES)
+@pytest.mark.parametrize(("outer", "mtu"), [(4, 1299), (4, 576), (6, 1319), (6, 1280)])
+def test_datagrams_of_a_promised_size_go_in_fragments_of_the_tunnel(forward: str, outer: int, mtu: int) -> None:
+    """A packet of 1,280 bytes is the least that IPv6 asks of a sender to do without."""
+    reason, sent, seen = sent_datagrams(forward, 6, 1232, DATA, mtu, outer)
+    assert (reason, max(len(each) for each in sent) - 14 <= mtu) == ("scheduled", True)
+    assert [each.segment[8:] for each in seen] == [DATA[at : at + 1232] for at in range(0, 10_000, 1232)]
+    assert len(sent) > len(seen) == 9
+    assert sent_datagrams(forward, 6, 1233, DATA, mtu, outer)[0] == "too_big"
+
+
+@every_mode
+@every_version
+def test_datagrams_that_may_not_be_fragmented_are_answered(forward: str, version: int) -> None:
+    reason, (answer,), _ = sent_datagrams(forward, version, 1472 - 20 * (version == 6), DATA, NARROW, df=True)
+    seen = take_apart(answer)
+    assert (reason, seen.dst) == ("too_big", CLIENT[version])
+    assert seen.segment[:2] == (b"\x03\x04" if version == 4 else b"\x02\0")
+
+
+@settings(deadline=None)
+@given(st.integers(1, 20_000), st.integers(200, 1472), st.integers(200, 1500), st.sampled_from(FORWARDS))
+def test_any_datagrams(size: int, gso: int, mtu: int, forward: str) -> None:
+    assume(forward in MODES or 28 + gso > mtu)  # else it leaves whole, for a device to cut
+    data = random.Random(size).randbytes(size)
+    reason, sent, seen = sent_datagrams(forward, 4, gso, data, mtu)
+    assert (reason, all(len(each) - 14 <= mtu for each in sent)) == ("scheduled", True)
+    assert [each.segment[8:] for each in seen] == [data[at : at + gso] for at in range(0, size, gso)]
+
+
+@settings(deadline=None)
+@given(
+    st.integers(1, 20_000), st.integers(100, 1232), st.integers(300, 1400), st.sampled_from(MODES),
+    st.sampled_from([4, 6]),
+)  # fmt: skip
+def test_any_datagrams_of_a_promised_size(size: int, gso: int, mtu: int, forward: str, outer: int) -> None:
+    data = random.Random(size).randbytes(size)
+    reason, sent, seen = sent_datagrams(forward, 6, gso, data, mtu, outer)
+    assert (reason, all(len(each) - 14 <= mtu for each in sent)) == ("scheduled", True)
+    assert [each.segment[8:] for each in seen] == [data[at : at + gso] for at in range(0, size, gso)]
+
+
+def test_what_is_no_super_frame_is_not_cut_as_one() -> None:
+    """A fragment, and an ICMP error: nobody makes such frames, and they lack the headers that would be mended."""
+    balancer = datapath(tunnel("ipip", 4, 4, "udp"))
+    opened, offload = left_to_device(frame(CLIENT[4], 40000, VIP[4], 80, "udp", payload=DATA[:4000]), "udp", 4, 1400)
+    balancer.process(opened)
+    fragment = opened[:20] + b"\x20\0" + opened[22:]
+    about = error(frame(VIP[4], 80, CLIENT[4], 40000, "udp")[14:], "unreachable", ROUTER[4])
+    results = balancer._pipeline.process([fragment, about], 0, offloads=[offload, offload])
+    assert [each[1] for each in results] == ["tunnel_offload", "tunnel_offload"]
