@@ -46,7 +46,6 @@ from fastlb.dataplane.flowhash cimport SHARDS, flow_hash, shard_of
 from fastlb.dataplane.flowlog cimport FlowEvent, FlowLog
 from fastlb.dataplane.fragment cimport (
     HELD, HELD_PLACE, SETS, WAYS, FragmentNote, FragmentState, HeldFragment, let_go, release_claimed)
-from fastlb.dataplane.icmp cimport REJECTS_PER_SECOND
 from fastlb.dataplane.look cimport FlowCopy, copy_entry, count_flows, entry_at, next_flow
 from fastlb.dataplane.lookup cimport MISSING, find, key_meta, table_free, table_init, table_put
 from fastlb.dataplane.machine cimport (
@@ -71,7 +70,7 @@ from fastlb.dataplane.sendmmsg cimport init_messages
 from fastlb.dataplane.sourceport cimport (
     MAX_SOURCES, PROTOCOL_ROWS, ROW_BITS, FreePorts, SourcePool, SourcePort, address_of, free_ports, port_of,
     ports_per_address)
-from fastlb.dataplane.state cimport MAX_SERVICES, ReasonCounts
+from fastlb.dataplane.state cimport MAX_SERVICES, NUMBERS, ReasonCounts
 from fastlb.dataplane.takeover cimport DAMAGED, MOST_DAMAGED, SOUND, UNWANTED, TakenOver, count_owned, take_over
 from fastlb.dataplane.track cimport (
     MAX_ALTERNATIVES, backend_in_midflow, entry_of_port, explains, is_found_again, needs_entry, set_flow_of_reply)

@@ -5,10 +5,11 @@ Nothing here decides where a packet goes; `track` has.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
-from fastlb.dataplane.conntrack cimport FlowEntry, forget, pool_of
+from fastlb.dataplane.conntrack cimport FlowEntry, forget, owned_after, pool_of
 from fastlb.dataplane.encap cimport complete_checksum, encapsulate, is_tunnel, outer_length, split_outer
 from fastlb.dataplane.fragment cimport readdress
-from fastlb.dataplane.icmp cimport answer_time_exceeded, answer_too_big, answerable, may_reject, reject, send_back
+from fastlb.dataplane.icmp cimport (
+    answer_time_exceeded, answer_too_big, answerable, may_reject, may_tell_too_big, reject, send_back)
 from fastlb.dataplane.icmperror cimport (
     answer_echo, translate_client_in_error, translate_source_in_error, translate_to_backend, translate_to_client)
 from fastlb.dataplane.machine cimport likely, load_acquire_u32, must, store_release_u32, unlikely
@@ -19,10 +20,11 @@ from fastlb.dataplane.reasons cimport (
     DROP_BACKEND_LEFT, DROP_NO_BACKEND, DROP_NO_NEIGHBOUR, DROP_NO_TUNNEL_SOURCE, DROP_OVER_MTU, DROP_REJECT_LIMIT,
     DROP_TTL_EXPIRED, DROP_TUNNEL_OFFLOAD, VIA_ECHO, VIA_REJECT, VIA_RESET, VIA_TIME_EXCEEDED, VIA_TOO_BIG)
 from fastlb.dataplane.rewrite cimport (
-    clamp_mss, decrement_ttl, fits, set_link_header, translate_both, translate_destination, translate_source)
+    clamp_mss, decrement_ttl, fits, has_number, renumber, set_link_header, translate_both, translate_destination,
+    translate_source)
 from fastlb.dataplane.route cimport find_route, hop_to_address, hop_to_backend
 from fastlb.dataplane.sourceport cimport SourcePool, address_of, be_port_of
-from fastlb.dataplane.state cimport MAX_UNRESOLVED, PipelineState
+from fastlb.dataplane.state cimport MAX_UNRESOLVED, NUMBERS, PipelineState
 from fastlb.dataplane.track cimport find_again, translates
 from fastlb.dataplane.types cimport (
     CLAMP_TO_PATH, FAMILY_4, FRAGMENT_LATER, NO_BACKEND_RESET, NO_HOP, PROTO_TCP, Addr, Backend, BackendStats,
@@ -45,7 +47,7 @@ cdef inline int make_fit(
         return 0
     if p.quoted or not answerable(p):                    # RFC 1122 section 3.2.2: no errors about errors
         return DROP_OVER_MTU
-    if not may_reject(&pipe.rejects, now):
+    if not may_tell_too_big(&pipe.answers, pipe.flows.key, p, now):
         return DROP_REJECT_LIMIT
     answer_too_big(p, mtu if p.family == FAMILY_4 else max(mtu, <uint32_t>MIN_MTU6))
     return VIA_TOO_BIG
@@ -57,7 +59,7 @@ cdef inline int spend_ttl(PipelineState *pipe, Packet *p, uint32_t now) noexcept
         return 0
     if p.quoted or not answerable(p):
         return DROP_TTL_EXPIRED
-    if not may_reject(&pipe.rejects, now):
+    if not may_reject(&pipe.answers, now):
         return DROP_REJECT_LIMIT
     answer_time_exceeded(p)
     return VIA_TIME_EXCEEDED
@@ -71,6 +73,19 @@ cdef inline void clamp(Packet *p, const Service *service, uint32_t mtu) noexcept
     clamp_mss(p, service.mss if service.mss != CLAMP_TO_PATH else min(mtu - headers, <uint32_t>CLAMP_TO_PATH))
 
 
+cdef inline uint16_t take_numbers(PipelineState *pipe, uint32_t count) noexcept nogil:
+    """The first of `count` identifications in a row for outer headers, by which fragments are told apart (RFC 6864).
+
+    Each shard has NUMBERS of them, so that no two workers use the same ones towards a backend. They are used again only
+    after all others of this worker. A packet in more pieces than NUMBERS runs over; links that narrow do not exist.
+    """
+    cdef uint32_t first = pipe.outer_number + 1
+    if unlikely(pipe.outer_number % NUMBERS + count >= NUMBERS):
+        first = owned_after(&pipe.flows, pipe.outer_number // NUMBERS) * NUMBERS
+    pipe.outer_number = <uint16_t>(first + min(count, <uint32_t>NUMBERS) - 1)
+    return <uint16_t>first
+
+
 cdef inline int wrap(
         PipelineState *pipe, const Snapshot *snap, Packet *p, const Hop *hop, bint split) noexcept nogil:
     """Into the tunnel; 0 or the drop reason. A super-frame leaves in pieces: no device can segment it in there.
@@ -78,6 +93,7 @@ cdef inline int wrap(
     `split`: the tunnel's packet, or each of a super-frame, will be too long, and leaves in fragments.
     """
     cdef const Backend *backend = &snap.services.backends[p.backend]
+    cdef uint16_t number
     if unlikely(split) and p.vnet.gso_type == 0:
         complete_checksum(p)
     if unlikely(not snap.routes.backend_source[p.backend].known):
@@ -87,11 +103,11 @@ cdef inline int wrap(
             p.pieces = p.vnet.gso_size
         if not is_divisible(p, p.pieces):
             return DROP_TUNNEL_OFFLOAD
+    number = take_numbers(pipe, most_pieces(p))
     encapsulate(
-        p, &snap.services.services[p.service], backend, &snap.routes.backend_source[p.backend], hop, pipe.outer_number)
-    pipe.outer_number += <uint16_t>most_pieces(p)
+        p, &snap.services.services[p.service], backend, &snap.routes.backend_source[p.backend], hop, number)
     if unlikely(split) and not split_outer(
-            p, backend.family, hop.mtu, <uint32_t>p.fingerprint << 16 | pipe.outer_number):
+            p, backend.family, hop.mtu, <uint32_t>p.fingerprint << 16 | number):
         return DROP_OVER_MTU
     return 0
 
@@ -100,6 +116,8 @@ cdef inline int wrap(
 
 cdef inline void translate_for_backend(PipelineState *pipe, Packet *p, const Backend *backend) noexcept nogil:
     """To the backend's address and port; in fullnat from a source port of ours."""
+    if unlikely(has_number(p)):
+        renumber(p)
     cdef uint16_t be_port = backend.be_port if backend.be_port != 0 else p.be_dport
     cdef SourcePool *pool = pool_of(&pipe.flows, p.family)
     if unlikely(p.fragment == FRAGMENT_LATER):
@@ -171,6 +189,8 @@ cdef inline void note_unresolved(
 
 cdef inline void translate_for_client(Packet *p, const FlowTuple *flow) noexcept nogil:
     """From the VIP's address and port; in fullnat to the client's."""
+    if unlikely(has_number(p)):
+        renumber(p)
     if unlikely(p.fragment == FRAGMENT_LATER):
         readdress(p, flow.vip, flow.client)
         return
@@ -228,7 +248,7 @@ cdef inline int answer(PipelineState *pipe, Packet *p, int reason, uint32_t now)
     """Tell the sender that its packet goes nowhere; `reason`, when it may not be told."""
     if p.tcp_flags & TCP_RST or not answerable(p):
         return reason
-    if not may_reject(&pipe.rejects, now):
+    if not may_reject(&pipe.answers, now):
         return DROP_REJECT_LIMIT
     reject(p)
     return VIA_REJECT

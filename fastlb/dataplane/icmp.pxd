@@ -8,6 +8,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from fastlb.dataplane.checksum cimport fold, sum_addr, sum_bytes
+from fastlb.dataplane.flowhash cimport client_mix, fingerprint
 from fastlb.dataplane.icmperror cimport ICMP_LEN, PROTO_ICMP4, PROTO_ICMP6
 from fastlb.dataplane.machine cimport bswap16, store16, store32
 from fastlb.dataplane.rewrite cimport move_frame, restore_tag
@@ -31,24 +32,44 @@ cdef enum:
     ICMP6_MAX = 1280         # RFC 4443 section 2.4
     REJECT_TTL = 64
     REJECTS_PER_SECOND = 1000
+    TOO_BIG_PER_SECOND = 100  # of the pairs of addresses that share a bucket
+    TOO_BIG_BUCKETS = 1024
+    ANSWER_COST = 1000       # of an answer: a millisecond pays as much as there may be answers a second
 
 
-cdef struct RejectLimit:
-    # A token bucket: RFC 4443 section 2.4 (f) demands a limit on errors, and RSTs share it.
-    uint32_t tokens
-    uint32_t refilled        # milliseconds
+cdef struct AnswerBudget:
+    # Of one worker's answers of a kind; RFC 4443 section 2.4 (f) demands a limit on errors. All zero: nothing is used.
+    uint32_t used            # ANSWER_COST each, less what time has paid
+    uint32_t paid            # until when, milliseconds
 
 
-cdef inline bint may_reject(RejectLimit *limit, uint32_t now) noexcept nogil:
-    cdef uint32_t elapsed = now - limit.refilled
-    if elapsed:
-        limit.refilled = now
-        limit.tokens = min(
-            <uint64_t>REJECTS_PER_SECOND, limit.tokens + <uint64_t>elapsed * REJECTS_PER_SECOND // 1000)
-    if limit.tokens == 0:
+cdef struct AnswerBudgets:
+    # Whatever can be provoked by junk must not silence what a path MTU is learned from: without it, connections stand
+    # still (Linux does not limit it at all). Forged sources must fill many buckets for that: 102,400 answers a second,
+    # of which none is longer than its cause.
+    AnswerBudget rejects     # RST, port unreachable, time exceeded
+    AnswerBudget too_big[TOO_BIG_BUCKETS]
+
+
+cdef inline bint may_answer(AnswerBudget *budget, uint32_t each_second, uint32_t now) noexcept nogil:
+    """A second's worth may come at once."""
+    budget.used -= <uint32_t>min(<uint64_t>budget.used, <uint64_t>(now - budget.paid) * each_second)
+    budget.paid = now
+    if budget.used + ANSWER_COST > each_second * ANSWER_COST:
         return False
-    limit.tokens -= 1
+    budget.used += ANSWER_COST
     return True
+
+
+cdef inline bint may_reject(AnswerBudgets *budgets, uint32_t now) noexcept nogil:
+    return may_answer(&budgets.rejects, REJECTS_PER_SECOND, now)
+
+
+cdef inline bint may_tell_too_big(
+        AnswerBudgets *budgets, const uint64_t *key, const Packet *p, uint32_t now) noexcept nogil:
+    """By the pair of addresses, for which a sender remembers the answer, under the flow table's secret key."""
+    cdef uint64_t pair = fingerprint(key, client_mix(key, p.src, 0, 0, p.family), p.dst, 0, False)
+    return may_answer(&budgets.too_big[pair >> 32 & (TOO_BIG_BUCKETS - 1)], TOO_BIG_PER_SECOND, now)
 
 
 cdef inline bint answerable(const Packet *p) noexcept nogil:

@@ -7,7 +7,8 @@ An error is sent to the source of the packet that it is about, so that packet's 
 
 `parse_error` therefore gives the packet the quoted addresses and ports the other way round: those of the answer to what
 is quoted. From then on it is classified like that answer, which is also what programs.py does. Of the quoted packet
-there may be no more than eight bytes behind its IP header (RFC 792), which is the ports and no checksum.
+there may be no more than eight bytes behind its IP header (RFC 792), which is the ports and no checksum. Its
+identification stays as translation has made it (rewrite.pxd, `renumber`): nobody finds a flow by it.
 """
 
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t

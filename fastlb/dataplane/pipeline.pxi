@@ -139,7 +139,6 @@ cdef class Pipeline:
         make_places(&self.state.fragments)
         self.flow_capacity = <uint64_t>self.state.flows.per_shard * SHARDS * ENTRIES
         self.own(shards)
-        self.state.rejects.tokens = REJECTS_PER_SECOND
         self.state.flows.stats = self.memory_of_flows.add_row()
         if self.memory_of_flows.taken_over:
             count_owned(&self.state.flows)
@@ -162,6 +161,8 @@ cdef class Pipeline:
             raise ValueError("a pipeline owns at least one shard")
         table.owned_shards = (<object>table.owned).bit_count()
         table.sweep_shard = owned_after(table, SHARDS - 1)
+        start, = unpack("H", urandom(2))
+        self.state.outer_number = owned_after(table, start // NUMBERS) * NUMBERS + start % NUMBERS
         return 0
 
     def __dealloc__(self):

@@ -5,13 +5,13 @@ from libc.string cimport memcpy
 
 from fastlb.dataplane.checksum cimport (
     difference, fold, sum_addr, update_checksum, update_partial_checksum, update_udp_checksum)
-from fastlb.dataplane.machine cimport bswap16, likely, load16, must, store16, store32, unlikely
+from fastlb.dataplane.machine cimport bswap16, likely, load16, mul_fold, must, store16, store32, unlikely
 from fastlb.dataplane.reasons cimport DROP_TTL_EXPIRED
-from fastlb.dataplane.types cimport FAMILY_4, PROTO_TCP, VNET_NEEDS_CSUM, Addr, Hop, Packet
+from fastlb.dataplane.types cimport FAMILY_4, FRAGMENT_NONE, PROTO_TCP, VNET_NEEDS_CSUM, Addr, Hop, Packet
 from fastlb.dataplane.wire cimport (
-    ETH_DST, ETH_LEN, ETH_SRC, ETH_TYPE, ETHERTYPE_IP4, ETHERTYPE_IP6, IP4_CSUM, IP4_DST, IP4_SRC, IP4_TTL, IP6_DST,
-    IP6_HOPS, IP6_SRC, OPTION_END, OPTION_NOP, TCP_CSUM, TCP_LEN, UDP_CSUM, VLAN_LEN, be_addr4, read_be16, write_addr6,
-    write_be16)
+    ETH_DST, ETH_LEN, ETH_SRC, ETH_TYPE, ETHERTYPE_IP4, ETHERTYPE_IP6, IP4_CSUM, IP4_DF, IP4_DST, IP4_FRAG, IP4_ID,
+    IP4_SRC, IP4_TTL, IP6_DST, IP6_FRAG_LEN, IP6_FRAG_NUMBER, IP6_HOPS, IP6_LEN, IP6_SRC, OPTION_END, OPTION_NOP,
+    TCP_CSUM, TCP_LEN, UDP_CSUM, VLAN_LEN, be_addr4, read_be16, read_be32, write_addr6, write_be16, write_be32)
 
 
 cdef enum:
@@ -79,6 +79,39 @@ cdef inline int decrement_ttl(Packet *p) noexcept nogil:
         checksum = <uint32_t>load16(ip + IP4_CSUM) + 1
         store16(ip + IP4_CSUM, <uint16_t>(checksum + (checksum >= 0xFFFF)))
     return 0
+
+
+cdef inline bint has_number(const Packet *p) noexcept nogil:
+    """Is it a fragment, or may it be fragmented on its way? Else its identification means nothing (RFC 6864 section 4).
+
+    ICMP errors are short enough to stay whole.
+    """
+    if likely(p.family == FAMILY_4):
+        return load16(p.frame + p.l3 + IP4_FRAG) != IP4_DF and not p.quoted
+    return p.fragment != FRAGMENT_NONE
+
+
+cdef inline void renumber(Packet *p) noexcept nogil:
+    """Another identification, before the addresses are replaced.
+
+    Senders choose it for a pair of addresses. Translation makes one pair of several, where the same number would let
+    fragments of different datagrams be put together. So each pair has a shift of its own: the same for all fragments
+    of a datagram, with every worker and every balancer, and numbers that count up still do (pieces.pxd counts on).
+    """
+    cdef uint64_t mixed = mul_fold(
+        p.src.lo ^ p.dst.hi ^ <uint64_t>0x9E3779B97F4A7C15ULL, p.dst.lo ^ p.src.hi ^ <uint64_t>0xD6E8FEB86659FD93ULL)
+    cdef uint32_t shift = <uint32_t>(mixed ^ mixed >> 32)
+    cdef uint8_t *number = p.frame + p.l3
+    cdef uint16_t before
+    if p.family == FAMILY_4:
+        number += IP4_ID
+        before = load16(number)
+        write_be16(number, <uint16_t>(read_be16(number) + shift))
+        update_checksum(p.frame + p.l3 + IP4_CSUM, difference(before, load16(number)))
+    else:
+        must(IP6_LEN + IP6_FRAG_LEN + p.payload <= p.l3_length)
+        number += p.l3_length - p.payload - IP6_FRAG_NUMBER
+        write_be32(number, read_be32(number) + shift)
 
 
 cdef inline void fix_transport_checksum(Packet *p, uint64_t addresses, uint64_t ports) noexcept nogil:

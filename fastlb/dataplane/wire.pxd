@@ -46,6 +46,7 @@ cdef enum:
     IP6_FRAG_MASK = 0xFFF9   # of the Fragment header: the offset, in bytes, and whether there are more
     IP6_OFFSET_MASK = 0xFFF8
     IP6_FRAG_LEN = 8
+    IP6_FRAG_NUMBER = 4      # from its end
     EXT_HOP_BY_HOP = 0
     EXT_ROUTING = 43
     EXT_FRAGMENT = 44

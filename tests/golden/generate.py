@@ -8,6 +8,7 @@ The rows are stored so that a change of either side shows as a difference in the
 from __future__ import annotations
 
 import json
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tests.frames import (
     PADDING4,
     ROUTING,
     SYN,
+    checksum,
     frame,
     mac_bytes,
     mac_of,
@@ -52,6 +54,7 @@ SHAPES: list[tuple[str, int, str, dict[str, Any]]] = [
     ("datagram", 4, "udp", {"payload": b"odd"}),
     ("datagram", 6, "udp", {"payload": b"odd"}),
     ("datagram without checksum", 4, "udp", {"payload": b"none", "with_checksum": False}),
+    ("datagram that may be fragmented", 4, "udp", {"payload": b"odd", "df": False}),
     ("IPv4 options", 4, "tcp", {"options": PADDING4 * 2}),
     ("extension headers", 6, "udp", {"extensions": ((HOP_BY_HOP, b""), (DEST_OPTS, bytes(14)))}),
     ("802.1Q", 4, "tcp", {"tags": (VLAN,)}),
@@ -77,11 +80,26 @@ NOT_FORWARDED: list[tuple[str, str, str, bytes]] = [
 ]  # fmt: skip
 
 
+def renumbered(left: bytes, source: str, target: str) -> bytes:
+    """With the shift of the identification that rewrite.pxd gives to a pair of addresses, those that the packet had."""
+    words = [int.from_bytes(ip_address(address).packed, "little") << 32 for address in (source, target)]
+    product = (words[0] ^ 0x9E3779B97F4A7C15) * (words[1] ^ 0xD6E8FEB86659FD93)
+    mixed = (product >> 64) ^ product % 2**64
+    new = bytearray(left)
+    number = int.from_bytes(new[18:20], "big") + (mixed >> 32 ^ mixed)
+    new[18:20] = (number % 2**16).to_bytes(2, "big")
+    new[24:26] = b"\0\0"
+    new[24:26] = checksum(bytes(new[14:34])).to_bytes(2, "big")
+    return bytes(new)
+
+
 def forwarded(forward: str, name: str, version: int, protocol: str, shape: dict[str, Any]) -> dict[str, Any]:
     vip, port, client, backend = VIP[version], PORTS[forward], CLIENT[version], BACKEND[version]
+    shape = {"df": True} | shape
     came = frame(client, 40000, vip, port, protocol, **shape)
     if forward == "nat":
         left = frame(client, 40000, backend, BACKEND_PORT, protocol, **shape | {"ttl": shape.get("ttl", 64) - 1})
+        left = left if shape["df"] else renumbered(left, client, vip)
     else:
         left = came
     fresh = protocol == "udp" or shape.get("flags", SYN) == SYN
@@ -100,6 +118,8 @@ def replied(version: int, protocol: str, shape: dict[str, Any]) -> dict[str, Any
     opened = frame(client, 40000, vip, 80, protocol)
     came = frame(backend, BACKEND_PORT, client, 40000, protocol, **shape)
     left = frame(vip, 80, client, 40000, protocol, **shape | {"ttl": 63})
+    if version == 4:
+        left = renumbered(left, backend, client)
     return {
         "name": f"nat IPv{version} {protocol} reply",
         "frames": [opened.hex(), came.hex()],

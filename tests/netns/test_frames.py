@@ -470,6 +470,29 @@ def test_what_may_be_fragmented_is(rig: Rig, kind: str, offload: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["nat", "dsr"])
+def test_datagrams_of_a_super_frame_are_fragmented(rig: Rig, kind: str) -> None:
+    """In more pieces than one system call takes; the servers find each as it was sent."""
+    data = payload(60_000)
+    left, raw = leave_to_device(frame(CLIENT[4], 1500, VIPS[kind, 4], PORT, "udp", payload=data), "gso")
+    size = MTU - 20
+    before = rig.balancer.status()["counters"]["transmitted"]
+    rig.client.send(raw, left._replace(gso_size=size))
+    count = -(-len(data) // size)
+    got: dict[int, list[dpkt.ip.IP]] = {}
+    for _ in range(2 * count - 1):
+        packet = dpkt.ip.IP(rig.servers.receive_packet(UDP))
+        got.setdefault(packet.id, []).append(packet)
+    datagrams = [b"".join(bytes(part.data) for part in parts) for parts in got.values()]
+    assert all(
+        checksum(pseudo_header(parts[0].src, parts[0].dst, UDP, len(whole)) + whole) == 0
+        for parts, whole in zip(got.values(), datagrams, strict=True)
+    )
+    assert [whole[8:] for whole in datagrams] == [data[at : at + size] for at in range(0, len(data), size)]
+    assert until(lambda: rig.balancer.status()["counters"]["transmitted"] - before == 2 * count - 1)
+    assert rig.new_drops() == {}
+
+
+@pytest.mark.parametrize("kind", ["nat", "dsr"])
 @pytest.mark.parametrize(
     ("version", "protocol", "headers"), [(4, "tcp", 40), (4, "udp", 28), (6, "tcp", 60), (6, "udp", 48)]
 )

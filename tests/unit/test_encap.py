@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastlb import Verdict
+from fastlb import Verdict, reconcile
 from fastlb.errors import ConfigError
+from fastlb.workers import open_pipelines
 from tests.balancers import BACKENDS, CLIENT, VIP, Balancer, config, datapath, reply_to, service
 from tests.frames import ACK, FIN, PSH, SYN, checksum, ethernet, frame, mac_of, pseudo_header, take_apart
 
@@ -162,6 +163,27 @@ def test_packets_that_may_be_fragmented_have_different_numbers() -> None:
     assert len(set(numbers)) == 1000
 
 
+def test_two_workers_have_different_numbers() -> None:
+    """Towards one backend, where fragments of both are put together; each goes round all of its own (RFC 6864)."""
+    settings = config(tunnel("ipip", tunnel={"source": ["10.3.0.1"]}))
+    plans = Balancer(settings)
+    workers = open_pipelines(settings, 2)
+    used: list[list[int]] = [[], []]
+    for worker, numbers in zip(workers, used, strict=True):
+        worker.publish(reconcile.services_table(settings, plans.plans), plans.routes())
+        mine = next(
+            raw for port in range(1, 100)
+            if worker.process([raw := frame(CLIENT[4], port, VIP[4], 80)], 0)[0][1] == "scheduled"
+        )  # fmt: skip
+        for _ in range(33):
+            sent = worker.process([mine] * 1000, 0)
+            numbers += [int.from_bytes(frames[0][18:20], "big") for _, _, frames, _, _ in sent]
+    assert not set(used[0]) & set(used[1])
+    for numbers in used:
+        assert len(set(numbers)) == len(set(numbers[:32768])) == 32768
+        assert numbers[32768:] == numbers[: len(numbers) - 32768]
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_the_outer_source_spreads_flows(mode: str) -> None:
     """From the prefix, the same for every packet of a flow."""
@@ -225,11 +247,35 @@ def test_the_longest_packet_that_fits(mode: str, inner: int, outer: int, mtu: in
     assert len(quoted) >= 28
 
 
-def test_too_big_is_answered_at_a_limited_rate() -> None:
+def too_long(client: str, version: int = 4) -> bytes:
+    return frame(client, 40000, VIP[version], 80, flags=ACK, payload=bytes(1460), df=True)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_too_big_is_answered_at_a_limited_rate(version: int) -> None:
+    """To each client by itself; time brings back what may be answered."""
+    balancer = datapath(tunnel("ipip", version))
+    over = too_long(CLIENT[version], version)
+    reasons = [balancer.process(over).reason for _ in range(110)]
+    assert (reasons.count("too_big"), reasons.count("reject_limit")) == (100, 10)
+    others = [str(ip_address(CLIENT[version]) + at) for at in range(1, 101)]
+    reasons = [balancer.process(too_long(each, version)).reason for each in others]
+    assert reasons.count("too_big") > 95, "but for those that share its bucket"
+    answered = [balancer.process(over, now=at / 1000).reason for at in range(1, 101)].count("too_big")
+    assert answered == 10, "one in ten milliseconds"
+
+
+def test_forged_sources_do_not_use_up_path_mtu() -> None:
+    """50,000 packets that are too long, at once: most of the buckets have something left, and soon all have."""
     balancer = datapath(tunnel("ipip"))
-    over = frame(CLIENT[4], 40000, VIP[4], 80, flags=ACK, payload=bytes(1460), df=True)
-    reasons = [balancer.process(over).reason for _ in range(1100)]
-    assert (reasons.count("too_big"), reasons.count("reject_limit")) == (1000, 100)
+    for at in range(50_000):
+        balancer.process(too_long(str(ip_address("20.0.0.0") + at)))
+    clients = [str(ip_address(CLIENT[4]) + at) for at in range(200)]
+    assert [balancer.process(too_long(each)).reason for each in clients].count("too_big") == 200
+    for at in range(150_000):
+        balancer.process(too_long(str(ip_address("21.0.0.0") + at)))
+    assert balancer.stats()["counters"]["drops"]["reject_limit"] > 50_000, "there is a limit"
+    assert balancer.process(too_long(CLIENT[4]), now=0.5).reason == "too_big"
 
 
 @pytest.mark.parametrize("mode", ["nat", "dsr", *MODES])

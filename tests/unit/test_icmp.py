@@ -162,3 +162,19 @@ def test_nothing_is_rejected_on_behalf_of_the_host() -> None:
 def test_a_malformed_packet_is_not_answered(version: int) -> None:
     raw = frame(CLIENT[version], 40000, VIP[version], 80, flags=SYN | 1)
     assert datapath(*EMPTY).process(raw).reason == "tcp_flags"
+
+
+def test_junk_for_one_service_does_not_silence_another_s_path_mtu() -> None:
+    """What is forged for fullnat is answered with RST, at a limited rate; packet too big is not held back by that."""
+    balancer = datapath(
+        service("fullnat"), service("dsr", 6) | {"vip": VIP[6]}, service("dsr", vip="203.0.113.11"), mtu=1400,
+        snat=["10.3.0.5"],
+    )  # fmt: skip
+    junk = [frame(CLIENT[4], 1024 + at, VIP[4], 80, flags=ACK) for at in range(1100)]
+    reasons = [balancer.process(each).reason for each in junk]
+    assert (reasons.count("rejected"), reasons[-1]) == (1000, "reject_limit")
+    for target in ("203.0.113.11", VIP[6]):
+        client = CLIENT[6 if ":" in target else 4]
+        long = frame(client, 40000, target, 80, flags=ACK, payload=bytes(1400), df=True)
+        assert balancer.process(long).reason == "too_big"
+    assert [balancer.process(each, now=0.01).reason for each in junk].count("rejected") == 10, "one a millisecond"

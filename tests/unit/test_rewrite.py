@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from ipaddress import ip_address
 
 import pytest
 
 from fastlb import Datapath
-from tests.balancers import BACKENDS, CLIENT, VIP, datapath, reply_to, service
+from tests.balancers import BACKENDS, CLIENT, HOSTS, VIP, datapath, reply_to, service
 from tests.frames import (
     ACK,
     AUTH,
@@ -21,6 +22,7 @@ from tests.frames import (
     mac_of,
     take_apart,
 )
+from tests.unit.test_fragments import cut
 
 VLAN, QINQ = (0x8100, 0x2005), (0x88A8, 100)
 BACKEND_PORT = 8080
@@ -187,3 +189,63 @@ def test_the_frame_that_came_is_not_modified() -> None:
     kept = bytes(raw)
     one_backend("nat", 4, "tcp").process(raw)
     assert raw == kept
+
+
+# ---- identifications
+
+
+def numbers_of(frames: list[bytes]) -> set[int]:
+    """Of IPv4, or in IPv6's Fragment headers."""
+    return {int.from_bytes(raw[18:20] if raw[12:14] == b"\x08\0" else raw[58:62], "big") for raw in frames}
+
+
+@pytest.mark.parametrize(("version", "fragments"), [(4, False), (4, True), (6, True)])
+def test_datagrams_that_meet_at_one_pair_of_addresses(version: int, fragments: bool) -> None:
+    """Fragments of both would be put together if two had one number; those of one still have one (RFC 6864)."""
+    clients = [CLIENT[version], str(ip_address(CLIENT[version]) + 1)]
+    vips = [VIP[version], str(ip_address(VIP[version]) + 1)]
+
+    def through(balancer: Datapath, raw: bytes, number: int = 777) -> set[int]:
+        parts = cut(raw, [1000] if fragments else [], number)
+        found = numbers_of([balancer.process(part).frames[0] for part in parts])
+        assert len(found) == 1
+        return found
+
+    def balancer_of(forward: str, *vips: str, backends: int = 1) -> Datapath:
+        one = [{"address": address} for address in BACKENDS[version][:backends]]
+        balancer = datapath(
+            *[service(forward, version, "udp", name=f"to{at}", vip=vip, backends=one) for at, vip in enumerate(vips)],
+            snat=["10.3.0.5", "fd00:3::5"],
+        )  # fmt: skip
+        for host in {*clients} - {*HOSTS}:
+            balancer.set_neighbour(host, mac_of(host))
+        return balancer
+
+    data = random.Random(9).randbytes(1600 if fragments else 100)
+    shared = balancer_of("fullnat", vips[0])
+    from_clients = [through(shared, frame(client, 40000, vips[0], 80, "udp", payload=data)) for client in clients]
+    assert from_clients[0] != from_clients[1]
+    next_one = through(shared, frame(clients[0], 40000, vips[0], 80, "udp", payload=data), 778)
+    (first,), (second,) = from_clients[0], next_one
+    assert (second - first) % 2 ** (16 if version == 4 else 32) == 1, "numbers that count up still do"
+
+    nat = balancer_of("nat", *vips)
+    assert len(set.union(*[through(nat, frame(clients[0], 40000 + at, vip, 80, "udp", payload=data))
+                           for at, vip in enumerate(vips)])) == 2  # fmt: skip
+
+    nat = balancer_of("nat", vips[0], backends=3)
+    answers: dict[str, set[int]] = {}
+    for port in range(40000, 40020):
+        asked = take_apart(nat.process(frame(clients[0], port, vips[0], 80, "udp")).frames[0])
+        answers[asked.dst] = through(nat, frame(asked.dst, 80, clients[0], port, "udp", payload=data))
+    assert len(answers) == len(set.union(*answers.values())) == 3
+
+
+@pytest.mark.parametrize("forward", ["nat", "fullnat"])
+def test_a_packet_that_stays_whole_keeps_its_number(forward: str) -> None:
+    balancer = datapath(service(forward), snat=["10.3.0.5"])
+    sent = balancer.process(frame(CLIENT[4], 40000, VIP[4], 80, df=True)).frames[0]
+    assert numbers_of([sent]) == {0x1234}
+    seen = take_apart(sent)
+    back = frame(seen.dst, seen.dport, seen.src, seen.sport, flags=ACK, df=True)
+    assert numbers_of([balancer.process(back).frames[0]]) == {0x1234}
