@@ -231,15 +231,18 @@ def _decap(arguments: argparse.Namespace) -> None:
 
 def _check(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.config)
+    notes = []
     if arguments.host:
         from fastlb.preflight import check_this_host  # netlink, which embedding does without
 
-        check_this_host(arguments.config, config)
+        notes = check_this_host(arguments.config, config)
     if arguments.json:
         print(config.model_dump_json(indent=2))
         return
     backends = sum(len(service.backends) for service in config.services)
     print(f"{arguments.config}: valid, {_count(len(config.services), 'service')}, {_count(backends, 'backend')}")
+    for note in notes:
+        print(f"note: {note}")
     if not config.interfaces:
         print("note: interfaces is empty, which will do for embedding; fastlb run needs at least one")
 

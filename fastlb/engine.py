@@ -54,6 +54,7 @@ from fastlb.preflight import (
     check_privileges,
     check_reachable,
     check_runnable,
+    host_warnings,
     open_blocks,
 )
 from fastlb.standing import Name, Standings
@@ -104,7 +105,8 @@ class Generation:
         return reconcile.classifier_keys(self.plans, self.config.icmp_echo)
 
     def summary(self) -> dict[str, int]:
-        return {"services": len(self.plans), "backends": sum(len(plan.members) for plan in self.plans)}
+        backends = sum(len(service.backends) for service in self.config.services)
+        return {"services": len(self.config.services), "backends": backends}
 
 
 class Engine:
@@ -370,10 +372,8 @@ class Engine:
 
     def _warn(self, view: KernelView) -> None:
         """Log what is allowed, because it may be meant, but mostly is a mistake."""
-        for line in nexthops.replies_elsewhere(view, self._now.plans, self._now.config.interfaces):
-            log.warning("replies will not be seen", problem=line)
-        for line in nexthops.narrow_tunnels(view, self._now.plans):
-            log.warning("a tunnel is narrow", problem=line)
+        for event, problem in host_warnings(self._now.config, self._now.plans, view):
+            log.warning(event, problem=problem)
         for leftover in outside_the_loop(leftovers.interfaces):
             if not leftover.in_use:
                 log.warning("a crash left a guard on an interface that this configuration does not use; "

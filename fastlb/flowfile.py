@@ -86,6 +86,12 @@ def is_in_memory(folder: Path) -> bool:
     return kind & 0xFFFFFFFF in MEMORY_FILE_SYSTEMS
 
 
+def check_place(path: Path) -> None:
+    """Raises FlowFileError where no flow file may be."""
+    if not is_in_memory(path.parent):
+        raise FlowFileError(f"{path.parent} is not on tmpfs or ramfs; a flow file must be in memory")
+
+
 def held_bytes(config: Config) -> int:
     """Memory that files of this configuration take already."""
     return sum(size for path in places(config) if (size := _blocks(path)) is not None)
@@ -106,8 +112,7 @@ def open_file(config: Config, backends: Mapping[str, Any]) -> FlowFile | None:
     problems = []
     for path in sorted(places(config), key=lambda place: not os.path.lexists(place)):
         try:
-            if not is_in_memory(path.parent):
-                raise FlowFileError(f"{path.parent} is not on tmpfs or ramfs; a flow file must be in memory")
+            check_place(path)
             return FlowFile(path, identity(config), backends)
         except FlowFileUsedError:
             raise

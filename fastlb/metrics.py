@@ -74,7 +74,7 @@ def _describe_member(
     seen = [pipeline.response_time(member.id) for pipeline in pipelines]
     return {
         "backend": member.key,
-        "weight": member.weight,
+        "weight": member.full if member.weight else 0,
         "state": standing.shown(now),
         "reason": standing.reason,
         "drain_remaining": standing.remaining(now),

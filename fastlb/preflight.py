@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import structlog
 
-from fastlb import flowfile, nexthops, reconcile, selftest
+from fastlb import cores, flowfile, nexthops, reconcile, selftest
 from fastlb.classifier import Classifier
 from fastlb.config import Config
 from fastlb.errors import ConfigError, FastlbError, KernelError
@@ -46,13 +49,36 @@ def check_memory(config: Config, workers: int) -> None:
         raise KernelError(f"a full flow table takes {table} MiB, and {free} MiB are free; try fewer flows")
 
 
-def check_this_host(path: str, config: Config) -> None:
-    """Whether the configuration can run here, as `fastlb run` would find out; raises FastlbError."""
+def check_this_host(path: str, config: Config) -> list[str]:
+    """Whether the configuration can run here, as `fastlb run` would find out; raises FastlbError. What is allowed, and
+    mostly a mistake."""
     check_runnable(path, config)
     watcher = Watcher(lambda _: None)
     view = watcher.start()
     watcher.close()
-    check_host(config, reconcile.plan_services(config, reconcile.BackendIds(), 0.0), view)
+    plans = reconcile.plan_services(config, reconcile.BackendIds(), 0.0)
+    check_host(config, plans, view)
+    check_memory(config, cores.count_workers(config.workers, len(os.sched_getaffinity(0))))
+    check_places(config)
+    return [f"{event}: {problem}" for event, problem in host_warnings(config, plans, view)]
+
+
+def check_places(config: Config) -> None:
+    """Files that the configuration names: where they shall be must be there."""
+    if config.flow_file not in ("auto", "none"):
+        flowfile.check_place(Path(config.flow_file))
+    if config.flow_log is not None and not Path(config.flow_log).parent.is_dir():
+        raise FastlbError(f"flow_log: there is no directory {Path(config.flow_log).parent}")
+
+
+def host_warnings(config: Config, plans: list[reconcile.Plan], view: KernelView) -> list[tuple[str, str]]:
+    """What is allowed, because it may be meant, but mostly is a mistake; as event and problem."""
+    elsewhere = nexthops.replies_elsewhere(view, plans, config.interfaces)
+    narrow = nexthops.narrow_tunnels(view, plans)
+    return [
+        *(("replies will not be seen", problem) for problem in elsewhere),
+        *(("a tunnel is narrow", problem) for problem in narrow),
+    ]
 
 
 def check_host(config: Config, plans: list[reconcile.Plan], view: KernelView) -> None:

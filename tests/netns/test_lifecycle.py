@@ -678,6 +678,14 @@ def test_check_against_the_host(lab: Lab, tmp_path: Path) -> None:
     elsewhere = fastlb("check", "-c", path, "--host", namespace=lab.namespace("b1"))
     assert (elsewhere.returncode, elsewhere.stdout) == (1, "")
     assert "interface eth1 does not exist" in elsewhere.stderr
+    refused = lab.write_config(tmp_path / "refused.yaml", workers=1, flow_log=str(tmp_path / "none" / "flows"))
+    assert "flow_log: there is no directory" in fastlb("check", "-c", refused, "--host", namespace=here).stderr
+    refused = lab.write_config(tmp_path / "refused.yaml", workers=1, flow_file="/proc/flows")
+    assert "a flow file must be in memory" in fastlb("check", "-c", refused, "--host", namespace=here).stderr
+    half = lab.write_config(tmp_path / "half.yaml", workers=1, interfaces=["eth0"])
+    noted = fastlb("check", "-c", half, "--host", namespace=here)
+    assert noted.returncode == 0
+    assert "note: replies will not be seen: service web-nat-4: backend 10.3.0.11 is reached by eth1" in noted.stdout
     narrow = ["fd00:3::11", "dev", "eth1", "mtu", "1200"]
     lab.check("lb", ["ip", "-6", "route", "add", *narrow])
     try:

@@ -135,6 +135,7 @@ def test_a_clean_stop_removes_the_file(balancer: Balancer) -> None:
     done = fastlb("stop", "--socket", balancer.socket_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "stopped\n", "")
     assert (balancer.wait(), file.exists(), guarded(balancer)) == (0, False, [])
+    assert "Traceback" not in balancer.log_path.read_text()
 
 
 def test_a_handover_says_what_stays(lab: Lab, balancer: Balancer) -> None:
