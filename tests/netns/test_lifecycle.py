@@ -36,7 +36,8 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes net
 CLSACT, INGRESS = 0xFFFF_0000, 0xFFFF_FFF2
 CAP_NET_ADMIN, CAP_NET_RAW, PR_CAPBSET_DROP = 12, 13, 24
 WEB = APPLICATIONS[0]
-GUARD = {"program fastlb_guard", *(f"map fastlb_{name}" for name in ("vips", "replies", "locals", "shapes"))}
+GUARD = {"program fastlb_guard"}
+GUARD |= {f"map fastlb_{name}" for name in ("vips", "replies", "locals", "shapes", "datagram", "passed")}
 RUNNING = {"program fastlb_filter", "program fastlb_bell", "packet socket"}
 RUNNING |= {"map fastlb_asleep", "map fastlb_full", "map fastlb_sources"}
 HOOKS = {"clsact on eth0", "clsact on eth1"}
