@@ -26,11 +26,11 @@ every_version = pytest.mark.parametrize("version", [4, 6])
 PAYLOAD = random.Random(5).randbytes(3000)
 
 
-def balancer_of(forward: str, version: int, **changes: Any) -> Datapath:
+def balancer_of(forward: str, version: int, protocol: str = "udp", **changes: Any) -> Datapath:
     if forward in TUNNELS:
         mode, outer = TUNNELS[forward]
-        return datapath(tunnel(mode, version, outer, "udp"), **changes)
-    return datapath(service(forward, version, "udp"), snat=SNAT, **changes)
+        return datapath(tunnel(mode, version, outer, protocol), **changes)
+    return datapath(service(forward, version, protocol), snat=SNAT, **changes)
 
 
 def cut(raw: bytes, sizes: list[int], number: int = 77) -> list[bytes]:

@@ -31,8 +31,8 @@ from tests.frames import (
     pseudo_header,
     take_apart,
 )  # fmt: skip
-from tests.unit.test_encap import tunnel, unwrap
-from tests.unit.test_fragments import cut, put_together
+from tests.unit.test_encap import unwrap
+from tests.unit.test_fragments import TUNNELS, balancer_of, cut, put_together, unbreakable
 
 ROUTER = {4: "10.7.0.1", 6: "fd00:7::1"}
 PROTO = {4: 1, 6: 58}
@@ -110,11 +110,10 @@ def test_about_a_reply_through_nat(version: int, kind: str, quoted: int, protoco
     assert len(rest) == min(quoted, len(transport))
 
 
-@pytest.mark.parametrize("forward", ["dsr", "ipip", "gre", "gue"])
+@pytest.mark.parametrize("forward", ["dsr", *TUNNELS])
 @every_error
 def test_about_a_reply_of_the_one_way_modes(version: int, kind: str, forward: str) -> None:
-    services = service("dsr", version) if forward == "dsr" else tunnel(forward, version, 4)
-    balancer = datapath(services)
+    balancer = balancer_of(forward, version, "tcp")
     sent = balancer.process(frame(CLIENT[version], 40000, VIP[version], 80)).frames[0]
     reply = frame(VIP[version], 80, CLIENT[version], 40000, flags=ACK, payload=bytes(20))
     raw = error(reply[14:], kind, ROUTER[version])
@@ -170,18 +169,17 @@ def test_a_closed_port_after_a_restart() -> None:
 # ---- about fragments: of a big datagram, the first has the ports
 
 
-@pytest.mark.parametrize("forward", ["nat", "dsr", "gue"])
+@pytest.mark.parametrize("forward", ["nat", "dsr", *TUNNELS])
 @pytest.mark.parametrize("version", [4, 6])
 def test_about_a_reply_in_fragments(version: int, forward: str) -> None:
     """A link to the client is too narrow for them: the backend must hear of it."""
-    services = tunnel("gue", version, 4, "udp") if forward == "gue" else service(forward, version, "udp")
-    balancer = datapath(services)
+    balancer = balancer_of(forward, version)
     sent = balancer.process(frame(CLIENT[version], 40000, VIP[version], 80, "udp")).frames[0]
     first, second = cut(frame(VIP[version], 80, CLIENT[version], 40000, "udp", payload=bytes(2000)), [1448])
     raw = error(first[14:], "too big", ROUTER[version], quoted=1000)
     out = balancer.process(raw)
     assert (out.verdict, out.reason) == (Verdict.FORWARD, "icmp")
-    if forward == "gue":
+    if forward in TUNNELS:
         assert (unwrap(out.frames[0]).packet, unwrap(out.frames[0]).dst) == (raw[14:], unwrap(sent).dst)
     elif forward == "dsr":
         assert (out.frames[0][12:], out.frames[0][:6]) == (raw[12:], sent[:6])
@@ -212,9 +210,10 @@ def test_a_quoted_fragment_header_that_is_cut() -> None:
     assert reasons == ["icmp_quote"] * 12 + ["icmp_header"] * 4 + ["icmp"]
 
 
-def test_an_error_of_full_length_passes_a_narrow_tunnel() -> None:
+@pytest.mark.parametrize("forward", TUNNELS)
+def test_an_error_of_full_length_passes_a_narrow_tunnel(forward: str) -> None:
     """ICMPv6 errors have up to 1,280 bytes: the backend must hear what its packets met beyond the client's router."""
-    balancer = datapath(tunnel("gue", 6, 6, "udp"), mtu=1300)
+    balancer = balancer_of(forward, 6, mtu=1296)
     about = frame(VIP[6], 80, CLIENT[6], 40000, "udp", payload=bytes(1400))[14:]
     out = balancer.process(error(about, "too big", ROUTER[6], quoted=1280 - 40 - 8 - 40))
     assert (out.reason, len(out.frames)) == ("icmp", 2)
@@ -271,6 +270,19 @@ def test_no_answer_to_an_error() -> None:
     body = struct.pack("!BBHI", 3, 1, 0, 0) + reply[14:]
     assert balancer.process(icmp_frame(4, ROUTER[4], VIP[4], body, ttl=1)).reason == "ttl_expired"
     assert balancer.process(icmp_frame(6, ROUTER[6], VIP[6], body, ttl=1)).verdict is not Verdict.FORWARD
+
+
+@pytest.mark.parametrize("forward", TUNNELS)
+@every_error
+def test_errors_through_tunnels_are_not_answered(version: int, kind: str, forward: str) -> None:
+    """One that is too long for the tunnel; and a tunnel spends no hop."""
+    reply = frame(VIP[version], 80, CLIENT[version], 40000, "udp", payload=bytes(1400))[14:]
+    raw = error(reply, kind, ROUTER[version])
+    balancer = balancer_of(forward, version, mtu=1400)
+    whole = unbreakable(raw)
+    assert balancer.process(whole).reason == "over_mtu"
+    dying = icmp_frame(version, ROUTER[version], VIP[version], take_apart(raw).segment[:100], ttl=1)
+    assert unwrap(balancer.process(dying).frames[0]).packet == dying[14:]
 
 
 @given(
