@@ -151,7 +151,7 @@ def test_sockets_on_the_source_address_of_full_nat_get_whole_datagrams(
 @pytest.fixture(scope="module")
 def storm_lab() -> Iterator[Lab]:
     """Its kernels' memory for reassembly is full of what will never be complete, so it serves nothing else."""
-    with Lab(own_prefix("test") + "storms-") as lab:
+    with Lab(own_prefix("test") + "storms-", every_mode=True) as lab:
         yield lab
 
 
@@ -178,7 +178,7 @@ def own_mac(lab: Lab) -> bytes:
 def fragments(version: int, forward: str) -> Iterator[bytes]:
     """Later ones without a first, firsts without later ones, overlapping ones."""
     rng = random.Random(7)
-    vip = VIPS[forward, version]
+    vip = ALL_VIPS[forward, version]
     raw = frame(address("client", "eth0", version), 40000, vip, ECHO, "udp", payload=bytes(64))
     header, body = (raw[14:34], raw[34:]) if version == 4 else (raw[14:54], raw[54:])
     for number in range(STORM):
@@ -189,7 +189,7 @@ def fragments(version: int, forward: str) -> Iterator[bytes]:
 def errors(version: int, forward: str) -> Iterator[bytes]:
     """About flows that are none, nested, cut short."""
     rng = random.Random(8)
-    vip, client = VIPS[forward, version], address("client", "eth0", version)
+    vip, client = ALL_VIPS[forward, version], address("client", "eth0", version)
     for _ in range(STORM):
         about = frame(vip, 80, client, rng.randint(1, 65535), payload=bytes(20))[14:]
         if rng.randint(0, 3) == 0:
@@ -215,26 +215,25 @@ def send_all(frames: list[bytes], link: bytes) -> None:
 
 
 @pytest.mark.parametrize("storm", [fragments, errors], ids=["fragments", "icmp"])
-@pytest.mark.parametrize("forward", ["nat", "dsr"])
-@pytest.mark.parametrize("version", [4, 6])
-def test_storms(storm_lab: Lab, stormy: Balancer, version: int, forward: str, storm: object) -> None:
+@pytest.mark.parametrize(("forward", "version"), [*VIPS, ("fullnat", 4), ("gue", 6)])
+def test_storms(storm_lab: Lab, stormy: Balancer, forward: str, version: int, storm: object) -> None:
     """Memory stays flat, and transfers that are under way arrive whole."""
     assert callable(storm)
     frames = list(storm(version, forward))
     link = next_hop(storm_lab) + own_mac(storm_lab)
-    storm_lab.client("upload", VIPS[forward, version], "--bytes", 1_000_000)
-    storm_lab.client("fetch", VIPS[forward, version], "--count", 500)  # touches the flow table all over
+    storm_lab.client("upload", ALL_VIPS[forward, version], "--bytes", 1_000_000)
+    storm_lab.client("fetch", ALL_VIPS[forward, version], "--count", 500)  # touches the flow table all over
     within(storm_lab.namespace("client"), send_all, frames[:2000], link)
     before, seen = memory_of(stormy.pid), stormy.status()["counters"]["packets"]
     sender = threading.Thread(target=within, args=(storm_lab.namespace("client"), send_all, frames, link))
     sender.start()
     try:
         for direction in ("upload", "download"):
-            got = storm_lab.client(direction, VIPS[forward, version], "--bytes", 20_000_000)
+            got = storm_lab.client(direction, ALL_VIPS[forward, version], "--bytes", 20_000_000)
             assert (got["bytes"], got["verified"]) == (20_000_000, True)
     finally:
         sender.join()
     assert stormy.status()["counters"]["packets"] - seen > STORM / 4
     assert memory_of(stormy.pid) - before < 4 << 10, "KiB"
     assert until(lambda: stormy.status()["counters"]["paths"]["held"] == 0)
-    assert storm_lab.client("fetch", VIPS[forward, version], "--count", 50)["answered"] == 50
+    assert storm_lab.client("fetch", ALL_VIPS[forward, version], "--count", 50)["answered"] == 50

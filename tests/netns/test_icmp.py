@@ -1,4 +1,7 @@
-"""ICMP through ``fastlb run``: pings, and the errors of real kernels on either side of a flow."""
+"""ICMP through ``fastlb run``: pings, and the errors of real kernels on either side of a flow.
+
+In nat and fullnat both sides' errors pass the balancer; in dsr and gue those of the client's side do.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,17 @@ from tests.netns.balancer import PATIENCE, Balancer, drops, fastlb, until, withi
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "netns-lab"))
 
-from topology import VIPS, Lab, address, own_prefix
+from topology import ALL_VIPS, BACKENDS, NODES, TWO_WAY, Lab, address, own_prefix
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
 
 FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 RECVERR = {4: 11, 6: 25}  # IP_RECVERR, IPV6_RECVERR
-PORT, BACKEND_PORT = 7000, {"nat": 7001, "dsr": 7000}  # of a UDP service whose server is the test
+PORT, NAT_PORT = 7000, 7001  # of a UDP service whose server is the test
+NARROW = 1400  # bytes
+VIPS = {way: vip for way, vip in ALL_VIPS.items() if way[0] not in ("ipip", "gre")}  # as gue, but for the headers
 every_way = pytest.mark.parametrize(("forward", "version"), VIPS)
+both_ways = pytest.mark.parametrize(("forward", "version"), [way for way in VIPS if way[0] in TWO_WAY])
 
 
 def lonely(forward: str, version: int) -> dict[str, Any]:
@@ -32,13 +38,17 @@ def lonely(forward: str, version: int) -> dict[str, Any]:
     backend: dict[str, Any] = {"address": address("b1", "eth0", version)}
     return {
         "name": f"lonely-{forward}-{version}", "vip": VIPS[forward, version], "port": PORT, "protocol": "udp",
-        "forward": forward, "backends": [backend | ({"port": BACKEND_PORT[forward]} if forward == "nat" else {})],
+        "forward": forward, "backends": [backend | ({"port": NAT_PORT} if forward in TWO_WAY else {})],
     }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    with Lab(own_prefix("test") + "icmp-") as lab:
+    """Its kernels complain as often as they have reason to; by default it is a few times a second to one address."""
+    with Lab(own_prefix("test") + "icmp-", every_mode=True) as lab:
+        for node in NODES:
+            lab.sysctl(node, "net.ipv4.icmp_ratelimit", 0)
+            lab.sysctl(node, "net.ipv6.icmp.ratelimit", 0)
         yield lab
 
 
@@ -81,24 +91,24 @@ def test_a_vip_answers_pings(lab: Lab, balancer: Balancer, forward: str, version
     assert paths(balancer)["echo"] == before + 20
 
 
-@pytest.mark.parametrize("version", [4, 6])
-def test_a_closed_port_refuses_the_client(lab: Lab, balancer: Balancer, version: int) -> None:
-    """The backend's kernel complains about a packet that the client never sent in this form."""
+@every_way
+def test_a_closed_port_refuses_the_client(lab: Lab, balancer: Balancer, forward: str, version: int) -> None:
+    """Where addresses are translated, the backend's kernel complains about a packet that the client never sent so."""
     before = paths(balancer)["icmp"]
     with udp(lab, "client", version) as client:
-        client.connect((VIPS["nat", version], PORT))
+        client.connect((VIPS[forward, version], PORT))
         client.send(b"anybody there?")
         with pytest.raises(ConnectionRefusedError):
             client.recv(100)
-    assert paths(balancer)["icmp"] == before + 1
+    assert paths(balancer)["icmp"] == before + (forward in TWO_WAY)
 
 
 @every_way
 def test_a_client_that_has_gone_refuses_the_backend(lab: Lab, balancer: Balancer, forward: str, version: int) -> None:
     """The client's kernel complains to the VIP; the backend that had answered hears of it."""
-    own = VIPS["dsr", version] if forward == "dsr" else address("b1", "eth0", version)
+    own = (address("b1", "eth0", version), NAT_PORT) if forward in TWO_WAY else (VIPS[forward, version], PORT)
     with udp(lab, "b1", version) as server, udp(lab, "client", version) as client:
-        server.bind((own, BACKEND_PORT[forward]))
+        server.bind(own)
         client.sendto(b"hello", (VIPS[forward, version], PORT))
         _, peer = server.recvfrom(100)
         server.connect(peer)
@@ -145,16 +155,64 @@ def test_what_is_odd_at_a_vip_is_counted(lab: Lab, balancer: Balancer, forward: 
     assert f"{reason} " in fastlb("status", "--socket", balancer.socket_path).stdout
 
 
-@pytest.mark.parametrize("version", [4, 6])
-def test_traceroute_finds_the_balancer_in_nat(lab: Lab, balancer: Balancer, version: int) -> None:
-    """A packet whose last hop this is."""
-    before = paths(balancer)["time_exceeded"]
-    option = (socket.IPPROTO_IP, socket.IP_TTL) if version == 4 else (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS)
+def hop(lab: Lab, forward: str, version: int, hops: int) -> tuple[str | None, str]:
+    """Who complains about a packet to the closed port that may go this far, and what its sender hears of it."""
+    level, limit = (socket.IPPROTO_IP, socket.IP_TTL) if version == 4 else (
+        socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS)  # fmt: skip
     with udp(lab, "client", version) as client:
-        client.setsockopt(*option, 2)  # the router takes one
-        client.setsockopt(option[0], RECVERR[version], 1)
-        client.connect((VIPS["nat", version], PORT))
+        client.setsockopt(level, limit, hops)
+        client.setsockopt(level, RECVERR[version], 1)
+        client.connect((VIPS[forward, version], PORT))
         client.send(b"x")
-        with pytest.raises(OSError, match="No route to host"):
+        with pytest.raises(OSError) as heard:  # noqa: PT011 (which one it is, the caller compares)
             client.recv(100)
+        [(_, _, data)] = client.recvmsg(100, 200, socket.MSG_ERRQUEUE | socket.MSG_DONTWAIT)[1]
+    where = data[20:24] if version == 4 else data[24:40]  # struct sock_extended_err, then the complainer's sockaddr
+    return socket.inet_ntop(FAMILY[version], where), type(heard.value).__name__
+
+
+@both_ways
+def test_traceroute(lab: Lab, balancer: Balancer, forward: str, version: int) -> None:
+    """The router, the balancer, which speaks as the VIP, and the backend, which does so too."""
+    vip = VIPS[forward, version]
+    before = paths(balancer)["time_exceeded"]
+    assert [hop(lab, forward, version, hops) for hops in (1, 2, 3)] == [
+        (address("router", "c0", version), "OSError"), (vip, "OSError"), (vip, "ConnectionRefusedError"),
+    ]  # fmt: skip
     assert paths(balancer)["time_exceeded"] == before + 1
+
+
+@pytest.mark.parametrize(("forward", "version"), [way for way in VIPS if way[0] not in TWO_WAY])
+def test_the_balancer_is_no_hop_where_nothing_is_translated(
+    lab: Lab, balancer: Balancer, forward: str, version: int
+) -> None:
+    vip = VIPS[forward, version]
+    assert hop(lab, forward, version, 2) == (vip, "ConnectionRefusedError")
+
+
+# ---- path MTU towards the client
+
+
+@pytest.fixture
+def narrow_to_client(lab: Lab) -> Iterator[None]:
+    """The router's way to the client; what the backends have learned of it is forgotten afterwards."""
+    ways = [(f"-{version}", address("client", "eth0", version)) for version in (4, 6)]
+    for version, client in ways:
+        lab.check("router", ["ip", version, "route", "add", client, "dev", "c0", "mtu", str(NARROW)])
+    yield
+    for version, client in ways:
+        lab.check("router", ["ip", version, "route", "del", client, "dev", "c0", "mtu", str(NARROW)])
+        for node in BACKENDS:
+            lab.check(node, ["ip", version, "route", "flush", "table", "all", "cached"])
+
+
+@every_way
+def test_a_download_finds_the_mtu_of_the_way(
+    lab: Lab, balancer: Balancer, narrow_to_client: None, forward: str, version: int
+) -> None:
+    """The router complains to the VIP; the backend hears of it, and of its own packet."""
+    before = paths(balancer)["icmp"]
+    got = lab.client("download", VIPS[forward, version], "--bytes", 3_000_000)
+    assert (got["bytes"], got["verified"]) == (3_000_000, True)
+    assert paths(balancer)["icmp"] > before
+    assert not {"icmp_unknown", "icmp_header"} & set(drops(balancer.status()))
