@@ -38,6 +38,7 @@ from fastlb.dataplane.conntrack cimport (
     FLOW_PICKED_UP, FLOW_RESET, FLOW_STATES, FLOW_SYN, FLOW_SYN_ACK, FLOW_UDP, FLOW_UDP_NEW, MAX_BACKENDS, Bucket,
     FlowEntry, FlowTable, backend_of, conflict_with, find_flow, find_reply, forget, gives_way, has_expired, is_over,
     owned_after, owns, pool_of, state_of, tuple_of)
+from fastlb.dataplane.crowd cimport entry_to_give_up, is_crowded, proves_itself
 from fastlb.dataplane.decap cimport (
     DECAP_REASONS, DECAP_TUN_REFUSED, DECAPSULATED, MODE_GRE, MODE_GUE, MODE_IPIP, decap_reason_name, run_decap,
     take_packet)

@@ -292,15 +292,21 @@ def services_table(config: Config, plans: Iterable[Plan]) -> Services:
 def new_flows(config: Config) -> tuple[int, int]:
     """How many entries the workers may make a second, and at once after a time without any.
 
-    A flow of one packet is remembered for tcp_syn, or for udp where there is no TCP. So by ``auto`` a flood fills half
-    of the table at once, and half of it in the long run.
+    A flow of one packet is remembered for tcp_syn, or for udp where there is no TCP: the longest that any service has.
+    So by ``auto`` a flood of such flows fills half of the table at once, and half of it in the long run.
     """
-    only_udp = bool(config.services) and all(service.protocol == "udp" for service in config.services)
-    remembered = config.timeouts.udp if only_udp else config.timeouts.tcp_syn
+    remembered = _longest(config, "tcp", "tcp_syn") or _longest(config, "udp", "udp") or config.timeouts.tcp_syn
     if config.new_flow_rate == "auto":
         rate = max(1, int(config.flows / 2 / remembered))
         return rate, max(rate, config.flows // 2)
     return config.new_flow_rate, min(int(config.new_flow_rate * remembered), MAX_FLOWS)
+
+
+def _longest(config: Config, protocol: str, key: str) -> float:
+    """Of the services of this protocol the longest of these timeouts, in seconds; 0 without such a service."""
+    general: float = getattr(config.timeouts, key)
+    own = (getattr(service.timeouts, key) for service in config.services if service.protocol == protocol)
+    return max((general if each is None else each for each in own), default=0.0)
 
 
 def tunnel_sources(plans: Iterable[Plan], own: Callable[[Address], Network | None]) -> dict[int, Network]:

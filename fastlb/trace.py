@@ -433,6 +433,8 @@ class _Client:
             return "DROP", "source_limit", ": too many new flows from this source"
         if self.backend is None:
             return self._nowhere()
+        if not self.known and admission["crowded"] and admission["needs_entry"]:
+            return "DROP", "flow_table_full", ": its flows may not fill the table any further, and need an entry"
         if not self.known and not admission["remembered"] and admission["needs_entry"]:
             return "DROP", "new_flow_rate", ": too many new flows, and without an entry nobody would know its answers"
         ports = self.found["source_ports"]

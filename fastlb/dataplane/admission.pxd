@@ -18,9 +18,10 @@ seems to be further has been full for long.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from fastlb.dataplane.conntrack cimport FLOW_SYN, FLOW_UDP_NEW, FlowTable
+from fastlb.dataplane.crowd cimport is_second
 from fastlb.dataplane.flowhash cimport SHARDS, client_mix
 from fastlb.dataplane.lookup cimport MISSING, find
-from fastlb.dataplane.machine cimport compare_and_swap_u64, load_acquire_u64
+from fastlb.dataplane.machine cimport compare_and_swap_u64, load_acquire_u64, unlikely
 from fastlb.dataplane.route cimport mask_addr
 from fastlb.dataplane.types cimport GATE_LIMIT, PROTO_TCP, Addr, Admission, Packet, Service, ServiceTable
 
@@ -42,8 +43,8 @@ cdef struct FlowBudget:
     # Of the entries that one worker makes.
     uint64_t used            # ENTRY_COST each, less what time has paid
     uint64_t paid            # until when, us
-    uint32_t exceeded        # when a flow last got no entry, ms
-    bint exceeded_once       # that has happened at all
+    uint32_t exceeded[2]     # when a flow last got no entry, ms; by whether its service's flows stand back (crowd.pxd)
+    uint32_t exceeded_once   # that has happened at all, a bit each
 
 
 # --- lists -----------------------------------------------------------------------------------------------------------
@@ -156,14 +157,21 @@ cdef inline void pay(FlowBudget *budget, uint64_t each_us, uint64_t now_us) noex
 
 
 cdef inline bint may_remember(
-        FlowBudget *budget, const ServiceTable *services, const FlowTable *flows, uint64_t now_us) noexcept nogil:
-    """Is there room for one more entry? A worker's share of it is that of its shards, and at least one entry."""
+        FlowBudget *budget, const ServiceTable *services, const FlowTable *flows, const Service *service,
+        uint64_t now_us) noexcept nogil:
+    """Is there room for one more entry? A worker's share of it is that of its shards, and at least one entry.
+
+    The last quarter of what is saved up is not for services whose flows stand back: so, when there are more than are
+    paid for, the others come first.
+    """
     cdef uint64_t room
     if services.new_flow_rate == 0:
         return True
     if budget.paid != now_us:
         pay(budget, services.new_flow_rate * flows.owned_shards, now_us)
     room = services.new_flow_burst * 1000000 * flows.owned_shards
+    if unlikely(services.mixed) and is_second(services, service):
+        room -= room >> 2
     return budget.used + ENTRY_COST <= max(room, <uint64_t>ENTRY_COST)
 
 
@@ -172,18 +180,24 @@ cdef inline void remembered(FlowBudget *budget) noexcept nogil:
     budget.used += ENTRY_COST
 
 
-cdef inline void exceed(FlowBudget *budget, uint32_t now) noexcept nogil:
-    """A flow gets no entry."""
-    budget.exceeded = now
-    budget.exceeded_once = True
+cdef inline void exceed(
+        FlowBudget *budget, const ServiceTable *services, const Service *service, uint32_t now) noexcept nogil:
+    """A flow of this service gets no entry."""
+    cdef bint second = is_second(services, service)
+    budget.exceeded[second] = now
+    budget.exceeded_once |= 1 << second
 
 
 cdef inline bint may_go_by_hash(
         const FlowBudget *budget, const ServiceTable *services, const Service *service, uint32_t now) noexcept nogil:
     """May a fresh packet be of a flow that was forwarded without an entry, so that it must go by the hash as well?
 
-    A datagram, or a SYN that is sent again, does not tell. It is ruled out when no flow went without an entry for as
-    long as a flow of one packet is remembered. (The clock comes round in 49 days; then it may be thought so again.)
+    A datagram, or a SYN that is sent again, does not tell. It is ruled out when no flow of such a service went without
+    an entry for as long as a flow of one packet is remembered. (The clock comes round in 49 days; then it may be
+    thought so again.)
     """
     cdef int state = FLOW_SYN if service.protocol == PROTO_TCP else FLOW_UDP_NEW
-    return now - budget.exceeded <= services.timeouts[service.timeouts].of_state[state]
+    cdef bint second = is_second(services, service)
+    if not budget.exceeded_once >> second & 1:
+        return False
+    return now - budget.exceeded[second] <= services.timeouts[service.timeouts].of_state[state]

@@ -209,15 +209,16 @@ cdef dict look_up_admission(Pipeline pipeline, const Snapshot *snap, const Packe
     """Whether the client is let in, and whether a flow that is new may begin and be remembered.
 
     ``limit``: how many its source may begin at this moment, and the seconds until the next, or None; ``remembered``: it
-    gets an entry; ``scheduled``: by the scheduler, not by the hash.
+    gets an entry; ``crowded``: no, because its shard has none for it; ``scheduled``: by the scheduler, not by the hash.
     """
     cdef const Service *service = &snap.services.services[p.service]
     cdef const FlowBudget *budget = &pipeline.state.budget
-    cdef bint room = has_budget(pipeline, snap, now_ms)
+    cdef bint crowded = finds_crowd(pipeline, snap, service, p, now_ms)
+    cdef bint room = has_budget(pipeline, snap, service, now_ms) and not crowded
     cdef bint by_hash = not room or (budget.exceeded_once and may_go_by_hash(budget, snap.services, service, now_ms))
     return {
         "denied": is_turned_away(snap, p), "limit": look_up_limit(pipeline, service, p, now_ms), "remembered": room,
-        "scheduled": not by_hash or is_found_again(service)}
+        "crowded": crowded, "scheduled": not by_hash or is_found_again(service)}
 
 
 cdef uint64_t microseconds(Pipeline pipeline, uint32_t now_ms) noexcept:
@@ -225,10 +226,17 @@ cdef uint64_t microseconds(Pipeline pipeline, uint32_t now_ms) noexcept:
     return clock_ns() // 1000 if pipeline.running else <uint64_t>now_ms * 1000
 
 
-cdef bint has_budget(Pipeline pipeline, const Snapshot *snap, uint32_t now_ms) noexcept:
+cdef bint finds_crowd(
+        Pipeline pipeline, const Snapshot *snap, const Service *service, const Packet *p, uint32_t now_ms) noexcept:
+    cdef FlowTable *table = &pipeline.state.flows
+    return is_crowded(snap.services, table, service, p.shard) and entry_to_give_up(
+        table, snap.services, p.shard, p.fingerprint, now_ms) == NULL
+
+
+cdef bint has_budget(Pipeline pipeline, const Snapshot *snap, const Service *service, uint32_t now_ms) noexcept:
     """May one more entry be made? Of a copy, for time pays."""
     cdef FlowBudget budget = pipeline.state.budget
-    return may_remember(&budget, snap.services, &pipeline.state.flows, microseconds(pipeline, now_ms))
+    return may_remember(&budget, snap.services, &pipeline.state.flows, service, microseconds(pipeline, now_ms))
 
 
 cdef object look_up_limit(Pipeline pipeline, const Service *service, const Packet *p, uint32_t now_ms):
@@ -415,9 +423,11 @@ cdef object look_up_ports(Pipeline pipeline, const Service *service, const Packe
 cdef dict look_up_reply(Pipeline pipeline, const Snapshot *snap, Packet *p, uint32_t now_ms):
     """Of a packet that counts as a backend's answer: the flow that it answers, and its state; ``entry``: is there one?
     ``backend``: 0, when there is no such flow."""
+    cdef const Service *service
     cdef FlowTuple flow
     cdef FlowEntry *entry
     cdef FlowCopy copy
+    cdef uint32_t backend
     memset(&flow, 0, sizeof(FlowTuple))
     if p.source != 0:
         entry = entry_of_port(&pipeline.state, snap, p, &flow, now_ms)
@@ -429,8 +439,10 @@ cdef dict look_up_reply(Pipeline pipeline, const Snapshot *snap, Packet *p, uint
             if p.source == 0:
                 set_flow_of_reply(&flow, &pipeline.state, snap, p, backend_of(&copy.entry), entry)
             return answered(&flow, p.family, backend_of(&copy.entry), STATE_NAMES[state_of(&copy.entry)], True)
-    remembered = p.protocol != PROTO_TCP or has_budget(pipeline, snap, now_ms)
-    return answered(&flow, p.family, answering_backend(pipeline, snap, p, &flow, now_ms), None, remembered)
+    backend = answering_backend(pipeline, snap, p, &flow, now_ms)
+    service = &snap.services.services[snap.services.backends[backend].service]
+    remembered = p.protocol != PROTO_TCP or has_budget(pipeline, snap, service, now_ms)
+    return answered(&flow, p.family, backend, None, remembered)
 
 
 cdef uint32_t answering_backend(

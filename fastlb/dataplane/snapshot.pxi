@@ -125,6 +125,8 @@ cdef class Services:
                 self.members[at] = member.id
                 self.add_backend(index, spec, member, profiles[index + 1])
                 at += 1
+        proven = sum(proves_itself(&self.table.services[<uint32_t>index]) for index in range(len(specs)))
+        self.table.mixed = 0 < proven < len(specs)
         if echo:
             self.add_echo(specs)
 

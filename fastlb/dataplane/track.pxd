@@ -11,6 +11,7 @@ from fastlb.dataplane.conntrack cimport (
     FLOW_PICKED_UP, FLOW_SYN, FlowEntry, backend_of, be_vport_of, conflicts, enter_flow, entry_number, find_by_port,
     find_flow, find_reply, find_room, first_state, forget, has_expired, is_over, is_stale, pool_of, serves, state_of,
     touch, tuple_of)
+from fastlb.dataplane.crowd cimport find_room_in_crowd, is_crowded
 from fastlb.dataplane.flowhash cimport fingerprint as flow_fingerprint
 from fastlb.dataplane.machine cimport bswap16, likely, unlikely
 from fastlb.dataplane.reasons cimport (
@@ -119,9 +120,12 @@ cdef inline FlowEntry *enter_client(
         PipelineState *pipe, const Snapshot *snap, const Packet *p, uint32_t now) noexcept nogil:
     """Make the entry of a packet's flow, which has none; NULL when there is no room."""
     cdef const Service *service = &snap.services.services[p.service]
-    cdef FlowEntry *entry = find_room(
-        &pipe.flows, p.shard, p.fingerprint, snap.services, <FlowEntry *>p.entry, now)
+    cdef FlowEntry *entry
     cdef FlowTuple *flow
+    if unlikely(snap.services.mixed) and is_crowded(snap.services, &pipe.flows, service, p.shard):
+        entry = find_room_in_crowd(&pipe.flows, snap.services, p.shard, p.fingerprint, now)
+    else:
+        entry = find_room(&pipe.flows, p.shard, p.fingerprint, snap.services, <FlowEntry *>p.entry, now)
     if unlikely(entry == NULL):
         return NULL
     flow = tuple_of(&pipe.flows, entry)
@@ -174,7 +178,7 @@ cdef inline int pass_unremembered(
     cdef int fault
     if not fresh and service.forward == FORWARD_FULLNAT:
         return DROP_FLOW_UNKNOWN
-    exceed(&pipe.budget, now)
+    exceed(&pipe.budget, snap.services, service, now)
     fault = choose_backend(pipe, snap, p, fresh and is_found_again(service), now)
     if unlikely(fault):
         return fault
@@ -217,7 +221,7 @@ cdef inline int start_flow(PipelineState *pipe, const Snapshot *snap, Packet *p,
     if unlikely(service.gates != 0) and fresh and not source_may_begin(
             pipe.limits, &pipe.flows, service, p, pipe.now_us):
         return DROP_SOURCE_LIMIT
-    if unlikely(not may_remember(&pipe.budget, snap.services, &pipe.flows, pipe.now_us)):
+    if unlikely(not may_remember(&pipe.budget, snap.services, &pipe.flows, service, pipe.now_us)):
         return pass_unremembered(pipe, snap, p, fresh, DROP_NEW_FLOW_RATE, now)
     if unlikely(pipe.budget.exceeded_once):
         scheduled = fresh and (
@@ -348,10 +352,11 @@ cdef inline int enter_picked_up(
         PipelineState *pipe, const Snapshot *snap, const Packet *p, uint64_t fingerprint, FlowTuple *flow, uint32_t now,
         ) noexcept nogil:
     """Make an entry for the flow of a reply that the hash has explained, if it may have one. The packet's reason."""
+    cdef const Service *service = &snap.services.services[snap.services.backends[p.backend].service]
     cdef FlowEntry *entry
     if p.protocol != PROTO_TCP or p.tcp_flags & TCP_RST:
         return VIA_MAGLEV
-    if not may_remember(&pipe.budget, snap.services, &pipe.flows, pipe.now_us):
+    if not may_remember(&pipe.budget, snap.services, &pipe.flows, service, pipe.now_us):
         return VIA_OVERLOAD
     flow.since = now
     entry = find_room(&pipe.flows, p.shard, fingerprint, snap.services, NULL, now)

@@ -250,6 +250,7 @@ cdef struct ServiceTable:
     Timeouts *timeouts       # [0]: those of services without their own
     uint64_t new_flow_rate   # entries a second, by all workers; 0: no limit
     uint64_t new_flow_burst
+    bint mixed               # flows of some services can prove themselves, those of others cannot (crowd.pxd)
 
 
 cdef struct Hop:

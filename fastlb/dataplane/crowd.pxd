@@ -1,0 +1,83 @@
+"""What of the flow table is kept for flows that can prove themselves.
+
+In nat and fullnat a TCP flow is half-open, and gives way, until its client and its backend have answered each other. In
+the one-way modes a client's second packet is all that can be seen of an established flow, and over UDP a backend
+answers whoever asks: a forger who sends two packets for each source looks like any client, and fills the table with
+entries that nothing removes before their time. So where both kinds of services share the table, flows of the second
+kind take new entries only while their shard is filled less than UNPROVEN sixteenths, which is `flows` and a twelfth
+more. Beyond that one takes the place of another of its kind that is half-open or stale, or gets none; and what time
+pays for new flows (admission.pxd) they may not use up to the end.
+"""
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from fastlb.dataplane.conntrack cimport (
+    ENTRIES, Bucket, FlowEntry, FlowTable, backend_of, first_bucket, forget, half_open, is_stale, second_bucket,
+    state_of)
+from fastlb.dataplane.machine cimport in_order
+from fastlb.dataplane.types cimport FORWARD_FULLNAT, PROTO_TCP, Service, ServiceTable
+
+
+cdef enum:
+    UNPROVEN = 13            # sixteenths of a shard's entries
+
+
+cdef inline bint proves_itself(const Service *service) noexcept nogil:
+    """Are its flows TCP's, with both sides to be seen?"""
+    return service.protocol == PROTO_TCP and service.forward <= FORWARD_FULLNAT
+
+
+cdef inline bint is_second(const ServiceTable *services, const Service *service) noexcept nogil:
+    """Do its flows stand back behind those of others?"""
+    return services.mixed and not proves_itself(service)
+
+
+cdef inline bint is_crowded(
+        const ServiceTable *services, const FlowTable *table, const Service *service, uint32_t shard) noexcept nogil:
+    """Has the shard no empty entry for a flow of this service?"""
+    return is_second(services, service) and (
+        table.flows[shard] * 16 >= <uint64_t>table.per_shard * (ENTRIES * UNPROVEN))
+
+
+cdef inline bint may_be_given_up(
+        const ServiceTable *services, const FlowEntry *entry, uint32_t now) noexcept nogil:
+    """For a flow that stands back: a stale entry, or one of its kind that is half-open."""
+    if entry.fingerprint == 0:
+        return False
+    if is_stale(entry, services, now):
+        return True
+    return half_open(state_of(entry)) and is_second(
+        services, &services.services[services.backends[backend_of(entry)].service])
+
+
+cdef inline FlowEntry *entry_to_give_up(
+        FlowTable *table, const ServiceTable *services, uint32_t shard, uint64_t fingerprint, uint32_t now,
+        ) noexcept nogil:
+    """The one that has been idle longest; NULL: none. Bounded: two buckets."""
+    cdef Bucket *first = first_bucket(table, shard, fingerprint)
+    cdef Bucket *second = second_bucket(table, shard, fingerprint)
+    cdef FlowEntry *oldest = NULL
+    cdef FlowEntry *entry
+    cdef int i
+    for i in range(2 * ENTRIES):
+        entry = &first.entries[i] if i < ENTRIES else &second.entries[i - ENTRIES]
+        if may_be_given_up(services, entry, now) and (oldest == NULL or now - entry.seen > now - oldest.seen):
+            oldest = entry
+    return oldest
+
+
+cdef inline FlowEntry *find_room_in_crowd(
+        FlowTable *table, const ServiceTable *services, uint32_t shard, uint64_t fingerprint, uint32_t now,
+        ) noexcept nogil:
+    """As `find_room`, for a flow that must not make its shard any fuller."""
+    cdef FlowEntry *entry = entry_to_give_up(table, services, shard, fingerprint, now)
+    if entry == NULL:
+        table.untracked += 1
+        return NULL
+    if is_stale(entry, services, now):
+        table.expired += 1
+    else:
+        table.evicted += 1
+    forget(table, shard, entry)
+    in_order()
+    return entry
