@@ -81,7 +81,7 @@ from fastlb.dataplane.types cimport (
     FORWARD_IPIP, FORWARD_NAT, GATE_LIMIT, GATE_LISTS, KEEP_ALL, KEEP_BUT_SYN, KEEP_NONE, KEEP_TO_RESET, LATER_BIT,
     LEG_CLIENT, LEG_REPLY, NO_BACKEND_DROP, NO_BACKEND_RESET, NO_HOP, PROTO_TCP, PROTO_UDP, VNET_HDR_LEN, Addr,
     Admission, AffinePlace, Affinity, Backend, BackendStats, Candidate, FlowTuple, Hop, LinkRoute, Packet, Service,
-    ServiceTable, Shape, ShapeList, Snapshot, Source, Taker, Timeouts, VnetHdr)
+    ServiceEvents, ServiceTable, Shape, ShapeList, Snapshot, Source, Taker, Timeouts, VnetHdr)
 from fastlb.dataplane.wire cimport read_addr4, read_addr6, write_addr6
 from fastlb.dataplane.worker cimport MAX_RINGS, clock_ms, clock_ns, run_worker
 from fastlb.dataplane.xsk cimport XSK_CHUNK, XSK_METADATA, XSK_READY, XSK_RING, Xsk, XskRing

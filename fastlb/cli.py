@@ -381,15 +381,16 @@ def _standing(backend: dict[str, Any]) -> str:
 
 
 def _by_service(services: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """What services have dropped, or forwarded by another path than usual."""
+    """What services have dropped, or forwarded by another path than usual, and what befell their new flows."""
+    groups = ("drops", "paths", "events")
     rows = [
-        (service["name"], _nonzero(service["drops"]), _nonzero(service["paths"]))
+        (service["name"], *(_nonzero(service[each]) for each in groups))
         for service in services
-        if service["drops"] or service["paths"]
+        if any(service[each] for each in groups)
     ]
     if rows:
         yield ""
-        yield _table(("SERVICE", "DROPS", "PATHS"), rows)
+        yield _table(("SERVICE", *map(str.upper, groups)), rows)
 
 
 def _worker_rows(workers: Sequence[dict[str, Any]]) -> Iterator[Sequence[object]]:

@@ -57,12 +57,14 @@ def describe_services(
 
 
 def _count_service(pipelines: Sequence[Pipeline], plan: Plan) -> dict[str, dict[str, int]]:
-    """``paths`` and ``drops`` that are not 0; the usual paths, conntrack and scheduled, follow from the backends."""
+    """``paths``, ``drops`` and ``events`` that are not 0; conntrack and scheduled follow from the backends."""
     counters = add_up(pipeline.service_counters(plan.slot) for pipeline in pipelines)
+    events = add_up(pipeline.service_events(plan.slot) for pipeline in pipelines)
     seen = {name: value for name, value in counters.items() if value}
     return {
         "paths": {name: value for name, value in seen.items() if verdict_number(name) == _FORWARD},
         "drops": {name: value for name, value in seen.items() if verdict_number(name) == _DROP},
+        "events": {name: value for name, value in events.items() if value},
     }
 
 

@@ -27,10 +27,10 @@ scheduler's choice takes its place.
 from libc.math cimport log
 from libc.stdint cimport int32_t, uint16_t, uint32_t, uint64_t
 
-from fastlb.dataplane.conntrack cimport FlowTable
+from fastlb.dataplane.conntrack cimport FlowTable, events_of
 from fastlb.dataplane.machine cimport compare_and_swap_u64, likely, load_acquire_u64, mul_fold, must
 from fastlb.dataplane.schedule cimport Place, SchedulerState, active_flows, scheduled_backend
-from fastlb.dataplane.types cimport Addr, AffinePlace, Affinity, Service, ServiceTable, Taker
+from fastlb.dataplane.types cimport Addr, AffinePlace, Affinity, Service, ServiceEvents, ServiceTable, Taker
 
 
 cdef enum:
@@ -178,6 +178,17 @@ cdef inline uint32_t affine_backend(
     return taker.backend if taker != NULL else 0
 
 
+cdef inline void note_affine(const FlowTable *flows, const Service *service, bint stays) noexcept nogil:
+    """A client that was remembered begins a flow: where it sticks, or it is placed anew."""
+    cdef ServiceEvents *events = events_of(flows, service)
+    if events == NULL:
+        return
+    if stays:
+        events.affine += 1
+    else:
+        events.affine_moved += 1
+
+
 cdef inline uint32_t stuck_backend(
         AffinityTable *table, SchedulerState *state, const FlowTable *flows, const ServiceTable *services,
         const Service *service, Place *place, uint64_t hashed, Addr addr, uint32_t now) noexcept nogil:
@@ -191,6 +202,7 @@ cdef inline uint32_t stuck_backend(
     cdef const Taker *taker
     cdef uint64_t *slot
     cdef uint64_t seen
+    cdef bint held = False
     cdef int _try
     for _try in range(TRIES):
         slot = slot_for(&client, &seen)
@@ -199,11 +211,15 @@ cdef inline uint32_t stuck_backend(
             # if not, another has renewed it
             compare_and_swap_u64(slot, seen, new_slot(&client, by, place_to_keep(by, services, seen, taker)))
             table.placed += 1
+            note_affine(flows, service, True)
             return taker.backend
+        held = is_of(seen, &client)
         if chosen == 0:
             chosen = scheduled_backend(state, flows, service, place, hashed)
         if chosen == 0 or compare_and_swap_u64(slot, seen, new_slot(&client, by, services.places[chosen])):
-            return chosen
+            break
+    if chosen != 0 and held:
+        note_affine(flows, service, False)
     return chosen
 
 

@@ -30,7 +30,7 @@ from fastlb.dataplane.machine cimport in_order, likely, lowest_bit, must, prefet
 from fastlb.dataplane.sourceport cimport SourcePool, SourcePort, give_back, has_port
 from fastlb.dataplane.types cimport (
     FAMILY_6, KEEP_NONE, LEG_CLIENT, LOGGED_BIT, PROTO_TCP, Backend, BackendStats, FlowTuple, Packet, Service,
-    ServiceTable)
+    ServiceEvents, ServiceTable)
 from fastlb.dataplane.wire cimport TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, same_addr
 
 
@@ -81,6 +81,7 @@ cdef struct FlowTable:
     BackendStats *stats      # by backend id
     BackendStats **rows      # the same of all workers
     uint32_t *row_count
+    ServiceEvents *events    # by slot; NULL: not counted
     FlowLog log
     bint emptied             # an entry in use has become empty since this was set to False
     uint32_t sweep_shard
@@ -209,6 +210,11 @@ cdef inline FlowEntry *entry_at(FlowTable *table, uint32_t number) noexcept nogi
 
 cdef inline SourcePool *pool_of(FlowTable *table, uint8_t family) noexcept nogil:
     return &table.pools[family == FAMILY_6]
+
+
+cdef inline ServiceEvents *events_of(const FlowTable *table, const Service *service) noexcept nogil:
+    """NULL where nothing is to be counted."""
+    return &table.events[service.slot] if table.events != NULL else NULL
 
 
 cdef inline void wind_up(FlowTable *table, uint32_t shard, FlowEntry *entry) noexcept nogil:
@@ -438,8 +444,21 @@ cdef inline FlowEntry *entry_by_two_moves(
     return NULL
 
 
+cdef inline void evict(
+        FlowTable *table, uint32_t shard, FlowEntry *entry, const ServiceTable *services) noexcept nogil:
+    """Give up a half-open flow, which is not stale."""
+    cdef ServiceEvents *events
+    must(backend_of(entry) < services.backend_limit)
+    events = events_of(table, &services.services[services.backends[backend_of(entry)].service])
+    if events != NULL:
+        events.evicted += 1
+    table.evicted += 1
+    forget(table, shard, entry)
+
+
 cdef inline FlowEntry *entry_by_eviction(
-        FlowTable *table, Bucket *first, Bucket *second, uint32_t shard, uint32_t now) noexcept nogil:
+        FlowTable *table, Bucket *first, Bucket *second, uint32_t shard, const ServiceTable *services, uint32_t now,
+        ) noexcept nogil:
     """The half-open entry of either bucket that has been idle longest; NULL when all eight are established."""
     cdef FlowEntry *oldest = NULL
     cdef FlowEntry *entry
@@ -449,8 +468,7 @@ cdef inline FlowEntry *entry_by_eviction(
         if half_open(state_of(entry)) and (oldest == NULL or now - entry.seen > now - oldest.seen):
             oldest = entry
     if oldest != NULL:
-        forget(table, shard, oldest)
-        table.evicted += 1
+        evict(table, shard, oldest, services)
     return oldest
 
 
@@ -474,7 +492,7 @@ cdef inline FlowEntry *make_room(
     if entry == NULL:
         entry = entry_by_two_moves(table, second, shard, services, now)
     if entry == NULL:
-        entry = entry_by_eviction(table, first, second, shard, now)
+        entry = entry_by_eviction(table, first, second, shard, services, now)
     return entry
 
 

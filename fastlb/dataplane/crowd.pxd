@@ -12,7 +12,7 @@ pays for new flows (admission.pxd) they may not use up to the end.
 from libc.stdint cimport uint32_t, uint64_t
 
 from fastlb.dataplane.conntrack cimport (
-    ENTRIES, Bucket, FlowEntry, FlowTable, backend_of, first_bucket, forget, half_open, is_stale, second_bucket,
+    ENTRIES, Bucket, FlowEntry, FlowTable, backend_of, evict, first_bucket, forget, half_open, is_stale, second_bucket,
     state_of)
 from fastlb.dataplane.machine cimport in_order
 from fastlb.dataplane.types cimport FORWARD_FULLNAT, PROTO_TCP, Service, ServiceTable
@@ -76,8 +76,8 @@ cdef inline FlowEntry *find_room_in_crowd(
         return NULL
     if is_stale(entry, services, now):
         table.expired += 1
+        forget(table, shard, entry)
     else:
-        table.evicted += 1
-    forget(table, shard, entry)
+        evict(table, shard, entry, services)
     in_order()
     return entry

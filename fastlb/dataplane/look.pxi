@@ -313,6 +313,7 @@ cdef class _FlowCounts:
         """``forgotten``: the backend id of such an entry; 0: there is none."""
         cdef uint32_t count = pipeline.state.flows.row_count[0]
         self.table = pipeline.state.flows
+        self.table.events = NULL                         # what is only looked at is not counted
         self.less = <BackendStats *>zeroed(backend_limit, sizeof(BackendStats))
         memcpy(self.rows, self.table.rows, count * sizeof(BackendStats *))
         self.rows[count] = self.less

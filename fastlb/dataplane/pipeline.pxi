@@ -136,6 +136,7 @@ cdef class Pipeline:
         self.state.fragments.notes = self.memory_of_flows.notes
         self.state.limits = self.memory_of_flows.limits
         self.state.by_service = <ReasonCounts *>map_zeroed(MAX_SERVICES * sizeof(ReasonCounts))
+        self.state.flows.events = <ServiceEvents *>map_zeroed(MAX_SERVICES * sizeof(ServiceEvents))
         make_places(&self.state.fragments)
         self.flow_capacity = <uint64_t>self.state.flows.per_shard * SHARDS * ENTRIES
         self.own(shards)
@@ -167,6 +168,7 @@ cdef class Pipeline:
 
     def __dealloc__(self):
         cdef int slot
+        unmap(self.state.flows.events, MAX_SERVICES * sizeof(ServiceEvents))
         unmap(self.state.by_service, MAX_SERVICES * sizeof(ReasonCounts))
         unmap(self.state.schedulers.places, PLACES * sizeof(Place))
         unmap(self.state.schedulers.responses, MAX_BACKENDS * sizeof(Response))
@@ -224,6 +226,7 @@ cdef class Pipeline:
             memset(&self.state.schedulers.responses[<uint32_t>backend], 0, sizeof(Response))
         for slot in services:
             memset(&self.state.by_service[<uint16_t>slot], 0, sizeof(ReasonCounts))
+            memset(&self.state.flows.events[<uint16_t>slot], 0, sizeof(ServiceEvents))
 
     # --- packets -----------------------------------------------------------------------------------------------------
 
@@ -340,6 +343,17 @@ cdef class Pipeline:
             raise ValueError(f"slots of services are 0..{MAX_SERVICES - 1}, not {slot}")
         counts = &self.state.by_service[<uint32_t>slot]
         return {(<bytes>reason_name(i)).decode(): counts.by_reason[i] for i in range(VIA_SCHEDULER + 1, <int>REASONS)}
+
+    def service_events(self, slot):
+        """What befell new flows of the service that has this slot, by name."""
+        cdef const ServiceEvents *events
+        if not 0 <= slot < MAX_SERVICES:
+            raise ValueError(f"slots of services are 0..{MAX_SERVICES - 1}, not {slot}")
+        events = &self.state.flows.events[<uint32_t>slot]
+        return {
+            "affine": events.affine, "affine_moved": events.affine_moved, "load_moved": events.load_moved,
+            "conflict_moved": events.conflict_moved, "flows_evicted": events.evicted,
+            "flows_untracked": events.untracked}
 
     def response_time(self, uint32_t backend):
         """Peak-EWMA of the backend's handshakes as this worker saw them, in seconds; None before the first."""

@@ -15,10 +15,10 @@ no room is passed over: for the next slot, point, turn or lot, and after a few o
 from libc.math cimport exp
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
 
-from fastlb.dataplane.conntrack cimport FlowTable
+from fastlb.dataplane.conntrack cimport FlowTable, events_of
 from fastlb.dataplane.flowhash cimport flow_hash
 from fastlb.dataplane.machine cimport likely, mul_high, must, prefetch, unlikely
-from fastlb.dataplane.types cimport Addr, Candidate, Packet, Service, ServiceTable
+from fastlb.dataplane.types cimport Addr, Candidate, Packet, Service, ServiceEvents, ServiceTable
 
 
 cdef enum Scheduler:
@@ -325,6 +325,13 @@ cdef inline bint sees_all(const Service *service) noexcept nogil:
     return service.scheduler == BY_FLOWS or service.scheduler == BY_RESPONSE
 
 
+cdef inline void note_moved(const FlowTable *flows, const Service *service) noexcept nogil:
+    """A new flow does not go to the backend that the scheduler had named first, which has no room."""
+    cdef ServiceEvents *events = events_of(flows, service)
+    if events != NULL:
+        events.load_moved += 1
+
+
 cdef inline uint32_t restrained_backend(
         SchedulerState *state, const FlowTable *flows, const Service *service, Place *place, uint64_t hashed,
         ) noexcept nogil:
@@ -340,10 +347,16 @@ cdef inline uint32_t restrained_backend(
     for look in range(0 if sees_all(service) else LOOKS):
         candidate = proposed(state, flows, service, place, hashed, look)
         if has_room(state, flows, service, place, candidate):
+            if look != 0:
+                note_moved(flows, service)
             return candidate.backend
     candidate = least_loaded(state, flows, service, place)
     place.full = candidate == NULL
-    return candidate.backend if candidate != NULL else 0
+    if place.full:
+        return 0
+    if not sees_all(service):
+        note_moved(flows, service)
+    return candidate.backend
 
 
 cdef inline uint32_t scheduled_backend(

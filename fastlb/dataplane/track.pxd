@@ -104,6 +104,7 @@ cdef inline int choose_backend(
         return DROP_NO_BACKEND if service.candidate_count == 0 else DROP_BACKENDS_FULL
     if unlikely(not may_have(pipe, snap, p, p.backend, now)):
         p.backend = alternative(pipe, snap, service, place, hashed, p, fresh, now)
+        pipe.flows.events[service.slot].conflict_moved += p.backend != 0
     if unlikely(p.backend == 0):
         return DROP_NAT_CONFLICT
     if unlikely(service.restrained):
@@ -127,6 +128,7 @@ cdef inline FlowEntry *enter_client(
     else:
         entry = find_room(&pipe.flows, p.shard, p.fingerprint, snap.services, <FlowEntry *>p.entry, now)
     if unlikely(entry == NULL):
+        pipe.flows.events[service.slot].untracked += 1
         return NULL
     flow = tuple_of(&pipe.flows, entry)
     flow.client = p.src
@@ -364,6 +366,8 @@ cdef inline int enter_picked_up(
         tuple_of(&pipe.flows, entry)[0] = flow[0]
         enter_flow(&pipe.flows, entry, p.shard, fingerprint, p.backend, FLOW_PICKED_UP, now)
         remembered(&pipe.budget)
+    else:
+        pipe.flows.events[service.slot].untracked += 1
     return VIA_MAGLEV
 
 

@@ -342,6 +342,16 @@ cdef struct Packet:
     uint32_t shard
 
 
+cdef struct ServiceEvents:
+    # What befell the new flows of one service, and its half-open ones.
+    uint64_t affine          # went where their client's last one had gone
+    uint64_t affine_moved    # could not, and their client with them
+    uint64_t load_moved      # passed over whom the scheduler had named, for a limit of load
+    uint64_t conflict_moved  # nat: passed over who already talks to the client's port through another VIP
+    uint64_t evicted         # half-open, given up for newer ones
+    uint64_t untracked       # got no entry, because no other gave way
+
+
 cdef struct BackendStats:
     uint64_t packets         # from clients
     uint64_t bytes

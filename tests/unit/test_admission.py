@@ -499,6 +499,100 @@ def test_counters_keep_to_the_name_over_reloads() -> None:
     assert seen() == {"later": 1, "api": 1}
 
 
+def events_of(balancer: Balancer) -> dict[str, dict[str, int]]:
+    return {
+        plan.name: {name: count for name, count in balancer.pipeline.service_events(plan.slot).items() if count}
+        for plan in balancer.plans
+    }
+
+
+@pytest.mark.parametrize("changes", [
+    {"scheduler": "maglev", "bounded_load": 1.01}, {"scheduler": "ketama", "bounded_load": 1.01},
+    {"scheduler": "maglev", "backends": [{"address": address, "max_flows": 100} for address in BACKENDS[4]]},
+])  # fmt: skip
+def test_flows_that_a_limit_moves_on_are_counted(changes: dict[str, Any]) -> None:
+    """Those that would be elsewhere without it."""
+    bound = Balancer(config(service("dsr", name="bound", **changes), service("dsr", name="other", port=81)))
+    free = Balancer(config(service("dsr", scheduler=changes["scheduler"])))
+    moved = 0
+    for port in range(1000, 1300):
+        moved += bound.send(first(CLIENT[4], port))[2] != free.send(first(CLIENT[4], port))[2]
+    assert moved > 0
+    counted = events_of(bound)
+    assert moved <= counted["bound"].pop("load_moved") <= moved + 5  # the least loaded of all may be the first named
+    assert counted == {"bound": {}, "other": {}}
+
+
+@pytest.mark.parametrize("scheduler", ["rr", "random", "p2c"])
+def test_turns_and_lots_that_a_limit_moves_on_are_counted(scheduler: str) -> None:
+    backends = [{"address": BACKENDS[4][0], "max_flows": 1}, *({"address": address} for address in BACKENDS[4][1:])]
+    balancer = Balancer(config(service("dsr", name="web", scheduler=scheduler, backends=backends)))
+    reasons_of(balancer, [first(CLIENT[4], port) for port in range(1000, 1300)], 0)
+    counted = events_of(balancer)["web"].pop("load_moved")
+    assert counted == 149 if scheduler == "rr" else 10 < counted < 300
+
+
+def test_flows_that_a_conflict_moves_on_are_counted() -> None:
+    web, api = service("nat", name="web"), service("nat", name="api", vip="203.0.113.20")
+    balancer = Balancer(config(web, api))
+    free = Balancer(config(api))
+    moved = 0
+    for port in range(1000, 1300):
+        balancer.send(first(CLIENT[4], port))
+        packet = frame(CLIENT[4], port, "203.0.113.20", 80)
+        moved += balancer.send(packet)[2] != free.send(packet)[2]
+    assert moved > 50
+    assert events_of(balancer) == {"web": {}, "api": {"conflict_moved": moved}}
+
+
+def test_clients_that_stick_and_those_that_are_placed_anew_are_counted() -> None:
+    web = service("dsr", name="web", affinity={"timeout": "5m"})
+    balancer = Balancer(config(web, service("dsr", name="other", port=81)))
+    clients = [f"10.1.0.{number}" for number in range(1, 61)]
+    before = {client: balancer.send(first(client, 1000))[2] for client in clients}
+    for client in clients:
+        assert balancer.send(first(client, 1001))[2] == before[client]
+    assert events_of(balancer) == {"web": {"affine": 60}, "other": {}}
+    leaves = f"{BACKENDS[4][0]}:80"
+    balancer.standings.drain(("web", leaves))
+    balancer.plan()
+    moved = sum(balancer.send(first(client, 1002))[2] != before[client] for client in clients)
+    assert 0 < moved == Counter(before.values())[leaves]
+    assert events_of(balancer) == {"web": {"affine": 120 - moved, "affine_moved": moved}, "other": {}}
+
+
+def test_evicted_and_untracked_flows_are_counted_for_their_services() -> None:
+    """Half-open ones for the service that has lost them, whoever came instead."""
+    services = [service("dsr", name=name, port=port) for name, port in (("old", 81), ("new", 80))]
+    balancer = Balancer(config(*services, flows=64))
+    old = [frame(CLIENT[4], port, VIP[4], 81, flags=flags("S")) for port in range(1000, 1060)]
+    balancer.pipeline.process(old, 0)
+    for at in range(20):
+        balancer.pipeline.process([first(CLIENT[4], port) for port in range(20_000 + at * 100, 20_100 + at * 100)], at)
+    left = sum(flow[4] == 81 for flow in balancer.flows())
+    counted = events_of(balancer)
+    assert counted["old"] == {"flows_evicted": 60 - left}
+    assert counted["new"]["flows_evicted"] == balancer.pipeline.counters()["flows_evicted"] - (60 - left)
+    for flow in balancer.flows():
+        balancer.send(frame(str(flow[1]), flow[2], VIP[4], flow[4], flags=flags("A")), 0.5)
+    reasons = reasons_of(balancer, [first(CLIENT[4], port) for port in range(30_000, 30_500)], 0.6)
+    assert reasons["overload"] > 100
+    assert events_of(balancer)["new"]["flows_untracked"] == reasons["overload"]
+    assert balancer.pipeline.counters()["flows_untracked"] == reasons["overload"]
+
+
+def test_events_begin_anew_with_another_service() -> None:
+    balancer = Balancer(config(service("dsr", name="web", affinity={})))
+    for port in (1000, 1001):
+        balancer.send(first(CLIENT[4], port))
+    slot = balancer.plans[0].slot
+    assert balancer.pipeline.service_events(slot)["affine"] == 1
+    balancer.pipeline.renew((), [slot])
+    assert set(balancer.pipeline.service_events(slot).values()) == {0}
+    with pytest.raises(ValueError, match=r"slots of services are 0\.\.65535, not -1"):
+        balancer.pipeline.service_events(-1)
+
+
 def test_slots_that_are_not_there() -> None:
     with pytest.raises(ValueError, match=r"slots of services are 0\.\.65535, not 65536"):
         Pipeline(64).service_counters(65536)

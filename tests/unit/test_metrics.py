@@ -33,6 +33,7 @@ def test_every_counter_is_documented() -> None:
     split = metrics.split_counters(Pipeline(64).counters())
     for section in ("paths", "passed", "drops"):
         assert documented(section) == set(split.pop(section)), section
+    assert documented("events") == set(Pipeline(64).service_events(1))
     assert documented("Totals") == set(split) | RING_AND_TRANSMIT
 
 
