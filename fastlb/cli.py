@@ -376,8 +376,10 @@ def _describe(status: dict[str, Any]) -> str:
 
 
 def _standing(backend: dict[str, Any]) -> str:
-    left = backend.get("drain_remaining")
-    return f"{backend['state']}, {left:.0f} s left" if left else str(backend["state"])
+    left, ramp = backend.get("drain_remaining"), backend.get("slow_start")
+    if left:
+        return f"{backend['state']}, {left:.0f} s left"
+    return f"{backend['state']}, {ramp:.0%}" if ramp is not None else str(backend["state"])
 
 
 def _by_service(services: Sequence[dict[str, Any]]) -> Iterator[str]:

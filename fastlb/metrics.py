@@ -71,12 +71,14 @@ def _count_service(pipelines: Sequence[Pipeline], plan: Plan) -> dict[str, dict[
 def _describe_member(
     pipelines: Sequence[Pipeline], plan: Plan, member: Member, standings: Standings, now: float
 ) -> dict[str, Any]:
-    """``response``: the seconds that backends take to answer, to flows (the slowest worker's word) and to checks."""
+    """``slow_start``: the part of its weight that a backend has in it. ``response``: the seconds that backends take to
+    answer, to flows (the slowest worker's word) and to checks."""
     standing = standings.of(plan.name, member.key)
     seen = [pipeline.response_time(member.id) for pipeline in pipelines]
     return {
         "backend": member.key,
         "weight": member.full if member.weight else 0,
+        "slow_start": member.ramp if member.ramp < 1 else None,
         "state": standing.shown(now),
         "reason": standing.reason,
         "drain_remaining": standing.remaining(now),

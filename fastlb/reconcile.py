@@ -52,6 +52,7 @@ class Member:
     weight: int  # as it stands: health, the operator's word and slow start count
     even: int  # the same where weights do not count
     full: int  # what its weight is without slow start, or will be after it
+    ramp: float  # the part of it that slow start gives it
     response: float = 0.0  # seconds that health checks take; 0: unknown
     keeping: str = "all"  # what becomes of its flows: all, but_syn, none or to_reset (types.pxd)
     removed: bool = False  # the configuration has it no more, and its flows are not over
@@ -260,6 +261,7 @@ def _member(
         weight=share.weight,
         even=share.even if share.weight else 0,
         full=standing.chosen_weight(backend.weight),
+        ramp=share.ramp,
         response=standing.response,
         max_flows=backend.max_flows or 0,
         place=numbers.places.get(place, 0),

@@ -112,12 +112,14 @@ class Removed:
 class Share:
     """What a backend gets of new flows: ``weight`` by weight, ``even`` where weights do not count.
 
-    ``sticky``: its clients of before still come to it (affinity), whatever its weight.
+    ``sticky``: its clients of before still come to it (affinity), whatever its weight. ``ramp``: the part of its weight
+    that slow start gives it; where one has less than 1, weights are in units of 1 / SCALE.
     """
 
     weight: int
     even: int
     sticky: bool = False
+    ramp: float = 1.0
 
 
 @dataclass
@@ -248,7 +250,7 @@ class Standings:
             if not sticky or weight == 0:
                 shares.append(Share(0, 0, sticky))
             elif rising:
-                shares.append(Share(max(1, round(weight * SCALE * ramp)), max(1, round(SCALE * ramp)), sticky))
+                shares.append(Share(max(1, round(weight * SCALE * ramp)), max(1, round(SCALE * ramp)), sticky, ramp))
             else:
                 shares.append(Share(weight, 1, sticky))
         return shares
