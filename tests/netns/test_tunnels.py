@@ -177,7 +177,7 @@ def test_without_icmp_every_upload_gets_stuck(lab: Lab, balancer: Balancer, narr
 
 @pytest.fixture
 def clamping(balancer: Balancer) -> Iterator[Balancer]:
-    services = [each | {"mss_clamp": True} for each in balancer.config["services"]]
+    services = [each | {"mss_clamp": each["protocol"] == "tcp"} for each in balancer.config["services"]]
     with reconfigured(balancer, services=services):
         yield balancer
 
