@@ -9,9 +9,11 @@ from __future__ import annotations
 from fastlb.bpf import Assembler, Reg, Size
 from fastlb.scratch import (
     DESTINATION,
+    ETH_HEADER,
     LATER,
     TCP,
     UDP,
+    VLAN_TAG,
     Lookup,
     complete_key,
     if_found,
@@ -25,7 +27,6 @@ _, R1, R2, _, _, _, R6, R7, R8, R9, FP = Reg
 PASSED = ("not_tcp_udp", "extension_headers", "icmp_quote", "icmp_fragment")  # names of reasons.pxd; labels of the code
 COUNTER_SIZE = 8
 
-_ETH_HEADER, _VLAN_TAG = 14, 4
 _SKB_VLAN_TYPES = (0x0081, 0xA888)  # 802.1Q and 802.1ad, on the wire's order
 
 
@@ -55,13 +56,13 @@ def count_passed(a: Assembler, vips: Lookup, counters_fd: int) -> None:
 
 def _load_destination(a: Assembler) -> None:
     """Once more, as what a packet quotes may be in its place by now. R9 becomes the family."""
-    a.alu(R7, "=", _ETH_HEADER)
+    a.alu(R7, "=", ETH_HEADER)
     a.load(R1, R6, 16, Size.U32)  # protocol in struct __sk_buff
     for kind in _SKB_VLAN_TYPES:
         a.jump_if(R1, "==", kind, "passed_tag")
     a.jump("passed_network")
     a.label("passed_tag")
-    a.alu(R7, "+", _VLAN_TAG)
+    a.alu(R7, "+", VLAN_TAG)
     a.label("passed_network")
     load_bytes(a, -28, 20)
     a.load(R1, FP, -28, Size.U8)

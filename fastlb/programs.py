@@ -52,6 +52,7 @@ from fastlb.datagrams import ask_of_fragment, jump_if_first, settle_first
 from fastlb.passed import PASSED, count_passed
 from fastlb.scratch import (
     DESTINATION,
+    ETH_HEADER,
     KEY_PORT,
     KEY_PROTOCOL,
     LATER,
@@ -60,6 +61,7 @@ from fastlb.scratch import (
     SOURCE,
     TCP,
     UDP,
+    VLAN_TAG,
     Lookup,
     complete_key,
     if_found,
@@ -81,8 +83,7 @@ _PACKET_HOST = 0
 _WHOLE_FRAME, _NOTHING = 0x7FFFFFFF, 0  # a socket filter returns how many bytes to keep
 _ACT_UNSPEC = -1  # unlike OK, lets the filters after ours have their say
 
-_ETH_HEADER, _VLAN_TAG = 14, 4
-_FROM_ETHERNET, _FROM_NETWORK = _ETH_HEADER, 0  # where a program finds the network header
+_FROM_ETHERNET, _FROM_NETWORK = ETH_HEADER, 0  # where a program finds the network header
 _ETH_IPV4, _ETH_IPV6, _ETH_8021Q, _ETH_8021AD = map(htons, (0x0800, 0x86DD, 0x8100, 0x88A8))
 _IPV4_PLAIN = 0x45  # version 4, no options
 _IPV4_FRAGMENT = htons(0x3FFF)  # more fragments, or an offset
@@ -198,9 +199,9 @@ def _link_layer(a: Assembler, network: int) -> None:
     a.jump_if(R8, "==", _ETH_8021Q, "tag")
     a.jump_if(R8, "!=", _ETH_8021AD, "not_ours")
     a.label("tag")
-    load_bytes(a, PORTS, _VLAN_TAG)
+    load_bytes(a, PORTS, VLAN_TAG)
     a.load(R8, FP, PORTS + 2, Size.U16)
-    a.alu(R7, "+", _VLAN_TAG)
+    a.alu(R7, "+", VLAN_TAG)
     a.jump_if(R8, "==", _ETH_IPV4, "ipv4")
     a.jump_if(R8, "!=", _ETH_IPV6, "not_ours")
 

@@ -371,26 +371,33 @@ cdef inline int enter_picked_up(
     return VIA_MAGLEV
 
 
-cdef inline int pick_up_reply(
+cdef inline bint find_explanation(
         PipelineState *pipe, const Snapshot *snap, Packet *p, FlowTuple *flow, uint32_t now) noexcept nogil:
-    """A reply without an entry: after a restart, the Maglev table tells through which VIP the client came.
+    """Which of the backends at one address and port would have had the flow, by hash? It is the packet's then, and
+    `flow` what the client sees; else False, and the packet has none.
 
     Bounded: at most MAX_ALTERNATIVES services share a backend's address and port.
     """
-    cdef uint32_t backend = p.backend
-    cdef uint64_t fingerprint
     cdef int _looked
     for _looked in range(MAX_ALTERNATIVES):
-        if backend == 0:
-            break
-        set_flow_of_reply(flow, pipe, snap, p, backend, NULL)
-        if explains(pipe, snap, backend, p, flow.be_vport, now):
-            p.backend = backend
-            fingerprint = flow_fingerprint(pipe.flows.key, p.fingerprint, flow.vip, flow.be_vport, True)
-            if lives_elsewhere(pipe, snap, p, fingerprint, now):
-                break
+        if p.backend == 0:
+            return False
+        set_flow_of_reply(flow, pipe, snap, p, p.backend, NULL)
+        if explains(pipe, snap, p.backend, p, flow.be_vport, now):
+            return True
+        p.backend = snap.services.backends[p.backend].next_reply
+    p.backend = 0
+    return False
+
+
+cdef inline int pick_up_reply(
+        PipelineState *pipe, const Snapshot *snap, Packet *p, FlowTuple *flow, uint32_t now) noexcept nogil:
+    """A reply without an entry: after a restart, the Maglev table tells through which VIP the client came."""
+    cdef uint64_t fingerprint
+    if find_explanation(pipe, snap, p, flow, now):
+        fingerprint = flow_fingerprint(pipe.flows.key, p.fingerprint, flow.vip, flow.be_vport, True)
+        if not lives_elsewhere(pipe, snap, p, fingerprint, now):
             return enter_picked_up(pipe, snap, p, fingerprint, flow, now)
-        backend = snap.services.backends[backend].next_reply
     p.backend = 0
     return DROP_REPLY_UNKNOWN
 
@@ -478,10 +485,8 @@ cdef inline int backend_of_error(PipelineState *pipe, const Snapshot *snap, Pack
 
 cdef inline int flow_of_error(
         PipelineState *pipe, const Snapshot *snap, Packet *p, FlowTuple *flow, uint32_t now) noexcept nogil:
-    """An error about a packet to a backend: the flow in which the client had sent it. Bounded: MAX_ALTERNATIVES."""
+    """An error about a packet to a backend: the flow in which the client had sent it."""
     cdef FlowEntry *entry
-    cdef uint32_t backend = p.backend
-    cdef int _looked
     if p.source != 0:
         return VIA_ICMP if entry_of_port(pipe, snap, p, flow, now) != NULL else DROP_ICMP_UNKNOWN
     entry = find_reply(&pipe.flows, snap.services, p)
@@ -489,13 +494,4 @@ cdef inline int flow_of_error(
         p.backend = backend_of(entry)
         set_flow_of_reply(flow, pipe, snap, p, p.backend, entry)
         return VIA_ICMP
-    for _looked in range(MAX_ALTERNATIVES):
-        if backend == 0:
-            break
-        set_flow_of_reply(flow, pipe, snap, p, backend, NULL)
-        if explains(pipe, snap, backend, p, flow.be_vport, now):
-            p.backend = backend
-            return VIA_ICMP
-        backend = snap.services.backends[backend].next_reply
-    p.backend = 0
-    return DROP_ICMP_UNKNOWN
+    return VIA_ICMP if find_explanation(pipe, snap, p, flow, now) else DROP_ICMP_UNKNOWN
