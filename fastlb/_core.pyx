@@ -75,14 +75,14 @@ from fastlb.dataplane.state cimport MAX_SERVICES, NUMBERS, ReasonCounts
 from fastlb.dataplane.takeover cimport DAMAGED, MOST_DAMAGED, SOUND, UNWANTED, TakenOver, count_owned, take_over
 from fastlb.dataplane.track cimport (
     MAX_ALTERNATIVES, backend_in_midflow, entry_of_port, explains, is_found_again, needs_entry, set_flow_of_reply)
-from fastlb.dataplane.transmit cimport MAX_XSKS
+from fastlb.dataplane.transmit cimport MAX_OFFLOADS, MAX_XSKS
 from fastlb.dataplane.types cimport (
     BATCH, DF_ALWAYS, DF_INNER, DF_NEVER, FAMILY_4, FORWARD_DSR, FORWARD_FULLNAT, FORWARD_GRE, FORWARD_GUE,
     FORWARD_IPIP, FORWARD_NAT, GATE_LIMIT, GATE_LISTS, KEEP_ALL, KEEP_BUT_SYN, KEEP_NONE, KEEP_TO_RESET, LATER_BIT,
     LEG_CLIENT, LEG_REPLY, NO_BACKEND_DROP, NO_BACKEND_RESET, NO_HOP, PROTO_TCP, PROTO_UDP, VNET_HDR_LEN, Addr,
     Admission, AffinePlace, Affinity, Backend, BackendStats, Candidate, FlowTuple, Hop, LinkRoute, Packet, Service,
     ServiceEvents, ServiceTable, Shape, ShapeList, Snapshot, Source, Taker, Timeouts, VnetHdr)
-from fastlb.dataplane.wire cimport read_addr4, read_addr6, write_addr6
+from fastlb.dataplane.wire cimport ETHERTYPE_OFFLOAD, read_addr4, read_addr6, write_addr6
 from fastlb.dataplane.worker cimport MAX_RINGS, clock_ms, clock_ns, run_worker
 from fastlb.dataplane.xsk cimport XSK_CHUNK, XSK_METADATA, XSK_READY, XSK_RING, Xsk, XskRing
 

@@ -137,11 +137,12 @@ class Assembler:
 # What bpf(2) is asked to do, and the number of the call itself, which libc does not wrap.
 _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT_KEY = 0, 1, 2, 3, 4
 _PROG_LOAD, _PROG_TEST_RUN, _PROG_NEXT_ID, _MAP_NEXT_ID = 5, 10, 11, 12
-_PROG_FD_BY_ID, _MAP_FD_BY_ID, _INFO_BY_FD = 13, 14, 15
+_PROG_FD_BY_ID, _MAP_FD_BY_ID, _INFO_BY_FD, _LINK_CREATE = 13, 14, 15, 28
 _SYSCALL = {"x86_64": 321, "aarch64": 280}
 
 _MAP_TYPE_HASH, _MAP_TYPE_ARRAY, _MAP_TYPE_LRU_HASH = 1, 2, 9
 _F_NO_PREALLOC, _F_MMAPABLE = 1, 1 << 10
+_TCX_EGRESS, _F_BEFORE = 47, 1 << 3
 _NAME_AT = {_PROG_FD_BY_ID: 64, _MAP_FD_BY_ID: 24}  # in struct bpf_prog_info and struct bpf_map_info
 _NAME_SIZE = 16  # with the terminating zero
 _LOG_SIZE = 1 << 20
@@ -335,6 +336,15 @@ def _load(kind: int, code: bytes, name: str, licence: str, log: ctypes.Array[cty
             if error.errno != errno.EAGAIN:
                 raise
     return _bpf(_PROG_LOAD, attr)
+
+
+def link_to_egress(program_fd: int, interface: int) -> int:
+    """Let a program of type SCHED_CLS see what leaves an interface, before all others that do (tcx, Linux 6.6).
+
+    The descriptor that this returns is the link, which ends when that is closed, with the process at the latest. It
+    outlives the interface, without effect. Raises OSError: EINVAL from kernels before 6.6.
+    """
+    return _bpf(_LINK_CREATE, struct.pack("=6IQ", program_fd, interface, _TCX_EGRESS, _F_BEFORE, 0, 0, 0))
 
 
 def run_program(program_fd: int, data: bytes, repeat: int = 1) -> tuple[int, int]:

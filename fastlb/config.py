@@ -358,6 +358,10 @@ class Config(_Model):
         description="how frames leave: xdp (AF_XDP from the ring's own memory), sendmmsg, "
         "or auto, which is xdp where it can be had",
     )
+    tunnel_offload: fields.Flag = Field(
+        default=True,
+        description="leave it to the kernel or the device to cut super-frames in tunnels, where they can",
+    )
     control: fields.SocketPath = Field(
         default="/run/fastlb/fastlb.sock",
         description="the Unix socket on which a running fastlb takes commands",

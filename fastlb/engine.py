@@ -58,6 +58,7 @@ from fastlb.preflight import (
     open_blocks,
 )
 from fastlb.standing import Name, Standings
+from fastlb.tunneloffload import TunnelOffload
 from fastlb.workers import Workers, open_pipelines, owner_of_shard
 
 TICK = 0.1  # seconds between looks at the workers, at clients without a MAC and at snapshots to free
@@ -178,9 +179,12 @@ class Engine:
         self._open_flow_log(stack)
         self._attach_guard(stack)
         self._open_blocks = open_blocks(self._now.config, self._classifier)
+        self._tunnel_offload = TunnelOffload()
+        stack.callback(self._tunnel_offload.close)
         self._open_workers(earlier=())
         stack.callback(lambda: self._workers.close())
         self._workers.start(self._view, self._links_out())
+        self._offload_tunnels()
 
     def _open_workers(self, earlier: Sequence[Mapping[str, int]]) -> None:
         self._links = self._interface_links(self._view)
@@ -398,6 +402,7 @@ class Engine:
         self._let_go_of_removed()
         self._write_flow_log()
         self._workers.follow(self._view, self._links_out())
+        self._offload_tunnels()
 
     def _write_flow_log(self) -> None:
         """A full disk costs lines, and is logged once."""
@@ -576,6 +581,10 @@ class Engine:
     def _links_out(self) -> set[int]:
         return nexthops.outgoing_links(self._view, self._now.plans, self._now.config.interfaces)
 
+    def _offload_tunnels(self) -> None:
+        links = nexthops.tunnel_links(self._view, self._now.plans) if self._now.config.tunnel_offload else set()
+        self._workers.offload_tunnels(self._tunnel_offload.follow(links))
+
     def _paths(self) -> dict[str, str]:
         return self._workers.transmit_paths(self._view, self._links_out())
 
@@ -680,7 +689,8 @@ class Engine:
 
     def _status(self, request: Mapping[str, Any]) -> dict[str, Any]:
         found = [pipeline.counters() for pipeline in self._pipelines]
-        counters = metrics.add_up((*found, self._classifier.passed())) | self._workers.counters()
+        found += self._classifier.passed(), self._tunnel_offload.lost()
+        counters = metrics.add_up(found) | self._workers.counters()
         return {
             "version": __version__,
             "pid": os.getpid(),

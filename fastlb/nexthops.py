@@ -151,6 +151,12 @@ def outgoing_links(view: KernelView, plans: Iterable[Plan], interfaces: Iterable
     return {index for index in links if index in view.links and view.links[index].up and any(view.links[index].mac)}
 
 
+def tunnel_links(view: KernelView, plans: Iterable[Plan]) -> set[int]:
+    """The links by which tunnels' packets leave, if they exist."""
+    towards = {view.next_hop(member.address) for plan in plans if plan.forward in TUNNELS for member in plan.members}
+    return {next_hop[0] for next_hop in towards if next_hop is not None} & view.links.keys()
+
+
 def own_addresses(view: KernelView, plans: Iterable[Plan]) -> list[str]:
     """Backends that are this host: its frames do not leave it, so fastlb cannot send them any."""
     return [

@@ -38,7 +38,7 @@ STUCK = 5.0  # seconds without a round of its loop, which takes 100 ms when ther
 
 _SO_ATTACH_BPF, _SOL_PACKET, _PACKET_IGNORE_OUTGOING, _ETH_P_ALL = 50, 263, 23, 3
 _COUNTERS = (  # of a worker, which may have no ring yet
-    "transmitted", "transmitted_bytes", "transmitted_xdp", "blocks_read", "read_early", "sleeps",
+    "transmitted", "transmitted_bytes", "transmitted_xdp", "tunnels_offloaded", "blocks_read", "read_early", "sleeps",
     "ring_packets", "ring_drops", "ring_freezes",
 )  # fmt: skip
 _BELL_BUFFER = 1  # bytes that are asked for; the kernel makes it its minimum, a few frames' worth
@@ -184,6 +184,11 @@ class Workers:
         """Several times a second: open ways out that are missing."""
         for member in self._members:
             member.paths.follow(view, links_out)
+
+    def offload_tunnels(self, links: Sequence[int]) -> None:
+        """The interfaces with the program of tunneloffload.py, from now on."""
+        for member in self._members:
+            member.worker.offload_tunnels(links)
 
     def dead(self) -> list[int]:
         """The numbers of workers whose thread has ended though nobody stopped it."""

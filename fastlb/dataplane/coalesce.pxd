@@ -7,7 +7,7 @@ Segments wait in bundles, one a flow, where they lie in the ring; `write_waiting
 back. A write is one packet, with struct virtio_net_hdr in front (IFF_VNET_HDR, Documentation/networking/tuntap.rst):
 
     | virtio_net_hdr 10 | IP | TCP | payload | payload of the second | payload of the third | ...
-     '------------- parts[0] ---------------' '----- parts[1] ------'
+     '--- parts[0] ----' '---- parts[1] ----' '----- parts[2] ------'
 
 What may be merged is what Linux merges (tcp_gro_receive), so that no receiver can tell: the same addresses, ports, TTL,
 TOS, acknowledgement, window and options; the next sequence number; the same length, or a shorter last one. PSH and FIN
@@ -15,24 +15,22 @@ end a super-frame.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcmp, memset
 
 from fastlb.dataplane.abi cimport EINTR, errno, iovec, writev
 from fastlb.dataplane.checksum cimport fold, sum_bytes
 from fastlb.dataplane.machine cimport bswap16, load16, load32, load64, must, store16, unlikely
-from fastlb.dataplane.types cimport FAMILY_4, PROTO_TCP, VNET_HDR_LEN, VNET_NEEDS_CSUM, VnetHdr
+from fastlb.dataplane.types cimport (
+    FAMILY_4, GSO_TCP4, GSO_TCP6, PROTO_TCP, VNET_HDR_LEN, VNET_NEEDS_CSUM, VnetHdr)
 from fastlb.dataplane.wire cimport (
     IP4_CSUM, IP4_FRAG, IP4_FRAG_MASK, IP4_ID, IP4_LEN, IP4_PROTO, IP4_SRC, IP4_TOTAL, IP6_LEN, IP6_NEXT,
-    IP6_PAYLOAD, IP6_SRC, TCP_ACK, TCP_ACK_NO, TCP_CSUM, TCP_FIN, TCP_FLAGS, TCP_LEN, TCP_OFFSET, TCP_SEQ,
+    IP6_PAYLOAD, IP6_SRC, MAX_IP, TCP_ACK, TCP_ACK_NO, TCP_CSUM, TCP_FIN, TCP_FLAGS, TCP_LEN, TCP_OFFSET, TCP_SEQ,
     read_be16, read_be32, write_be16)
 
 
 cdef enum:
     BUNDLES = 8              # flows that can wait at once; another one has the oldest written
     MAX_PARTS = 64           # segments of a super-frame: 64 KiB of those that Ethernet carries
-    MAX_SUPER = 65535        # bytes from the IP header on
-    GSO_TCP4 = 1             # virtio_net_hdr.gso_type
-    GSO_TCP6 = 4
     IP4_PLAIN = 0x45         # version 4, no options
     IP4_DONT_FRAGMENT = 0x40  # in the byte at IP4_FRAG
     TCP_PSH = 0x08
@@ -41,7 +39,7 @@ cdef enum:
 
 
 cdef struct Inner:
-    # A packet that came out of a tunnel. The VNET_HDR_LEN bytes in front of it may be overwritten.
+    # A packet that came out of a tunnel. What lies in front of it may be another one, which waits.
     uint8_t *ip
     VnetHdr vnet             # its offloads, with offsets from ip
     uint32_t length          # of the whole packet, by its own header
@@ -52,7 +50,7 @@ cdef struct Inner:
 
 
 cdef struct Bundle:
-    iovec parts[MAX_PARTS]
+    iovec parts[1 + MAX_PARTS]
     Inner first
     uint32_t count           # segments; 0: the bundle is free
     uint32_t length          # from the IP header on
@@ -111,7 +109,7 @@ cdef inline bint is_mergeable(const Inner *p) noexcept nogil:
     """Data with an acknowledgement, nothing that a receiver must see by itself, and undamaged."""
     cdef const uint8_t *tcp = p.ip + p.l4
     cdef uint32_t header = (tcp[TCP_OFFSET] >> 4) * 4
-    if header < TCP_LEN or p.length > MAX_SUPER or p.length <= p.l4 + header:
+    if header < TCP_LEN or p.length > MAX_IP or p.length <= p.l4 + header:
         return False
     if not tcp[TCP_FLAGS] & TCP_ACK or tcp[TCP_FLAGS] & ~<uint8_t>(TCP_ACK | TCP_PSH | TCP_FIN | TCP_ECE):
         return False
@@ -152,17 +150,23 @@ cdef inline bint same_tcp_header(const Bundle *bundle, const Inner *p) noexcept 
 cdef inline bint belongs(const Bundle *bundle, const Inner *p) noexcept nogil:
     """Is it the next segment?"""
     cdef uint32_t payload = p.length - p.header
-    return (payload <= bundle.size and bundle.length + payload <= MAX_SUPER
+    return (payload <= bundle.size and bundle.length + payload <= MAX_IP
             and same_ip_header(bundle, p) and same_tcp_header(bundle, p))
 
 
 # --- the way out -----------------------------------------------------------------------------------------------------
 
-cdef inline void write_parts(Coalescer *out, iovec *parts, uint32_t count) noexcept nogil:
-    """One write, of so many packets. What the kernel refuses is counted, and never retried."""
-    cdef ssize_t written = writev(out.fd, parts, count)
+cdef inline void write_parts(Coalescer *out, const Inner *first, iovec *parts, uint32_t count) noexcept nogil:
+    """One write, of so many packets, of which the first is whole. What the kernel refuses is counted, and never
+    retried."""
+    cdef ssize_t written
+    parts[0].iov_base = <void *>&first.vnet
+    parts[0].iov_len = VNET_HDR_LEN
+    parts[1].iov_base = first.ip
+    parts[1].iov_len = first.length
+    written = writev(out.fd, parts, 1 + count)
     while unlikely(written < 0 and errno == EINTR):
-        written = writev(out.fd, parts, count)
+        written = writev(out.fd, parts, 1 + count)
     out.writes += 1
     if unlikely(written < 0):
         out.refused += count
@@ -170,17 +174,9 @@ cdef inline void write_parts(Coalescer *out, iovec *parts, uint32_t count) noexc
         out.delivered += count
 
 
-cdef inline void describe(const Inner *p, iovec *part) noexcept nogil:
-    """The whole packet behind its virtio_net_hdr."""
-    memcpy(p.ip - VNET_HDR_LEN, &p.vnet, VNET_HDR_LEN)
-    part.iov_base = p.ip - VNET_HDR_LEN
-    part.iov_len = p.length + VNET_HDR_LEN
-
-
 cdef inline void write_packet(Coalescer *out, const Inner *p) noexcept nogil:
-    cdef iovec part
-    describe(p, &part)
-    write_parts(out, &part, 1)
+    cdef iovec parts[2]
+    write_parts(out, p, parts, 1)
 
 
 cdef inline void make_super_frame(Bundle *bundle) noexcept nogil:
@@ -205,12 +201,11 @@ cdef inline void make_super_frame(Bundle *bundle) noexcept nogil:
 
 cdef inline void write_bundle(Coalescer *out, Bundle *bundle) noexcept nogil:
     """And free it."""
-    must(0 < bundle.count <= MAX_PARTS and bundle.length <= MAX_SUPER)
+    must(0 < bundle.count <= MAX_PARTS and bundle.length <= MAX_IP)
     if bundle.count > 1:
         make_super_frame(bundle)
         out.merged += bundle.count
-    describe(&bundle.first, &bundle.parts[0])
-    write_parts(out, bundle.parts, bundle.count)
+    write_parts(out, &bundle.first, bundle.parts, bundle.count)
     bundle.count = 0
 
 
@@ -247,9 +242,9 @@ cdef inline void append(Coalescer *out, Bundle *bundle, const Inner *p) noexcept
     """The next segment; one that nothing may follow has the bundle written."""
     cdef uint32_t payload = p.length - p.header
     must(bundle.count < MAX_PARTS)
+    bundle.count += 1
     bundle.parts[bundle.count].iov_base = p.ip + p.header
     bundle.parts[bundle.count].iov_len = payload
-    bundle.count += 1
     bundle.length += payload
     bundle.next_seq += payload
     bundle.last_flags = p.ip[p.l4 + TCP_FLAGS] & (TCP_PSH | TCP_FIN)

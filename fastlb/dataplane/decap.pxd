@@ -5,6 +5,8 @@
     | Ethernet | outer IP | UDP 8 | GUE 4 + n  | inner IP ...     gue: draft-ietf-intarea-gue, variant 0
     | Ethernet | outer IP | UDP 8              | inner IP ...     gue: variant 1, the IP version tells it
 
+A super-frame of UDP brings many such datagrams of gue, each from its GUE header on, behind one UDP header.
+
 Invariants: no byte beyond `end` is read, and every packet ends in exactly one reason. What a tunnel brings is written
 as it is but for the ECN bits (RFC 6040); its own checksums are checked by the kernel behind the TUN device, or by
 `coalesce`.
@@ -25,7 +27,7 @@ from fastlb.dataplane.machine cimport bswap16, load16, load32, load_acquire_u32,
 from fastlb.dataplane.ring cimport (
     RxRing, advance, has_frames, hold_block, kernel_may_refill, next_slot, take_frame)
 from fastlb.dataplane.reasons cimport DROP_RING_HOLE
-from fastlb.dataplane.types cimport FAMILY_4, FAMILY_6, PROTO_UDP, VNET_NEEDS_CSUM, Packet
+from fastlb.dataplane.types cimport FAMILY_4, FAMILY_6, GSO_ECN, GSO_UDP, PROTO_UDP, VNET_NEEDS_CSUM, Packet
 from fastlb.dataplane.wire cimport (
     ETH_LEN, ETH_TYPE, ETHERTYPE_IP4, ETHERTYPE_IP6, EXT_DEST_OPTS, IP4_CSUM, IP4_DST, IP4_FRAG, IP4_FRAG_MASK, IP4_LEN,
     IP4_PROTO, IP4_SRC, IP4_TOTAL, IP6_DST, IP6_LEN, IP6_NEXT, IP6_PAYLOAD, IP6_SRC, UDP_CSUM, UDP_LEN, UDP_LENGTH,
@@ -216,8 +218,8 @@ cdef inline int strip_gre(const uint8_t **cursor, const uint8_t *end, const Deca
 
 cdef inline bint udp_checksum_holds(const uint8_t *udp, uint16_t length, const Packet *p) noexcept nogil:
     """Zero is none: RFC 768, and RFC 6935 for tunnels over IPv6. One that is left to the device is not there yet, and
-    where the inner one is left it does not fit yet."""
-    if load16(udp + UDP_CSUM) == 0 or p.vnet.flags & VNET_NEEDS_CSUM:
+    where the inner one is left it does not fit yet. A super-frame has none."""
+    if load16(udp + UDP_CSUM) == 0 or p.vnet.flags & VNET_NEEDS_CSUM or p.vnet.gso_type:
         return True
     return fold(sum_addr(p.src) + sum_addr(p.dst) + bswap16(length) + <uint32_t>bswap16(PROTO_UDP)
                 + sum_bytes(udp, length)) == 0xFFFF
@@ -225,7 +227,7 @@ cdef inline bint udp_checksum_holds(const uint8_t *udp, uint16_t length, const P
 
 cdef inline int strip_udp(
         const uint8_t **cursor, const uint8_t **end, const Packet *p, const Decap *decap) noexcept nogil:
-    """RFC 768. 0, and ``end`` comes back to where the datagram says that it ends."""
+    """RFC 768. PROTO_UDP, and ``end`` comes back to where the datagram says that it ends."""
     cdef const uint8_t *udp = cursor[0]
     cdef int32_t length
     if unlikely(end[0] - udp < UDP_LEN):
@@ -239,7 +241,7 @@ cdef inline int strip_udp(
         return -DECAP_OUTER_CHECKSUM
     cursor[0] += UDP_LEN
     end[0] = udp + length
-    return 0
+    return PROTO_UDP
 
 
 cdef inline int strip_gue(const uint8_t **cursor, const uint8_t *end) noexcept nogil:
@@ -262,9 +264,9 @@ cdef inline int strip_gue(const uint8_t **cursor, const uint8_t *end) noexcept n
     return gue[1] if gue[1] == PROTO_IP4 or gue[1] == PROTO_IP6 else -DECAP_GUE_PROTOCOL
 
 
-cdef inline int strip_tunnel(
+cdef inline int strip_outer(
         const uint8_t **cursor, const uint8_t **end, Packet *p, const Decap *decap, Inner *inner) noexcept nogil:
-    """Everything in front of the inner packet; its protocol (PROTO_IP4 or PROTO_IP6), or minus the reason."""
+    """Ethernet, IP and UDP; the protocol of what follows, PROTO_UDP for gue, or minus the reason."""
     cdef uint16_t ethertype
     cdef int following
     if unlikely(end[0] - cursor[0] < ETH_LEN):
@@ -278,13 +280,21 @@ cdef inline int strip_tunnel(
     else:
         return -DECAP_NOT_TUNNEL
     if following == PROTO_UDP and decap.modes & MODE_GUE:
-        following = strip_udp(cursor, end, p, decap)
-        return strip_gue(cursor, end[0]) if following == 0 else following
+        return strip_udp(cursor, end, p, decap)
     if following == PROTO_GRE and decap.modes & MODE_GRE:
-        return strip_gre(cursor, end[0], decap)
+        return following
     if (following == PROTO_IP4 or following == PROTO_IP6) and decap.modes & MODE_IPIP:
         return following
     return following if following < 0 else -DECAP_NOT_TUNNEL
+
+
+cdef inline int strip_tunnel(
+        const uint8_t **cursor, const uint8_t *end, int protocol, const Decap *decap) noexcept nogil:
+    """What lies between `strip_outer` and the inner packet; its protocol (PROTO_IP4 or PROTO_IP6), or minus the reason.
+    """
+    if protocol == PROTO_UDP:
+        return strip_gue(cursor, end)
+    return strip_gre(cursor, end, decap) if protocol == PROTO_GRE else protocol
 
 
 # --- the inner packet ------------------------------------------------------------------------------------------------
@@ -344,21 +354,23 @@ cdef inline bint join_ecn(Inner *inner) noexcept nogil:
     return True
 
 
-cdef inline int take_offloads(const Packet *p, Inner *inner) noexcept nogil:
-    """What of the inner packet is left to the device, in offsets from it; 0, or the reason why that cannot be.
+cdef inline bint leaves_open(const Packet *p, const uint8_t *at) noexcept nogil:
+    """Is a checksum left to the device that lies behind here? One before is the outer UDP header's, which has gone."""
+    return p.vnet.flags & VNET_NEEDS_CSUM and p.frame + p.vnet.csum_start >= at
 
-    A checksum that is left open in front of the inner packet is the outer UDP header's, which has gone.
-    """
+
+cdef inline int take_offloads(const Packet *p, bint joined, Inner *inner) noexcept nogil:
+    """What of the inner packet is left to the device, in offsets from it; 0, or the reason why that cannot be."""
     cdef uint32_t start = p.vnet.csum_start
     cdef uint32_t stripped = <uint32_t>(inner.ip - p.frame)
     memset(&inner.vnet, 0, sizeof(inner.vnet))
-    if p.vnet.flags & VNET_NEEDS_CSUM and start >= stripped:
+    if leaves_open(p, inner.ip):
         if unlikely(start - stripped + p.vnet.csum_offset + 2 > inner.length):
             return DECAP_OFFLOAD
         inner.vnet.flags = VNET_NEEDS_CSUM
         inner.vnet.csum_start = <uint16_t>(start - stripped)
         inner.vnet.csum_offset = p.vnet.csum_offset
-    if unlikely(p.vnet.gso_type):
+    if unlikely(p.vnet.gso_type) and not joined:
         if inner.vnet.flags == 0:                        # not of the inner packet
             return DECAP_OFFLOAD
         inner.vnet.gso_type = p.vnet.gso_type
@@ -366,11 +378,17 @@ cdef inline int take_offloads(const Packet *p, Inner *inner) noexcept nogil:
     return 0
 
 
-cdef inline int decapsulate(const Decap *decap, Packet *p, Inner *inner) noexcept nogil:
-    """Describe the packet inside the frame: 0, or the reason to drop it. The frame's memory may change."""
-    cdef const uint8_t *cursor = p.frame
-    cdef const uint8_t *end = p.frame + p.length
-    cdef int protocol = strip_tunnel(&cursor, &end, p, decap, inner)
+cdef inline bint is_joined(const Packet *p, int protocol, const uint8_t *payload) noexcept nogil:
+    """A super-frame of UDP, many datagrams of gue: not one that came out of a tunnel."""
+    return (p.vnet.gso_type & ~<uint8_t>GSO_ECN) == GSO_UDP and protocol == PROTO_UDP and not leaves_open(p, payload)
+
+
+cdef inline int decapsulate(
+        const Decap *decap, Packet *p, int protocol, const uint8_t *cursor, const uint8_t *end, bint joined,
+        Inner *inner) noexcept nogil:
+    """Describe the packet that lies here behind the outer headers: 0, or the reason to drop it. The frame's memory may
+    change."""
+    protocol = strip_tunnel(&cursor, end, protocol, decap)
     if unlikely(protocol < 0):
         return -protocol
     inner.ip = p.frame + (cursor - p.frame)
@@ -385,20 +403,42 @@ cdef inline int decapsulate(const Decap *decap, Packet *p, Inner *inner) noexcep
         return DECAP_NESTED
     if unlikely(not join_ecn(inner)):
         return DECAP_ECN
-    return take_offloads(p, inner)
+    return take_offloads(p, joined, inner)
 
 
 # --- the loop --------------------------------------------------------------------------------------------------------
 
-cdef inline void take_packet(Decap *decap, Packet *p) noexcept nogil:
-    """One frame. Its memory is in use until `write_waiting`."""
-    cdef Inner inner
-    cdef int reason = decapsulate(decap, p, &inner)
+cdef inline void drop(Decap *decap, int reason) noexcept nogil:
     decap.packets += 1
-    if unlikely(reason):
-        decap.reasons[reason] += 1
-    else:
-        coalesce(&decap.out, &inner)
+    decap.reasons[reason] += 1
+
+
+cdef inline void take_packet(Decap *decap, Packet *p) noexcept nogil:
+    """One frame, of one packet or of many. Its memory is in use until `write_waiting`."""
+    cdef const uint8_t *cursor = p.frame
+    cdef const uint8_t *end = p.frame + p.length
+    cdef const uint8_t *stop
+    cdef Inner inner
+    cdef int protocol = strip_outer(&cursor, &end, p, decap, &inner)
+    cdef bint joined = protocol > 0 and is_joined(p, protocol, cursor)
+    cdef int reason
+    if unlikely(protocol < 0):
+        drop(decap, -protocol)
+        return
+    if unlikely(joined and p.vnet.gso_size == 0):
+        drop(decap, DECAP_OFFLOAD)
+        return
+    while True:                                          # bounded by the frame
+        stop = cursor + p.vnet.gso_size if joined and end - cursor > p.vnet.gso_size else end
+        reason = decapsulate(decap, p, protocol, cursor, stop, joined, &inner)
+        if unlikely(reason):
+            drop(decap, reason)
+        else:
+            decap.packets += 1
+            coalesce(&decap.out, &inner)
+        if stop == end:
+            break
+        cursor = stop
 
 
 cdef inline bint read_block(Decap *decap) noexcept nogil:
@@ -414,8 +454,7 @@ cdef inline bint read_block(Decap *decap) noexcept nogil:
         reason = take_frame(ring, slot, &decap.packet)
         advance(ring, slot, True)
         if unlikely(reason):
-            decap.packets += 1
-            decap.reasons[<int>(DECAP_RING_HOLE if reason == DROP_RING_HOLE else DECAP_RING_CLAMPED)] += 1
+            drop(decap, DECAP_RING_HOLE if reason == DROP_RING_HOLE else DECAP_RING_CLAMPED)
         else:
             take_packet(decap, &decap.packet)
         slot = next_slot(ring, True)

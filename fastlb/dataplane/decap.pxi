@@ -30,7 +30,7 @@ cdef class Decapsulator:
             raise OSError(errno, "cannot open an eventfd")
 
     def process(self, frames, vnet=bytes(VNET_HDR_LEN)):
-        """Take these Ethernet frames as if a ring had brought them together, each with this virtio_net_hdr.
+        """Take these Ethernet frames as if a ring had brought them together, each with this virtio_net_hdr: ``vnet``.
 
         Writes what is inside them before it returns. Not while ``run`` does.
         """
@@ -43,10 +43,9 @@ cdef class Decapsulator:
         try:
             for frame in frames:
                 PyObject_GetBuffer(frame, &view, PyBUF_SIMPLE)
-                packet.frame = <uint8_t *>malloc(VNET_HDR_LEN + view.len)  # a block of its own: no overrun goes unseen
+                packet.frame = <uint8_t *>malloc(view.len)  # a block of its own: no overrun goes unseen
                 if packet.frame != NULL:
                     copies.append(<size_t>packet.frame)
-                    packet.frame += VNET_HDR_LEN
                     memcpy(packet.frame, view.buf, view.len)
                 packet.length = <uint32_t>view.len
                 PyBuffer_Release(&view)

@@ -154,6 +154,12 @@ cdef inline void write_gue(
     write_be32(udp + UDP_LEN, <uint32_t>(PROTO_IP4 if inner_version == 4 else PROTO_IP6) << 16)
 
 
+cdef inline uint64_t pseudo_sum(const uint8_t *ip, uint32_t length) noexcept nogil:
+    """Of a UDP datagram of `length` bytes (RFC 768; RFC 8200 section 8.1)."""
+    cdef uint64_t addresses = sum_bytes(ip + IP4_SRC, 8) if ip[0] >> 4 == 4 else sum_bytes(ip + IP6_SRC, 32)
+    return addresses + bswap16(PROTO_UDP) + bswap16(<uint16_t>length)
+
+
 cdef inline void close_outer(
         uint8_t *ip, uint32_t outer, uint32_t inner_length, uint64_t inner_sum, bint summed) noexcept nogil:
     """Mend lengths and checksums. ``summed``: gue's UDP checksum is wanted, and ``inner_sum`` known."""
@@ -161,7 +167,6 @@ cdef inline void close_outer(
     cdef uint8_t protocol = ip[IP4_PROTO] if header == IP4_LEN else ip[IP6_NEXT]
     cdef uint8_t *udp = ip + header
     cdef uint32_t payload = outer - header + inner_length
-    cdef uint64_t pseudo
     cdef uint16_t checksum
     if header == IP4_LEN:
         write_be16(ip + IP4_TOTAL, <uint16_t>(header + payload))
@@ -174,10 +179,15 @@ cdef inline void close_outer(
     write_be16(udp + UDP_LENGTH, <uint16_t>payload)
     store16(udp + UDP_CSUM, 0)
     if summed:
-        pseudo = sum_bytes(ip + (IP4_SRC if header == IP4_LEN else IP6_SRC), 8 if header == IP4_LEN else 32)
-        pseudo += <uint64_t>bswap16(PROTO_UDP) + bswap16(<uint16_t>payload)
-        checksum = <uint16_t>~fold(pseudo + sum_bytes(udp, outer - header) + inner_sum)
+        checksum = <uint16_t>~fold(pseudo_sum(ip, payload) + sum_bytes(udp, outer - header) + inner_sum)
         store16(udp + UDP_CSUM, checksum if checksum != 0 else <uint16_t>0xFFFF)
+
+
+cdef inline void leave_checksum(uint8_t *ip, uint32_t outer, uint32_t inner_length) noexcept nogil:
+    """Mend gue's lengths, and leave the UDP checksum to the device: see `complete_checksum`."""
+    cdef uint32_t header = IP4_LEN if ip[0] >> 4 == 4 else IP6_LEN
+    close_outer(ip, outer, inner_length, 0, False)
+    store16(ip + header + UDP_CSUM, fold(pseudo_sum(ip, outer - header + inner_length)))
 
 
 cdef inline bint wants_sum(const Service *service, uint8_t family) noexcept nogil:

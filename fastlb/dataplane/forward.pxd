@@ -14,7 +14,7 @@ from fastlb.dataplane.icmperror cimport (
     answer_echo, translate_client_in_error, translate_source_in_error, translate_to_backend, translate_to_client)
 from fastlb.dataplane.machine cimport likely, load_acquire_u32, must, store_release_u32, unlikely
 from fastlb.dataplane.pieces cimport (
-    GSO_TCP6, GSO_UDP, MIN_MTU6, cut_segment, cut_to, is_divisible, is_promised, may_be_fragmented,
+    MIN_MTU6, cut_segment, cut_to, is_divisible, is_promised, may_be_fragmented,
     most_pieces, super_kind)
 from fastlb.dataplane.reasons cimport (
     DROP_BACKEND_LEFT, DROP_NO_BACKEND, DROP_NO_NEIGHBOUR, DROP_NO_TUNNEL_SOURCE, DROP_OVER_MTU, DROP_REJECT_LIMIT,
@@ -27,8 +27,8 @@ from fastlb.dataplane.sourceport cimport SourcePool, address_of, be_port_of
 from fastlb.dataplane.state cimport MAX_UNRESOLVED, NUMBERS, PipelineState
 from fastlb.dataplane.track cimport find_again, translates
 from fastlb.dataplane.types cimport (
-    CLAMP_TO_PATH, FAMILY_4, FRAGMENT_LATER, NO_BACKEND_RESET, NO_HOP, PROTO_TCP, Addr, Backend, BackendStats,
-    FlowTuple, Hop, LinkRoute, Packet, Service, Snapshot)
+    CLAMP_TO_PATH, FAMILY_4, FRAGMENT_LATER, GSO_TCP6, GSO_UDP, NO_BACKEND_RESET, NO_HOP, PROTO_TCP, Addr, Backend,
+    BackendStats, FlowTuple, Hop, LinkRoute, Packet, Service, Snapshot)
 from fastlb.dataplane.wire cimport IP4_LEN, IP6_LEN, TCP_LEN, TCP_RST, TCP_SYN, same_addr
 
 

@@ -19,7 +19,8 @@ from fastlb.dataplane.checksum cimport fold, sum_bytes
 from fastlb.dataplane.encap cimport close_outer, complete_checksum
 from fastlb.dataplane.machine cimport bswap16, must, store16
 from fastlb.dataplane.rewrite cimport fits
-from fastlb.dataplane.types cimport FAMILY_4, FRAGMENT_NONE, PROTO_TCP, VNET_NEEDS_CSUM, Packet
+from fastlb.dataplane.types cimport (
+    FAMILY_4, FRAGMENT_NONE, GSO_ECN, GSO_TCP4, GSO_TCP6, GSO_UDP, PROTO_TCP, VNET_NEEDS_CSUM, Packet)
 from fastlb.dataplane.wire cimport (
     EXT_FRAGMENT, IP4_CSUM, IP4_DF, IP4_FRAG, IP4_ID, IP4_LEN, IP4_MF, IP4_SRC, IP4_TOTAL, IP6_FRAG_LEN, IP6_LEN,
     IP6_NEXT, IP6_PAYLOAD, IP6_SRC, OPTION_END, OPTION_NOP, TCP_CSUM, TCP_CWR, TCP_FIN, TCP_FLAGS, TCP_PSH, TCP_RST,
@@ -33,10 +34,6 @@ cdef enum:
     MIN_PIECE = 32           # bytes in what a packet is cut to by an MTU, below TCP's least
     MAX_SEGMENTS = 2048      # of a packet; fragmented, each but the last piece of each has MIN_PIECE: 4,096 pieces
     OPTION_COPIED = 0x80     # RFC 791 section 3.1: such options are in every fragment
-    GSO_TCP4 = 1             # VIRTIO_NET_HDR_GSO_*
-    GSO_TCP6 = 4
-    GSO_UDP = 5
-    GSO_ECN = 0x80
 
 
 cdef struct Pieces:

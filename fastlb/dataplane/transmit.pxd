@@ -11,14 +11,17 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from fastlb.dataplane.abi cimport ENODEV
 from fastlb.dataplane.machine cimport load_acquire_u32, unlikely
 from fastlb.dataplane.reasons cimport DROP_TX_LINK_DOWN
-from fastlb.dataplane.sendmmsg cimport MessageQueue, enqueue, enqueue_pieces, send_messages
-from fastlb.dataplane.types cimport Packet
+from fastlb.dataplane.sendmmsg cimport (
+    MessageQueue, enqueue, enqueue_joined, enqueue_offloaded, enqueue_pieces, send_messages)
+from fastlb.dataplane.types cimport VNET_NEEDS_CSUM, Packet
+from fastlb.dataplane.wire cimport ETH_LEN, MAX_IP
 from fastlb.dataplane.xsk cimport (
     XSK_READY, Xsk, give_up, has_backlog, has_room, is_silent, post, push, reap, takes)
 
 
 cdef enum:
     MAX_XSKS = 16
+    MAX_OFFLOADS = 16
 
 
 cdef struct Transmit:
@@ -26,8 +29,10 @@ cdef struct Transmit:
     Xsk xsks[MAX_XSKS]
     const uint8_t *memory    # of the worker's rings, which every socket has registered
     uint64_t *reasons        # the pipeline's counters: a frame that cannot leave is a drop
+    uint64_t offloaded       # super-frames in tunnels that the kernel cuts
     uint64_t posted          # frames that left by AF_XDP
     uint64_t posted_bytes    # with those of frames that were lost after all: nobody knows their lengths any more
+    uint32_t offloads[MAX_OFFLOADS]  # interfaces behind which super-frames in tunnels are cut (tunneloffload.py)
     uint32_t block_shift     # a block is 2**block_shift bytes
     uint32_t now             # milliseconds
     bint waiting             # frames are posted that the kernel has not been told of
@@ -82,12 +87,43 @@ cdef inline Xsk *xsk_with_room(Transmit *out, const Packet *p) noexcept nogil:
     return xsk
 
 
+cdef inline bint offloads_tunnels(const Transmit *out, uint32_t ifindex) noexcept nogil:
+    cdef int i
+    for i in range(MAX_OFFLOADS):
+        if load_acquire_u32(&out.offloads[i]) == ifindex:
+            return True
+    return False
+
+
+cdef inline bint is_offloadable(const Packet *p) noexcept nogil:
+    """A super-frame in a tunnel that the kernel can cut too: its segments leave whole, its outer header can count its
+    bytes, and nothing lies between that and the Ethernet header."""
+    return (
+        p.outer != 0 and p.vnet.gso_type != 0 and p.fragment_size == 0 and p.outer + p.l3_length <= MAX_IP
+        and p.l3 - p.outer == ETH_LEN)
+
+
+cdef inline void enqueue_cut(Transmit *out, Packet *p) noexcept nogil:
+    """Queue what leaves in pieces: cut here, unless the kernel can. One of its tunnels' kinds of super-frames has open
+    checksums inside, and none outside; a super-frame of UDP is the other way about."""
+    if not is_offloadable(p) or not offloads_tunnels(out, p.out_ifindex):
+        enqueue_pieces(&out.messages, p)
+    elif p.summed:
+        enqueue_joined(&out.messages, p)
+        out.offloaded += 1
+    elif p.vnet.flags & VNET_NEEDS_CSUM:
+        enqueue_offloaded(&out.messages, p)
+        out.offloaded += 1
+    else:
+        enqueue_pieces(&out.messages, p)
+
+
 cdef inline void transmit(Transmit *out, Packet *p) noexcept nogil:
     """Queue one frame; its memory stays in use until it is sent: see `block_is_free`."""
     cdef Xsk *xsk
     if unlikely(p.pieces):
         push_all(out)
-        enqueue_pieces(&out.messages, p)
+        enqueue_cut(out, p)
         return
     xsk = xsk_with_room(out, p)
     if unlikely(xsk == NULL):
@@ -106,7 +142,7 @@ cdef inline void send_aside(Transmit *out, Packet *p) noexcept nogil:
     """Send a frame that lies outside of the rings, at once and after all that waits."""
     push_all(out)
     if p.pieces:
-        enqueue_pieces(&out.messages, p)
+        enqueue_cut(out, p)
     else:
         enqueue(&out.messages, p)
     send_messages(&out.messages)

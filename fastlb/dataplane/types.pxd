@@ -69,6 +69,10 @@ cdef packed struct VnetHdr:
 cdef enum:
     VNET_NEEDS_CSUM = 1
     VNET_HDR_LEN = 10
+    GSO_TCP4 = 1             # VIRTIO_NET_HDR_GSO_*
+    GSO_TCP6 = 4
+    GSO_UDP = 5
+    GSO_ECN = 0x80           # beside them
     BATCH = 32               # frames in flight between two stages: enough to hide a cache miss, all in L1
     FAMILY_4 = 4
     FAMILY_6 = 6

@@ -17,9 +17,11 @@ cdef enum:
     ETHERTYPE_IP6 = 0x86DD
     ETHERTYPE_VLAN = 0x8100
     ETHERTYPE_QINQ = 0x88A8
+    ETHERTYPE_OFFLOAD = 0x88B5  # IEEE 802's first for local experiments: it never leaves this host
 
     # IPv4, RFC 791
     IP4_LEN = 20
+    MAX_IP = 65535           # bytes of a packet, as IPv4 counts them with its header
     IP4_TOTAL = 2
     IP4_ID = 4
     IP4_FRAG = 6

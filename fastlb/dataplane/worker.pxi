@@ -1,5 +1,7 @@
 # The Python face of worker.pxd, ring.pxd, transmit.pxd and xsk.pxd.
 
+OFFLOAD_TYPE, OFFLOAD_LINKS = ETHERTYPE_OFFLOAD, MAX_OFFLOADS
+
 cdef class RingMemory:
     """Address space for all rings of a worker, side by side, so that a transmit socket can register them as one.
 
@@ -282,12 +284,28 @@ cdef class Worker:
                 found[xsk.ifindex] = None if load_acquire_u32(&xsk.state) == XSK_READY else xsk.error
         return found
 
+    # --- tunnel offload --------------------------------------------------------------------------------------------
+
+    def offload_tunnels(self, links):
+        """Do not cut super-frames in tunnels that leave by these interfaces: the egress of each has the program of
+        tunneloffload.py. From the thread that owns the worker, which may be running.
+
+        ``links``: interface indices, in place of those of the last call. Raises ValueError for more than OFFLOAD_LINKS.
+        """
+        cdef list wanted = sorted(links)
+        cdef int i
+        if len(wanted) > MAX_OFFLOADS:
+            raise ValueError(f"tunnels are offloaded on at most {MAX_OFFLOADS} interfaces, not {len(wanted)}")
+        for i in range(MAX_OFFLOADS):
+            store_release_u32(&self.state.out.offloads[i], wanted[i] if i < len(wanted) else 0)
+
     def counters(self):
         """Totals of the transmit queue and of the rings."""
         totals = {
             "transmitted": self.state.out.messages.sent + self.state.out.posted,
             "transmitted_bytes": self.state.out.messages.sent_bytes + self.state.out.posted_bytes,
             "transmitted_xdp": self.state.out.posted,
+            "tunnels_offloaded": self.state.out.offloaded,
             "blocks_read": self.state.blocks_read,
             "read_early": self.state.early,
             "sleeps": self.state.sleeps,

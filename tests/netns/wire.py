@@ -117,11 +117,16 @@ class Wire:
 
     def receive_packet(self, protocol: int) -> bytes:
         """The IP packet in the next frame with fastlb's MAC address that carries this protocol; fragments too."""
+        return self.receive_frame(protocol)[1][14:]
+
+    def receive_frame(self, protocol: int) -> tuple[Offload, bytes]:
+        """The whole of that frame, and what of it is left to the device."""
         while True:
-            raw = self._receiver.recv(1 << 17)[VNET_HDR:]
+            data = self._receiver.recv(1 << 17)
+            raw = data[VNET_HDR:]
             kind = {b"\x08\x00": raw[23:24], b"\x86\xdd": raw[20:21]}.get(raw[12:14])
             if raw[6:12] in FASTLB and kind == bytes([protocol]):
-                return raw[14:]
+                return Offload(*struct.unpack_from("<BBHHHH", data)), raw
 
     def arrived(self) -> list[bytes]:
         """The frames that are here by now, as they came. A link that was down meanwhile says so once, as an error."""

@@ -48,7 +48,7 @@ NAT_ANY = NAT.replace("port: 80", "port: any")
 
 TOP_KEYS = (
     "interfaces, vip_address, workers, hash_seed, snat, snat_ports, flow_log, flows, flow_file, new_flow_rate, "
-    "affinity_entries, maglev_size, ring_points, transmit, control, icmp_echo, timeouts, ring, services"
+    "affinity_entries, maglev_size, ring_points, transmit, tunnel_offload, control, icmp_echo, timeouts, ring, services"
 )
 SERVICE_KEYS = ", ".join(Service.model_fields)
 NAME = '1 to 64 letters, digits, "_", "." or "-" (in quotes if YAML would take it for a number)'

@@ -52,7 +52,7 @@ URG, ECE, CWR = 0x20, 0x40, 0x80
 CLIENT = {4: "192.0.2.7", 6: "2001:db8::7"}
 VIP = {4: "203.0.113.10", 6: "2001:db8:cafe::10"}
 TIMESTAMPS = b"\x01\x01\x08\x0a\x00\x00\x00\x01\x00\x00\x00\x02"
-NEEDS_CSUM, GSO_TCP = 1, {4: 1, 6: 4}
+NEEDS_CSUM, GSO_TCP, GSO_UDP = 1, {4: 1, 6: 4}, 5
 
 
 # ---- building
@@ -550,9 +550,61 @@ def test_open_checksum_of_the_outer_header(device: Device) -> None:
 
 def test_offloads_that_nobody_can_do(device: Device) -> None:
     raw = tunnel("gue", 4, INNER4)
-    for vnet in ((NEEDS_CSUM, 5, 42, 100, 34, 6), (0, 1, 0, 100, 0, 0), (NEEDS_CSUM, 0, 0, 0, len(raw) - 2, 1)):
+    for vnet in ((NEEDS_CSUM, GSO_UDP, 42, 0, 34, 6), (0, 1, 0, 100, 0, 0), (NEEDS_CSUM, 0, 0, 0, len(raw) - 2, 1)):
         assert device.take(raw, vnet=struct.pack("=BBHHHH", *vnet)) == []
     assert device.drops() == {"offload": 3}
+
+
+# ---- datagrams that came as a super-frame of UDP
+
+
+def joined(outer: int, datagrams: Sequence[bytes], size: int | None = None) -> tuple[bytes, bytes]:
+    """The frame and its virtio_net_hdr: each datagram from its GUE header on, all of ``size`` but the last."""
+    raw = ethernet(outer_packet(outer, UDP, udp_segment(outer, b"".join(datagrams), with_checksum=False)))
+    l4 = 14 + (20 if outer == 4 else 40)
+    raw = raw[: l4 + 6] + b"\x12\x34" + raw[l4 + 8 :]  # left open
+    return raw, struct.pack("=BBHHHH", NEEDS_CSUM, GSO_UDP, l4 + 8, size or len(datagrams[0]), l4, 6)
+
+
+@pytest.mark.parametrize("last", [1000, 3])
+@pytest.mark.parametrize("outer", [4, 6])
+@pytest.mark.parametrize("inner", [4, 6])
+def test_joined_datagrams(device: Device, outer: int, inner: int, last: int) -> None:
+    segments = stream(inner, 20, 1000, last=last)
+    raw, vnet = joined(outer, [gue_header(inner) + segment for segment in segments])
+    (out,) = device.take(raw, vnet=vnet)
+    assert out.segments() == segments
+    assert device.decap.counters()["packets"] == 20
+
+
+def test_joined_datagrams_of_several_flows_do_not_overwrite_each_other(device: Device) -> None:
+    """One waits for more of its flow, while the next is written at once. Variant 1 has nothing between them."""
+    flows = [stream(4, 5, 500, sport=sport) for sport in (40001, 40002)]
+    udp = frame(CLIENT[4], 40003, VIP[4], 53, "udp", payload=bytes(len(flows[0][0]) - 28))[14:]
+    packets_in = [packet for pair in zip(*flows, strict=True) for packet in (*pair, udp)]
+    for header in (gue_header(4), b""):
+        raw, vnet = joined(4, [header + packet for packet in packets_in])
+        found = packets(device.take(raw, vnet=vnet))
+        assert sorted(found) == sorted(packets_in)
+        for flow in flows:
+            assert [packet for packet in found if packet in flow] == flow
+
+
+def test_each_joined_datagram_ends_by_itself(device: Device) -> None:
+    good = tcp_packet(4, b"data", flags=ACK | PSH)
+    bad = [gue_header(4, control=1) + good, gue_header(4) + with_byte(good, 0, 0x65), gue_header(6) + good]
+    raw, vnet = joined(4, [gue_header(4) + good, *bad, gue_header(4) + good, gue_header(4) + good[:-1]])
+    assert [each.packet for each in device.take(raw, vnet=vnet)] == [good, good]
+    assert device.drops() == {"gue_control": 1, "inner_header": 2, "inner_truncated": 1}
+
+
+def test_a_super_frame_of_udp_out_of_a_tunnel_is_one_packet(device: Device) -> None:
+    """Its checksum is open inside; it is not gue's own."""
+    packet = frame(CLIENT[4], 40000, VIP[4], 53, "udp", payload=bytes(3000))[14:]
+    raw = tunnel("gue", 4, packet)
+    start = raw.index(packet) + 20
+    (out,) = device.take(raw, vnet=struct.pack("=BBHHHH", NEEDS_CSUM, GSO_UDP, 0, 1000, start, 6))
+    assert out == (NEEDS_CSUM, GSO_UDP, 0, 1000, 20, 6, packet)
 
 
 # ---- anything

@@ -10,7 +10,7 @@ from fastlb._core import Pipeline, reason_names
 
 ROOT = Path(__file__).resolve().parents[2]
 RING_AND_TRANSMIT = {
-    "transmitted", "transmitted_bytes", "transmitted_xdp", "blocks_read", "read_early", "sleeps",
+    "transmitted", "transmitted_bytes", "transmitted_xdp", "tunnels_offloaded", "blocks_read", "read_early", "sleeps",
     "ring_packets", "ring_drops", "ring_freezes",
 }  # fmt: skip
 

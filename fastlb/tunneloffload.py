@@ -1,0 +1,225 @@
+"""Super-frames inside tunnels that the kernel cuts, or the device: an eBPF program at a link's egress tells them how.
+
+    | Ethernet, of OFFLOAD_TYPE | outer headers | inner IP | TCP | payload, of many segments ……………… |
+
+A virtio_net_hdr tells where a super-frame's TCP header is, and nothing of what lies in front of it. To the kernel, what
+a worker sends as above is a plain super-frame, of the IP version of the outer header, which the packet socket is told.
+The program takes the outer headers out and puts them back as those of a tunnel (bpf_skb_adjust_room in
+bpf-helpers(7)): from there on the frame is what one of the kernel's own tunnel devices would send, and its segments are
+made where theirs are, by the device if it can, on the wire's edge in software if not.
+
+No frame but those bears OFFLOAD_TYPE, and no host knows it: one that met no program is ignored by whoever gets it.
+What gue sums up needs no program: the datagrams that the core has cut leave as a super-frame of UDP, which a
+virtio_net_hdr can describe (`enqueue_joined` in dataplane/sendmmsg.pxd), by the same interfaces.
+
+The program hangs on a link of the kernel (tcx, Linux 6.6) that ends with this process, however that ends. Where it
+cannot be had the core cuts, as it does with what the kernel could not: see `is_offloadable` in dataplane/transmit.pxd.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterable
+
+import structlog
+
+from fastlb import bpf
+from fastlb._core import OFFLOAD_LINKS, OFFLOAD_TYPE
+from fastlb.bpf import Assembler, Reg, Size
+from fastlb.errors import KernelError
+
+PROGRAM_NAME = "fastlb_tunnel"
+
+_SCHED_CLS = 3  # BPF_PROG_TYPE_SCHED_CLS
+
+log = structlog.get_logger()
+
+
+class TunnelOffload:
+    """The program, on those interfaces that tunnels leave by. ``follow`` keeps it there."""
+
+    def __init__(self) -> None:
+        self._links: dict[int, int] = {}  # descriptors, by interface
+        self._unwanted: dict[int, int] = {}  # the same of those that workers may still go by
+        self._refused: set[int] = set()
+        self._program: int | None = None
+        self._lost: bpf.Value | None = None
+
+    def follow(self, interfaces: Iterable[int]) -> list[int]:
+        """The interfaces, of those that tunnels leave by, behind which super-frames are cut: for
+        ``Worker.offload_tunnels``, before this is called again.
+
+        An interface that refuses is not asked again; the first refusal is logged.
+        """
+        wanted = set(interfaces)
+        self._close(self._unwanted)
+        self._unwanted = {index: self._links.pop(index) for index in self._links.keys() - wanted}
+        self._refused &= wanted
+        for index in sorted(wanted - self._links.keys() - self._refused)[: OFFLOAD_LINKS - len(self._links)]:
+            try:
+                self._links[index] = bpf.link_to_egress(self._load(), index)
+            except (KernelError, OSError) as error:
+                self._refuse(index, error)
+        return sorted(self._links)
+
+    def lost(self) -> dict[str, int]:
+        """Super-frames that the program could not describe, under the name of such a drop."""
+        return {"tunnel_offload": struct.unpack("=Q", self._lost.read())[0] if self._lost else 0}
+
+    def close(self) -> None:
+        """Take the program away; no worker may run any more."""
+        self._close(self._unwanted)
+        self._close(self._links)
+        if self._program is not None:
+            os.close(self._program)
+        if self._lost is not None:
+            self._lost.close()
+        self._program = self._lost = None
+
+    def _load(self) -> int:
+        if self._program is None:
+            self._lost = self._lost or bpf.Value(PROGRAM_NAME, 8)
+            self._program = bpf.load_program(
+                _SCHED_CLS, describing_program(self._lost.fd), PROGRAM_NAME, "Apache-2.0")
+        return self._program
+
+    def _refuse(self, index: int, error: KernelError | OSError) -> None:
+        if isinstance(error, OSError) and error.errno == errno.ENODEV:
+            return  # it has gone since the kernel's tables were looked at
+        if not self._refused:
+            reason = str(error) if isinstance(error, KernelError) else os.strerror(error.errno or 0)
+            log.info("super-frames in tunnels are cut by fastlb: the kernel (6.6 and later) refuses to", reason=reason)
+        self._refused.add(index)
+
+    @staticmethod
+    def _close(links: dict[int, int]) -> None:
+        for descriptor in links.values():
+            os.close(descriptor)
+        links.clear()
+
+
+# --- the program -----------------------------------------------------------------------------------------------------
+
+R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, FP = Reg
+
+_SKB_STORE_BYTES, _SKB_LOAD_BYTES, _SKB_ADJUST_ROOM = 9, 26, 50  # helpers
+_SKB_PROTOCOL = 16  # offset in struct __sk_buff: what the packet socket was told
+_ROOM_MAC = 1  # BPF_ADJ_ROOM_MAC: room behind the Ethernet header
+_FIXED_GSO, _ENCAP_IP4, _ENCAP_IP6, _ENCAP_GRE, _ENCAP_UDP = 1, 2, 4, 8, 16  # BPF_F_ADJ_ROOM_*
+_DECAP_IP4, _DECAP_IP6 = 128, 256
+_NEXT, _DROP = -1, 2  # TCX_NEXT, TCX_DROP
+_ETH_TYPE, _ETH_HEADER = 12, 14
+_TYPE_IP4, _TYPE_IP6, _TYPE_OFFLOAD = map(socket.htons, (0x0800, 0x86DD, OFFLOAD_TYPE))
+_IP4, _IP6, _GRE, _GRE_KEY, _UDP_GUE = 20, 40, 4, 4, 12  # bytes
+_LONGEST = _IP6 + _UDP_GUE
+_PROTO_UDP, _PROTO_GRE = 17, 47
+_GRE_HAS_KEY = 0x20  # in the first byte
+_OUTER, _TYPE, _VERSION = -64, -72, -80  # on the stack: the outer headers, the EtherType, the inner packet's first byte
+
+
+def describing_program(lost_fd: int) -> bytes:
+    """R6 the frame's context, R7 length of the outer headers, R8 and R9 the flags for out and in again."""
+    a = Assembler()
+    a.alu(R6, "=", R1)
+    _load(a, _ETH_TYPE, _TYPE, 2, "others")
+    a.load(R1, FP, _TYPE, Size.U16)
+    a.jump_if(R1, "!=", _TYPE_OFFLOAD, "others")
+    _load(a, _ETH_HEADER, _OUTER, _LONGEST, "lost")
+    _outer_ip(a)
+    _behind_ip(a)
+    _inner_ip(a)
+    a.alu(R2, "=", 0)
+    a.alu(R2, "-", R7)
+    _adjust_room(a, R8)
+    a.alu(R2, "=", R7)
+    _adjust_room(a, R9)
+    _store(a, _ETH_HEADER, _OUTER, R7)
+    _store(a, _ETH_TYPE, _TYPE, 2)
+    a.label("others")
+    a.alu(R0, "=", _NEXT)
+    a.exit()
+    a.label("lost")
+    a.map_value(R1, lost_fd)
+    a.alu(R2, "=", 1)
+    a.atomic_add(R1, 0, R2)
+    a.alu(R0, "=", _DROP)
+    a.exit()
+    return a.assemble()
+
+
+def _outer_ip(a: Assembler) -> None:
+    """Its EtherType to the stack, the protocol of what follows to R1."""
+    a.load(R0, R6, _SKB_PROTOCOL, Size.U32)
+    a.store(FP, _TYPE, R0, Size.U16)
+    a.alu(R7, "=", _IP4)
+    a.alu(R9, "=", _FIXED_GSO | _ENCAP_IP4)
+    a.load(R1, FP, _OUTER + 9, Size.U8)
+    a.jump_if(R0, "==", _TYPE_IP4, "behind_ip")
+    a.alu(R7, "=", _IP6)
+    a.alu(R9, "=", _FIXED_GSO | _ENCAP_IP6)
+    a.load(R1, FP, _OUTER + 6, Size.U8)
+    a.jump_if(R0, "!=", _TYPE_IP6, "lost")
+
+
+def _behind_ip(a: Assembler) -> None:
+    """gue, gre with a key or without, or nothing."""
+    a.label("behind_ip")
+    a.jump_if(R1, "==", _PROTO_UDP, "udp")
+    a.jump_if(R1, "!=", _PROTO_GRE, "inner_ip")
+    a.alu(R9, "|", _ENCAP_GRE)
+    a.alu(R1, "=", FP)
+    a.alu(R1, "+", R7)
+    a.load(R1, R1, _OUTER, Size.U8)
+    a.alu(R7, "+", _GRE)
+    a.jump_if(R1, "!=", _GRE_HAS_KEY, "inner_ip")
+    a.alu(R7, "+", _GRE_KEY)
+    a.jump("inner_ip")
+    a.label("udp")
+    a.alu(R9, "|", _ENCAP_UDP)
+    a.alu(R7, "+", _UDP_GUE)
+
+
+def _inner_ip(a: Assembler) -> None:
+    a.label("inner_ip")
+    a.alu(R2, "=", R7)
+    a.alu(R2, "+", _ETH_HEADER)
+    _load(a, R2, _VERSION, 1, "lost")
+    a.load(R1, FP, _VERSION, Size.U8)
+    a.alu(R1, ">>", 4)
+    a.alu(R8, "=", _FIXED_GSO | _DECAP_IP6)
+    a.jump_if(R1, "==", 6, "described")
+    a.alu(R8, "=", _FIXED_GSO | _DECAP_IP4)
+    a.label("described")
+
+
+def _adjust_room(a: Assembler, flags: Reg) -> None:
+    """By R2 bytes."""
+    a.alu(R1, "=", R6)
+    a.alu(R3, "=", _ROOM_MAC)
+    a.alu(R4, "=", flags)
+    a.call(_SKB_ADJUST_ROOM)
+    a.jump_if(R0, "!=", 0, "lost")
+
+
+def _load(a: Assembler, offset: Reg | int, stack: int, length: int, otherwise: str) -> None:
+    _copy(a, _SKB_LOAD_BYTES, offset, stack, length)
+    a.jump_if(R0, "!=", 0, otherwise)
+
+
+def _store(a: Assembler, offset: int, stack: int, length: Reg | int) -> None:
+    a.alu(R5, "=", 0)
+    _copy(a, _SKB_STORE_BYTES, offset, stack, length)
+    a.jump_if(R0, "!=", 0, "lost")
+
+
+def _copy(a: Assembler, helper: int, offset: Reg | int, stack: int, length: Reg | int) -> None:
+    """Between the frame and the stack."""
+    a.alu(R1, "=", R6)
+    a.alu(R2, "=", offset)
+    a.alu(R3, "=", FP)
+    a.alu(R3, "+", stack)
+    a.alu(R4, "=", length)
+    a.call(helper)
