@@ -137,6 +137,7 @@ class Engine:
         self._failure: FastlbError | None = None
         self._handover = False  # what stays over a crash stays: for the next process, or because this one took it over
         self._stop: asyncio.Event | None = None
+        self._asked_to_stop = False  # before the event loop ran
 
     def run(self) -> None:
         """Raises FastlbError when the balancer cannot start, or fails; nothing is left behind then that it has made."""
@@ -144,14 +145,13 @@ class Engine:
         check_privileges()
         self._plan_cores()
         check_memory(self._now.config, self._count)
-        on_stop_signals(stop_before_running)
+        on_stop_signals(self._ask_to_stop)
         with ExitStack() as stack:
             try:
-                self._open(stack)
-                asyncio.run(self._serve())
-            except SystemExit:  # asked to stop while things were set up
-                self._handover = False
-                raise
+                if self._open(stack):
+                    asyncio.run(self._serve())
+                else:
+                    self._handover = False
             finally:
                 on_stop_signals(signal.SIG_IGN)  # another one must not cut the taking down short
                 signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -168,16 +168,23 @@ class Engine:
 
     # --- set-up, unwound in reverse ------------------------------------------------------------------------
 
-    def _open(self, stack: ExitStack) -> None:
-        self._open_control(stack)
-        self._claim_interfaces(stack)
-        self._follow_kernel(stack)
-        self._hold_vips(stack)
-        self._load_classifier(stack)
-        self._open_pipelines(stack)
-        self._listen_for_errors(stack)
-        self._open_flow_log(stack)
-        self._attach_guard(stack)
+    def _open(self, stack: ExitStack) -> bool:
+        """False when it has been asked meanwhile to stop, which is looked at between steps: none is left half done."""
+        for step in (
+            self._open_control, self._claim_interfaces, self._follow_kernel, self._hold_vips, self._load_classifier,
+            self._open_pipelines, self._listen_for_errors, self._open_flow_log, self._attach_guard,
+            self._open_packet_path,
+        ):  # fmt: skip
+            step(stack)
+            if self._asked_to_stop:
+                return False
+        return True
+
+    def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
+        """What SIGTERM and SIGINT do until the event loop runs."""
+        self._asked_to_stop = True
+
+    def _open_packet_path(self, stack: ExitStack) -> None:
         self._open_blocks = open_blocks(self._now.config, self._classifier)
         self._tunnel_offload = TunnelOffload()
         stack.callback(self._tunnel_offload.close)
@@ -350,6 +357,8 @@ class Engine:
         stop = self._stop = asyncio.Event()
         self._handover = False
         on_stop_signals(lambda *_: loop.call_soon_threadsafe(stop.set))
+        if self._asked_to_stop:
+            stop.set()
         self._on_kernel_view(self._view)  # what changed while the rest was set up
         await self._first_neighbours()
         self._warn(self._view)
@@ -747,8 +756,3 @@ def on_stop_signals(handler: Callable[[int, FrameType | None], object] | signal.
     """What SIGTERM and SIGINT do from now on."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, handler)
-
-
-def stop_before_running(number: int, frame: FrameType | None) -> None:
-    """While things are set up: they are taken down again by the exception, and that is a clean stop."""
-    raise SystemExit(0)
