@@ -137,12 +137,13 @@ class Assembler:
 # What bpf(2) is asked to do, and the number of the call itself, which libc does not wrap.
 _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT_KEY = 0, 1, 2, 3, 4
 _PROG_LOAD, _PROG_TEST_RUN, _PROG_NEXT_ID, _MAP_NEXT_ID = 5, 10, 11, 12
-_PROG_FD_BY_ID, _MAP_FD_BY_ID, _INFO_BY_FD, _LINK_CREATE = 13, 14, 15, 28
+_PROG_FD_BY_ID, _MAP_FD_BY_ID, _INFO_BY_FD, _PROG_QUERY, _LINK_CREATE = 13, 14, 15, 16, 28
 _SYSCALL = {"x86_64": 321, "aarch64": 280}
 
 _MAP_TYPE_HASH, _MAP_TYPE_ARRAY, _MAP_TYPE_LRU_HASH = 1, 2, 9
 _F_NO_PREALLOC, _F_MMAPABLE = 1, 1 << 10
 _TCX_EGRESS, _F_BEFORE = 47, 1 << 3
+_MOST_QUERIED = 64  # the kernel allows no more on one hook
 _NAME_AT = {_PROG_FD_BY_ID: 64, _MAP_FD_BY_ID: 24}  # in struct bpf_prog_info and struct bpf_map_info
 _NAME_SIZE = 16  # with the terminating zero
 _LOG_SIZE = 1 << 20
@@ -345,6 +346,25 @@ def link_to_egress(program_fd: int, interface: int) -> int:
     outlives the interface, without effect. Raises OSError: EINVAL from kernels before 6.6.
     """
     return _bpf(_LINK_CREATE, struct.pack("=6IQ", program_fd, interface, _TCX_EGRESS, _F_BEFORE, 0, 0, 0))
+
+
+def first_at_egress(interface: int) -> int:
+    """The id of the program that sees what leaves an interface before all others of tcx; 0: there is none.
+
+    Raises OSError.
+    """
+    ids = (ctypes.c_uint32 * _MOST_QUERIED)()
+    attr = struct.pack("=4IQI36x", interface, _TCX_EGRESS, 0, 0, ctypes.addressof(ids), len(ids))
+    _bpf(_PROG_QUERY, bytearray(attr))
+    return ids[0]
+
+
+def program_id(program_fd: int) -> int:
+    """By which the kernel lists a program. Raises OSError."""
+    info = ctypes.create_string_buffer(8)  # type and id, at the beginning of struct bpf_prog_info
+    _bpf(_INFO_BY_FD, bytearray(struct.pack("=IIQ", program_fd, len(info), ctypes.addressof(info))))
+    identity: int = struct.unpack_from("=I", info.raw, 4)[0]
+    return identity
 
 
 def run_program(program_fd: int, data: bytes, repeat: int = 1) -> tuple[int, int]:

@@ -698,14 +698,15 @@ class Engine:
 
     def _status(self, request: Mapping[str, Any]) -> dict[str, Any]:
         found = [pipeline.counters() for pipeline in self._pipelines]
-        found += self._classifier.passed(), self._tunnel_offload.lost()
-        counters = metrics.add_up(found) | self._workers.counters()
+        counters = metrics.add_up((*found, self._classifier.passed())) | self._workers.counters()
         return {
             "version": __version__,
             "pid": os.getpid(),
             "uptime": round(time.monotonic() - self._started, 1),
             "interfaces": list(self._now.config.interfaces),
             "transmit": self._paths(),
+            "tunnel_offload": [self._view.links[index].name for index in self._tunnel_offload.interfaces()
+                               if index in self._view.links],
             "open_blocks": self._open_blocks,
             "workers": self._workers.describe(self._pipelines, self._view, self._links_out()),
             "counters": metrics.split_counters(counters),

@@ -152,9 +152,10 @@ def outgoing_links(view: KernelView, plans: Iterable[Plan], interfaces: Iterable
 
 
 def tunnel_links(view: KernelView, plans: Iterable[Plan]) -> set[int]:
-    """The links by which tunnels' packets leave, if they exist."""
+    """The links with Ethernet addresses by which tunnels' packets leave."""
     towards = {view.next_hop(member.address) for plan in plans if plan.forward in TUNNELS for member in plan.members}
-    return {next_hop[0] for next_hop in towards if next_hop is not None} & view.links.keys()
+    links = {next_hop[0] for next_hop in towards if next_hop is not None}
+    return {index for index in links & view.links.keys() if any(view.links[index].mac)}
 
 
 def own_addresses(view: KernelView, plans: Iterable[Plan]) -> list[str]:

@@ -5,10 +5,13 @@
 A virtio_net_hdr tells where a super-frame's TCP header is, and nothing of what lies in front of it. To the kernel, what
 a worker sends as above is a plain super-frame, of the IP version of the outer header, which the packet socket is told.
 The program takes the outer headers out and puts them back as those of a tunnel (bpf_skb_adjust_room in
-bpf-helpers(7)): from there on the frame is what one of the kernel's own tunnel devices would send, and its segments are
-made where theirs are, by the device if it can, on the wire's edge in software if not.
+bpf-helpers(7)): from there on the kernel knows where the inner packet begins, and segments the frame as late as it can:
+in the device, where its driver offers that for such a tunnel, else in software just before.
 
-No frame but those bears OFFLOAD_TYPE, and no host knows it: one that met no program is ignored by whoever gets it.
+Nothing else sends a frame of OFFLOAD_TYPE as a packet of IP. One that met no program, because that was taken away a
+moment ago, is refused by the kernel or ignored by whoever gets it. `follow` looks for that, and for programs in front,
+which would see such frames, and could keep them from this one.
+
 What gue sums up needs no program: the datagrams that the core has cut leave as a super-frame of UDP, which a
 virtio_net_hdr can describe (`enqueue_joined` in dataplane/sendmmsg.pxd), by the same interfaces.
 
@@ -21,8 +24,9 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import struct
+import time
 from collections.abc import Iterable
+from contextlib import suppress
 
 import structlog
 
@@ -32,6 +36,7 @@ from fastlb.bpf import Assembler, Reg, Size
 from fastlb.errors import KernelError
 
 PROGRAM_NAME = "fastlb_tunnel"
+ASK_AGAIN = 60.0  # seconds
 
 _SCHED_CLS = 3  # BPF_PROG_TYPE_SCHED_CLS
 
@@ -39,66 +44,81 @@ log = structlog.get_logger()
 
 
 class TunnelOffload:
-    """The program, on those interfaces that tunnels leave by. ``follow`` keeps it there."""
+    """The program, on those interfaces that tunnels leave by. ``follow`` keeps it there, in front of all others."""
 
     def __init__(self) -> None:
         self._links: dict[int, int] = {}  # descriptors, by interface
-        self._unwanted: dict[int, int] = {}  # the same of those that workers may still go by
-        self._refused: set[int] = set()
+        self._unwanted: list[int] = []  # the same of those that workers may still go by
+        self._again: dict[int, float] = {}  # when interfaces without it are asked again, on the monotonic clock
         self._program: int | None = None
-        self._lost: bpf.Value | None = None
+        self._id = 0
 
     def follow(self, interfaces: Iterable[int]) -> list[int]:
         """The interfaces, of those that tunnels leave by, behind which super-frames are cut: for
         ``Worker.offload_tunnels``, before this is called again.
 
-        An interface that refuses is not asked again; the first refusal is logged.
+        One that refuses, or where another program has taken the first place, is asked again after ASK_AGAIN seconds.
         """
-        wanted = set(interfaces)
-        self._close(self._unwanted)
-        self._unwanted = {index: self._links.pop(index) for index in self._links.keys() - wanted}
-        self._refused &= wanted
-        for index in sorted(wanted - self._links.keys() - self._refused)[: OFFLOAD_LINKS - len(self._links)]:
+        wanted, now = set(interfaces), time.monotonic()
+        self._close_unwanted()
+        self._again = {index: again for index, again in self._again.items() if index in wanted}
+        for index in list(self._links):
+            if index not in wanted:
+                self._unwanted.append(self._links.pop(index))
+            elif not self._is_first(index):
+                self._unwanted.append(self._links.pop(index))
+                self._tell(index, now, "its program was removed, or another one put in front of it")
+        missing = sorted(index for index in wanted - self._links.keys() if self._again.get(index, 0.0) <= now)
+        for index in missing[: OFFLOAD_LINKS - len(self._links)]:
             try:
                 self._links[index] = bpf.link_to_egress(self._load(), index)
             except (KernelError, OSError) as error:
-                self._refuse(index, error)
+                self._refused(index, now, error)
         return sorted(self._links)
 
-    def lost(self) -> dict[str, int]:
-        """Super-frames that the program could not describe, under the name of such a drop."""
-        return {"tunnel_offload": struct.unpack("=Q", self._lost.read())[0] if self._lost else 0}
+    def interfaces(self) -> list[int]:
+        """Those that the last ``follow`` has found."""
+        return sorted(self._links)
 
     def close(self) -> None:
         """Take the program away; no worker may run any more."""
-        self._close(self._unwanted)
-        self._close(self._links)
+        self._unwanted += self._links.values()
+        self._links = {}
+        self._close_unwanted()
         if self._program is not None:
             os.close(self._program)
-        if self._lost is not None:
-            self._lost.close()
-        self._program = self._lost = None
+        self._program = None
 
     def _load(self) -> int:
         if self._program is None:
-            self._lost = self._lost or bpf.Value(PROGRAM_NAME, 8)
-            self._program = bpf.load_program(
-                _SCHED_CLS, describing_program(self._lost.fd), PROGRAM_NAME, "Apache-2.0")
+            self._program = bpf.load_program(_SCHED_CLS, describing_program(), PROGRAM_NAME, "Apache-2.0")
+            self._id = bpf.program_id(self._program)
         return self._program
 
-    def _refuse(self, index: int, error: KernelError | OSError) -> None:
+    def _is_first(self, index: int) -> bool:
+        with suppress(OSError):  # the interface has gone
+            return bpf.first_at_egress(index) == self._id
+        return False
+
+    def _refused(self, index: int, now: float, error: KernelError | OSError) -> None:
         if isinstance(error, OSError) and error.errno == errno.ENODEV:
             return  # it has gone since the kernel's tables were looked at
-        if not self._refused:
-            reason = str(error) if isinstance(error, KernelError) else os.strerror(error.errno or 0)
-            log.info("super-frames in tunnels are cut by fastlb: the kernel (6.6 and later) refuses to", reason=reason)
-        self._refused.add(index)
+        reason = str(error) if isinstance(error, KernelError) else os.strerror(error.errno or 0)
+        self._tell(index, now, f"this kernel refuses the program, which needs Linux 6.6: {reason}")
 
-    @staticmethod
-    def _close(links: dict[int, int]) -> None:
-        for descriptor in links.values():
+    def _tell(self, index: int, now: float, reason: str) -> None:
+        """Once an interface, while tunnels leave by it."""
+        if index not in self._again:
+            name = str(index)
+            with suppress(OSError):
+                name = socket.if_indextoname(index)
+            log.info("super-frames in tunnels are cut by fastlb", interface=name, reason=reason)
+        self._again[index] = now + ASK_AGAIN
+
+    def _close_unwanted(self) -> None:
+        for descriptor in self._unwanted:
             os.close(descriptor)
-        links.clear()
+        self._unwanted = []
 
 
 # --- the program -----------------------------------------------------------------------------------------------------
@@ -120,13 +140,11 @@ _GRE_HAS_KEY = 0x20  # in the first byte
 _OUTER, _TYPE, _VERSION = -64, -72, -80  # on the stack: the outer headers, the EtherType, the inner packet's first byte
 
 
-def describing_program(lost_fd: int) -> bytes:
+def describing_program() -> bytes:
     """R6 the frame's context, R7 length of the outer headers, R8 and R9 the flags for out and in again."""
     a = Assembler()
     a.alu(R6, "=", R1)
-    _load(a, _ETH_TYPE, _TYPE, 2, "others")
-    a.load(R1, FP, _TYPE, Size.U16)
-    a.jump_if(R1, "!=", _TYPE_OFFLOAD, "others")
+    _ours(a)
     _load(a, _ETH_HEADER, _OUTER, _LONGEST, "lost")
     _outer_ip(a)
     _behind_ip(a)
@@ -142,26 +160,34 @@ def describing_program(lost_fd: int) -> bytes:
     a.alu(R0, "=", _NEXT)
     a.exit()
     a.label("lost")
-    a.map_value(R1, lost_fd)
-    a.alu(R2, "=", 1)
-    a.atomic_add(R1, 0, R2)
     a.alu(R0, "=", _DROP)
     a.exit()
     return a.assemble()
 
 
+def _ours(a: Assembler) -> None:
+    """Goes on with frames of OFFLOAD_TYPE whose sender says that they are IP, as only a packet socket can. The
+    EtherType of that to R8 and to the stack."""
+    a.load(R7, R6, _SKB_PROTOCOL, Size.U32)
+    a.jump_if(R7, "==", _TYPE_IP4, "ip")
+    a.jump_if(R7, "!=", _TYPE_IP6, "others")
+    a.label("ip")
+    _load(a, _ETH_TYPE, _TYPE, 2, "others")
+    a.load(R1, FP, _TYPE, Size.U16)
+    a.jump_if(R1, "!=", _TYPE_OFFLOAD, "others")
+    a.store(FP, _TYPE, R7, Size.U16)
+    a.alu(R8, "=", R7)
+
+
 def _outer_ip(a: Assembler) -> None:
-    """Its EtherType to the stack, the protocol of what follows to R1."""
-    a.load(R0, R6, _SKB_PROTOCOL, Size.U32)
-    a.store(FP, _TYPE, R0, Size.U16)
+    """The protocol of what follows to R1."""
     a.alu(R7, "=", _IP4)
     a.alu(R9, "=", _FIXED_GSO | _ENCAP_IP4)
     a.load(R1, FP, _OUTER + 9, Size.U8)
-    a.jump_if(R0, "==", _TYPE_IP4, "behind_ip")
+    a.jump_if(R8, "==", _TYPE_IP4, "behind_ip")
     a.alu(R7, "=", _IP6)
     a.alu(R9, "=", _FIXED_GSO | _ENCAP_IP6)
     a.load(R1, FP, _OUTER + 6, Size.U8)
-    a.jump_if(R0, "!=", _TYPE_IP6, "lost")
 
 
 def _behind_ip(a: Assembler) -> None:

@@ -6,8 +6,9 @@ Sums are taken over 16-bit words as they lie in memory. The one's complement sum
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from fastlb.dataplane.machine cimport load16, load32, load64, must, store16
+from fastlb.dataplane.machine cimport bswap16, load16, load32, load64, must, store16
 from fastlb.dataplane.types cimport Addr
+from fastlb.dataplane.wire cimport IP4_SRC, IP6_SRC
 
 
 cdef inline uint16_t fold(uint64_t total) noexcept nogil:
@@ -50,6 +51,12 @@ cdef inline uint64_t sum_bytes(const uint8_t *data, uint32_t length) noexcept no
     if length:
         total += data[0]
     return total
+
+
+cdef inline uint64_t pseudo_sum(const uint8_t *ip, uint8_t protocol, uint32_t length) noexcept nogil:
+    """Of the pseudo-header of `length` bytes of TCP or UDP (RFC 9293 section 3.1, RFC 768, RFC 8200 section 8.1)."""
+    cdef uint64_t addresses = sum_bytes(ip + IP4_SRC, 8) if ip[0] >> 4 == 4 else sum_bytes(ip + IP6_SRC, 32)
+    return addresses + bswap16(protocol) + bswap16(<uint16_t>length)
 
 
 cdef inline uint64_t difference(uint64_t old_sum, uint64_t new_sum) noexcept nogil:

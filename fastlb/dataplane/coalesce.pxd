@@ -18,8 +18,8 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memset
 
 from fastlb.dataplane.abi cimport EINTR, errno, iovec, writev
-from fastlb.dataplane.checksum cimport fold, sum_bytes
-from fastlb.dataplane.machine cimport bswap16, load16, load32, load64, must, store16, unlikely
+from fastlb.dataplane.checksum cimport fold, pseudo_sum, sum_bytes
+from fastlb.dataplane.machine cimport load16, load32, load64, must, store16, unlikely
 from fastlb.dataplane.types cimport (
     FAMILY_4, GSO_TCP4, GSO_TCP6, PROTO_TCP, VNET_HDR_LEN, VNET_NEEDS_CSUM, VnetHdr)
 from fastlb.dataplane.wire cimport (
@@ -71,12 +71,6 @@ cdef struct Coalescer:
 
 # --- what a packet is ------------------------------------------------------------------------------------------------
 
-cdef inline uint64_t pseudo_sum(const Inner *p, uint32_t l4_length) noexcept nogil:
-    """Of TCP's pseudo-header: RFC 9293 section 3.1, RFC 8200 section 8.1."""
-    cdef uint64_t addresses = sum_bytes(p.ip + IP4_SRC, 8) if p.family == FAMILY_4 else sum_bytes(p.ip + IP6_SRC, 32)
-    return addresses + bswap16(<uint16_t>l4_length) + <uint32_t>bswap16(PROTO_TCP)
-
-
 cdef inline bint checksums_hold(const Inner *p) noexcept nogil:
     """A checksum that is left open is as good as a right one: the packet came over no wire that could damage it."""
     cdef uint32_t l4_length = p.length - p.l4
@@ -84,7 +78,7 @@ cdef inline bint checksums_hold(const Inner *p) noexcept nogil:
         return False
     if p.vnet.flags & VNET_NEEDS_CSUM:
         return p.vnet.csum_start == p.l4 and p.vnet.csum_offset == TCP_CSUM
-    return fold(pseudo_sum(p, l4_length) + sum_bytes(p.ip + p.l4, l4_length)) == 0xFFFF
+    return fold(pseudo_sum(p.ip, PROTO_TCP, l4_length) + sum_bytes(p.ip + p.l4, l4_length)) == 0xFFFF
 
 
 cdef inline void find_tcp(Inner *p) noexcept nogil:
@@ -190,7 +184,7 @@ cdef inline void make_super_frame(Bundle *bundle) noexcept nogil:
     else:
         write_be16(p.ip + IP6_PAYLOAD, <uint16_t>(bundle.length - IP6_LEN))
     tcp[TCP_FLAGS] |= bundle.last_flags
-    store16(tcp + TCP_CSUM, fold(pseudo_sum(p, bundle.length - p.l4)))
+    store16(tcp + TCP_CSUM, fold(pseudo_sum(p.ip, PROTO_TCP, bundle.length - p.l4)))
     p.vnet.flags = VNET_NEEDS_CSUM
     p.vnet.gso_type = GSO_TCP4 if p.family == FAMILY_4 else GSO_TCP6
     p.vnet.hdr_len = p.header

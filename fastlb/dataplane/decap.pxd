@@ -425,7 +425,7 @@ cdef inline void take_packet(Decap *decap, Packet *p) noexcept nogil:
     if unlikely(protocol < 0):
         drop(decap, -protocol)
         return
-    if unlikely(joined and p.vnet.gso_size == 0):
+    if unlikely(joined and p.vnet.gso_size < IP4_LEN):   # too short for any packet
         drop(decap, DECAP_OFFLOAD)
         return
     while True:                                          # bounded by the frame

@@ -13,7 +13,7 @@ queues of the backend, by the outer source address, the UDP source port (gue) an
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from fastlb.dataplane.checksum cimport fold, sum_addr, sum_bytes
+from fastlb.dataplane.checksum cimport fold, pseudo_sum, sum_bytes
 from fastlb.dataplane.machine cimport bswap16, must, store16, store32
 from fastlb.dataplane.rewrite cimport move_frame
 from fastlb.dataplane.route cimport mask_addr
@@ -34,6 +34,7 @@ cdef enum:
     GRE_KEY_LEN = 4
     GRE_KEY_PRESENT = 0x2000
     GUE_LEN = 4
+    MAX_OUTER = 52           # bytes of the longest headers: IPv6, UDP, GUE
     OUTER_TTL = 64
     MAX_TAGS = 12            # the one that the kernel took out, and two in the frame
     MIN_FRAGMENT = 64        # bytes of a tunnel's packet in each of its fragments, at least
@@ -154,12 +155,6 @@ cdef inline void write_gue(
     write_be32(udp + UDP_LEN, <uint32_t>(PROTO_IP4 if inner_version == 4 else PROTO_IP6) << 16)
 
 
-cdef inline uint64_t pseudo_sum(const uint8_t *ip, uint32_t length) noexcept nogil:
-    """Of a UDP datagram of `length` bytes (RFC 768; RFC 8200 section 8.1)."""
-    cdef uint64_t addresses = sum_bytes(ip + IP4_SRC, 8) if ip[0] >> 4 == 4 else sum_bytes(ip + IP6_SRC, 32)
-    return addresses + bswap16(PROTO_UDP) + bswap16(<uint16_t>length)
-
-
 cdef inline void close_outer(
         uint8_t *ip, uint32_t outer, uint32_t inner_length, uint64_t inner_sum, bint summed) noexcept nogil:
     """Mend lengths and checksums. ``summed``: gue's UDP checksum is wanted, and ``inner_sum`` known."""
@@ -179,7 +174,7 @@ cdef inline void close_outer(
     write_be16(udp + UDP_LENGTH, <uint16_t>payload)
     store16(udp + UDP_CSUM, 0)
     if summed:
-        checksum = <uint16_t>~fold(pseudo_sum(ip, payload) + sum_bytes(udp, outer - header) + inner_sum)
+        checksum = <uint16_t>~fold(pseudo_sum(ip, PROTO_UDP, payload) + sum_bytes(udp, outer - header) + inner_sum)
         store16(udp + UDP_CSUM, checksum if checksum != 0 else <uint16_t>0xFFFF)
 
 
@@ -187,7 +182,7 @@ cdef inline void leave_checksum(uint8_t *ip, uint32_t outer, uint32_t inner_leng
     """Mend gue's lengths, and leave the UDP checksum to the device: see `complete_checksum`."""
     cdef uint32_t header = IP4_LEN if ip[0] >> 4 == 4 else IP6_LEN
     close_outer(ip, outer, inner_length, 0, False)
-    store16(ip + header + UDP_CSUM, fold(pseudo_sum(ip, outer - header + inner_length)))
+    store16(ip + header + UDP_CSUM, fold(pseudo_sum(ip, PROTO_UDP, outer - header + inner_length)))
 
 
 cdef inline bint wants_sum(const Service *service, uint8_t family) noexcept nogil:

@@ -88,7 +88,7 @@ cdef inline uint16_t take_numbers(PipelineState *pipe, uint32_t count) noexcept 
 
 cdef inline int wrap(
         PipelineState *pipe, const Snapshot *snap, Packet *p, const Hop *hop, bint split) noexcept nogil:
-    """Into the tunnel; 0 or the drop reason. A super-frame leaves in pieces: no device can segment it in there.
+    """Into the tunnel; 0 or the drop reason. A super-frame leaves in pieces, whoever cuts it: see transmit.pxd.
 
     `split`: the tunnel's packet, or each of a super-frame, will be too long, and leaves in fragments.
     """

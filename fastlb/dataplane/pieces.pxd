@@ -1,6 +1,7 @@
 """One packet that leaves as several frames: a super-frame's segments inside a tunnel, or fragments, or both.
 
-No virtio_net_hdr can describe segmentation inside a tunnel, so the core cuts. Nothing is copied but headers: each piece
+No virtio_net_hdr can describe segmentation inside a tunnel, so the core cuts, unless there is another way to tell the
+kernel (tunneloffload.py). Nothing is copied but headers: each piece
 is a copy of them, mended, and a stretch of the payload where it lies.
 
     | link, outer headers, IP, TCP or UDP | payload ………………………………………… |       a super-frame, or a long TCP segment

@@ -170,12 +170,12 @@ cdef inline void enqueue_joined(MessageQueue *queue, const Packet *p) noexcept n
     """Queue a super-frame in gue as the datagrams that it is cut into, one behind the other. That is what a super-frame
     of UDP is (UDP_SEGMENT in udp(7)): the kernel or the device takes it apart, and sums up each part."""
     cdef uint32_t header = p.l4 + p.l4_header - (p.l3 - GUE_LEN)
-    cdef uint32_t most = (MAX_IP - p.outer) // (header + p.pieces)
+    cdef uint32_t most = max((MAX_IP - p.outer) // (header + p.pieces), <uint32_t>1)
     cdef uint32_t length = 1
     cdef uint32_t total
     cdef Pieces pieces
     cdef int slot
-    must(p.outer > GUE_LEN and most > 0)
+    must(p.outer > GUE_LEN)
     cut(&pieces, p)
     while length:
         slot = queue.slots

@@ -10,11 +10,13 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastlb.dataplane.abi cimport ENODEV
 from fastlb.dataplane.machine cimport load_acquire_u32, unlikely
+from fastlb.dataplane.encap cimport MAX_OUTER
+from fastlb.dataplane.pieces cimport super_kind
 from fastlb.dataplane.reasons cimport DROP_TX_LINK_DOWN
 from fastlb.dataplane.sendmmsg cimport (
     MessageQueue, enqueue, enqueue_joined, enqueue_offloaded, enqueue_pieces, send_messages)
-from fastlb.dataplane.types cimport VNET_NEEDS_CSUM, Packet
-from fastlb.dataplane.wire cimport ETH_LEN, MAX_IP
+from fastlb.dataplane.types cimport FAMILY_4, GSO_TCP4, GSO_TCP6, GSO_UDP, PROTO_TCP, VNET_NEEDS_CSUM, Packet
+from fastlb.dataplane.wire cimport ETH_LEN, MAX_IP, TCP_CSUM, UDP_CSUM
 from fastlb.dataplane.xsk cimport (
     XSK_READY, Xsk, give_up, has_backlog, has_room, is_silent, post, push, reap, takes)
 
@@ -103,6 +105,17 @@ cdef inline bint is_offloadable(const Packet *p) noexcept nogil:
         and p.l3 - p.outer == ETH_LEN)
 
 
+cdef inline bint is_what_it_says(const Packet *p) noexcept nogil:
+    """A super-frame whose offloads fit its headers, as those of a sender on this machine need not. The egress program
+    reads as many bytes as the longest outer headers have."""
+    cdef uint8_t kind = super_kind(p)
+    if not p.vnet.flags & VNET_NEEDS_CSUM or p.vnet.csum_start != p.l4 or p.length < ETH_LEN + MAX_OUTER:
+        return False
+    if p.protocol == PROTO_TCP:
+        return p.vnet.csum_offset == TCP_CSUM and kind == (GSO_TCP4 if p.family == FAMILY_4 else GSO_TCP6)
+    return p.vnet.csum_offset == UDP_CSUM and kind == GSO_UDP
+
+
 cdef inline void enqueue_cut(Transmit *out, Packet *p) noexcept nogil:
     """Queue what leaves in pieces: cut here, unless the kernel can. One of its tunnels' kinds of super-frames has open
     checksums inside, and none outside; a super-frame of UDP is the other way about."""
@@ -111,7 +124,7 @@ cdef inline void enqueue_cut(Transmit *out, Packet *p) noexcept nogil:
     elif p.summed:
         enqueue_joined(&out.messages, p)
         out.offloaded += 1
-    elif p.vnet.flags & VNET_NEEDS_CSUM:
+    elif is_what_it_says(p):
         enqueue_offloaded(&out.messages, p)
         out.offloaded += 1
     else:

@@ -10,6 +10,7 @@ import errno
 import itertools
 import math
 import os
+import socket
 import struct
 import sys
 from collections.abc import Iterator
@@ -21,10 +22,10 @@ import pytest
 from pyroute2.ethtool.ioctl import IoctlEthtool
 
 from fastlb import bpf
-from fastlb._core import OFFLOAD_LINKS
-from fastlb.tunneloffload import PROGRAM_NAME, TunnelOffload
+from fastlb._core import OFFLOAD_LINKS, OFFLOAD_TYPE
+from fastlb.tunneloffload import PROGRAM_NAME, TunnelOffload, describing_program
 from tests.frames import ACK, PSH, checksum, frame
-from tests.netns.balancer import Balancer, drops, until
+from tests.netns.balancer import PATIENCE, Balancer, drops, until
 from tests.netns.namespaces import Namespace, veth
 from tests.netns.rig import BACKEND, CLIENT, HAIRPIN, PORT, Rig, make_rig, next_port, settled
 from tests.netns.wire import GSO_TCP4, GSO_TCP6, GSO_UDP, NEEDS_CSUM, SEGMENT, Offload, leave_to_device, payload
@@ -253,15 +254,78 @@ def test_behind_a_tag_it_is_cut_here(rig: Rig, tmp_path: Path) -> None:
     services = [
         way.service() | {"backends": [{"address": HAIRPIN}]} if way == WAYS[0] else way.service() for way in WAYS
     ]
-    whole = frame(CLIENT[4], next_port(), WAYS[0].vip, PORT, flags=ACK, payload=BODY, tags=((0x8100, 5),))
-    offload, raw = leave_to_device(whole, "gso")
     with ExitStack() as undo:
         stage = start(rig, undo, tmp_path, services=services)
+        for tags, offloaded in (((), 1), (((0x8100, 5),), 0)):
+            whole = frame(CLIENT[4], next_port(), WAYS[0].vip, PORT, flags=ACK, payload=BODY, tags=tags)
+            before = settled(stage.balancer)["counters"]
+            rig.client.send(*reversed(leave_to_device(whole, "gso")))
+            after = settled(stage.balancer)["counters"]
+            assert after["tunnels_offloaded"] - before["tunnels_offloaded"] == offloaded
+            frames = 1 if offloaded else math.ceil(len(BODY) / SEGMENT)
+            assert after["transmitted"] - before["transmitted"] == frames
+
+
+@pytest.mark.parametrize(
+    ("way", "changes", "body"),
+    [
+        (WAYS[0], {"csum_start": 14 + 20 + 100}, BODY),  # where no header is
+        (WAYS[1], {"gso_size": 1}, b"ab"),  # shorter than what the program reads of each frame
+    ],
+)  # fmt: skip
+def test_what_the_program_would_misread_is_cut_here(
+    rig: Rig, tmp_path: Path, way: Way, changes: dict[str, int], body: bytes
+) -> None:
+    offload, raw = super_frame(way, next_port(), body)
+    with ExitStack() as undo:
+        stage = start(rig, undo, tmp_path)
+        assert until(stage.probe)
         before = settled(stage.balancer)["counters"]
-        rig.client.send(raw, offload)
+        rig.client.send(raw, offload._replace(**changes))
         after = settled(stage.balancer)["counters"]
-    assert after["tunnels_offloaded"] == before["tunnels_offloaded"]
-    assert after["transmitted"] - before["transmitted"] == math.ceil(len(BODY) / SEGMENT)
+        assert after["tunnels_offloaded"] == before["tunnels_offloaded"]
+        size = changes.get("gso_size", SEGMENT)
+        assert after["transmitted"] - before["transmitted"] == math.ceil(len(body) / size)
+
+
+# ---- datagrams of gue that leave together
+
+JOINED = Way("gue with checksums", 4, 4, "tcp")
+
+
+@pytest.mark.parametrize(("size", "segment"), [(60_000, 500), (60_000, 1300), (65_000, 9000 - 72)])
+def test_more_than_one_message_holds(rig: Rig, tmp_path: Path, size: int, segment: int) -> None:
+    """64 datagrams leave together, or 64 KiB; several super-frames one behind the other."""
+    body = payload(size)
+    count = math.ceil(size / segment)
+    with ExitStack() as undo:
+        stage = start(rig, undo, tmp_path)
+        assert until(stage.probe)
+        stage.set_offloads(False)
+        ports = [next_port() for _ in range(4)]
+        for port in ports:
+            offload, raw = super_frame(JOINED, port, body)
+            rig.client.send(raw, offload._replace(gso_size=segment))
+        for port in ports:
+            got = [rig.servers.receive_frame(JOINED.outer_protocol)[1] for _ in range(count)]
+            assert b"".join(each[JOINED.headers + 40 :] for each in got) == body
+            assert {each[JOINED.headers + 20 : JOINED.headers + 22] for each in got} == {port.to_bytes(2, "big")}
+            for each in got:
+                assert checksum(each[26:34] + struct.pack("!HH", 17, len(each) - 34) + each[34:]) == 0
+
+
+def test_one_datagram_that_leaves_no_room_for_another(rig: Rig, tmp_path: Path) -> None:
+    """On links with an MTU of 65,535 a super-frame can be of two segments, one of them of three bytes."""
+    for namespace, name in ((rig.client_side, "c0"), (rig.host, "l0"), (rig.host, "l1"), (rig.server_side, "s0")):
+        namespace.set_link(name, mtu=65_535)
+    body = payload(65_463)
+    with ExitStack() as undo:
+        stage = start(rig, undo, tmp_path)
+        assert until(stage.probe)
+        offload, raw = super_frame(JOINED, next_port(), body)
+        rig.client.send(raw, offload._replace(gso_size=len(body) - 3))
+        got = [rig.servers.receive_frame(JOINED.outer_protocol)[1] for _ in range(2)]
+    assert b"".join(each[JOINED.headers + 40 :] for each in got) == body
 
 
 # ---- where the program is
@@ -300,6 +364,8 @@ def test_an_interface_that_comes_back_gets_it_again(rig: Rig, tmp_path: Path) ->
         rig.cut("l1")
         rig.connect_servers()
         assert until(stage.probe)
+        [(_, raw)] = stage.send(WAYS[0], next_port(), 1)
+        assert raw[WAYS[0].headers + 40 :] == BODY
 
 
 # ---- TunnelOffload
@@ -333,13 +399,43 @@ def test_one_that_is_no_longer_wanted_keeps_it_until_workers_know(offload: Tunne
         assert (here.run(offload.follow, []), linked() - before) == ([], 0)
 
 
+def test_the_first_place_is_given_up_to_others(
+    offload: TunnelOffload, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = describing_program()
+    with Namespace() as here, Namespace() as there, ExitStack() as undo:
+        veth(here, "a", there, "b")
+        index = here.index("a")
+        assert [here.run(offload.follow, [index]) for _ in range(2)] == [[index], [index]]
+        other = bpf.load_program(3, code, "other", "Apache-2.0")
+        undo.callback(os.close, other)
+        undo.callback(os.close, here.run(bpf.link_to_egress, other, index))
+        assert [here.run(offload.follow, [index]) for _ in range(2)] == [[], []]
+    assert "another one put in front of it" in capsys.readouterr().out
+
+
+def test_frames_of_others_with_that_type_pass(offload: TunnelOffload) -> None:
+    """It is a public one, for experiments."""
+    with Namespace() as here, Namespace() as there, ExitStack() as undo:
+        veth(here, "a", there, "b")
+        here.run(offload.follow, [here.index("a")])
+        sender, receiver = (
+            undo.enter_context(side.run(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, socket.htons(OFFLOAD_TYPE)))
+            for side in (here, there)
+        )
+        receiver.settimeout(PATIENCE)
+        raw = bytes(12) + struct.pack("!H", OFFLOAD_TYPE) + bytes(range(100))
+        sender.sendto(raw, ("a", 0))
+        assert receiver.recv(1 << 16) == raw
+
+
 def test_an_interface_that_has_just_gone_is_passed_over(offload: TunnelOffload) -> None:
     with Namespace() as here, Namespace() as there:
         veth(here, "a", there, "b")
         assert here.run(offload.follow, [9999, here.index("a")]) == [here.index("a")]
 
 
-def test_a_kernel_that_refuses_is_asked_once(
+def test_a_kernel_that_refuses_is_not_asked_again_at_once(
     offload: TunnelOffload, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As before Linux 6.6."""
@@ -352,4 +448,4 @@ def test_a_kernel_that_refuses_is_asked_once(
     monkeypatch.setattr(bpf, "link_to_egress", refuse)
     assert [offload.follow([2, 3]), offload.follow([2, 3])] == [[], []]
     assert asked == [2, 3]
-    assert capsys.readouterr().out.count("cut by fastlb") == 1
+    assert capsys.readouterr().out.count("cut by fastlb") == 2

@@ -550,7 +550,7 @@ def test_open_checksum_of_the_outer_header(device: Device) -> None:
 
 def test_offloads_that_nobody_can_do(device: Device) -> None:
     raw = tunnel("gue", 4, INNER4)
-    for vnet in ((NEEDS_CSUM, GSO_UDP, 42, 0, 34, 6), (0, 1, 0, 100, 0, 0), (NEEDS_CSUM, 0, 0, 0, len(raw) - 2, 1)):
+    for vnet in ((NEEDS_CSUM, GSO_UDP, 42, 19, 34, 6), (0, 1, 0, 100, 0, 0), (NEEDS_CSUM, 0, 0, 0, len(raw) - 2, 1)):
         assert device.take(raw, vnet=struct.pack("=BBHHHH", *vnet)) == []
     assert device.drops() == {"offload": 3}
 
@@ -636,6 +636,21 @@ def blurred(packet: bytes) -> bytes:
 def blurred_anywhere(raw: bytes, packet: bytes) -> set[bytes]:
     starts = (at for at in range(len(raw)) if raw[at : at + 1] == packet[:1])
     return {blurred(raw[at : at + len(packet)]) for at in starts}
+
+
+@given(st.data())
+def test_any_offloads(data: st.DataObject) -> None:
+    """Sound frames and joined ones, with any virtio_net_hdr: each datagram has one end (``Device.check``)."""
+    outer, inner = data.draw(st.sampled_from([4, 6])), data.draw(st.sampled_from([4, 6]))
+    together, _ = joined(outer, [gue_header(inner) + each for each in stream(inner, 5, 64)])
+    raw = data.draw(st.sampled_from([*SOUND, together]))
+    small, any16 = st.integers(0, 200), st.integers(0, 65535)
+    vnet = struct.pack(
+        "=BBHHHH", data.draw(st.integers(0, 3)), data.draw(st.sampled_from([0, 1, 4, GSO_UDP, 0x81, 0x85, 3])),
+        data.draw(any16), *(data.draw(small | any16) for _ in range(3)),
+    )  # fmt: skip
+    with Device() as device:
+        device.take(raw, raw, vnet=vnet)
 
 
 @given(st.binary(max_size=200), st.sampled_from([0x0800, 0x86DD]))
