@@ -179,6 +179,13 @@ def test_wanted_next_hops() -> None:
     }
 
 
+def test_links_of_tunnels() -> None:
+    """Down or not, but with Ethernet: elsewhere a program at egress would read other bytes for the EtherType."""
+    backends = ("10.3.0.11", "10.4.0.1", "10.5.0.1", "10.6.0.1", "10.7.0.1", "fd00:3::11")
+    assert nexthops.tunnel_links(view(), planned(*backends, forward="gre")) == {3, 4}
+    assert nexthops.tunnel_links(view(), planned("10.3.0.11", forward="nat")) == set()
+
+
 @pytest.mark.parametrize("forward", ["nat", "dsr", "ipip", "gre", "gue"])
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("mtu", [68, 91, 92, 111, 112, 1000, 1279, 1280, 1311, 1312, 1331, 1332, 1500])
