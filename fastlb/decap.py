@@ -39,6 +39,7 @@ from fastlb.bpf import Assembler, Reg, Size
 from fastlb.classifier import GUARD_NAME
 from fastlb.config import Address
 from fastlb.errors import KernelError
+from fastlb.scratch import ETH_HEADER, MAP_LOOKUP, load_bytes
 
 MODES = tuple(TUNNEL_MODES)
 BLOCK_SIZE, BLOCKS = 256 << 10, 64  # of the ring: four super-frames a block, 16 MiB in all
@@ -262,15 +263,13 @@ def _set(directory: str, name: str, key: str, value: int) -> None:
 
 # --- the filter and the guard ----------------------------------------------------------------------------------------
 
-R0, R1, R2, R3, R4, _, R6, R7, R8, _, FP = Reg
+R0, R1, R2, _, _, _, R6, R7, R8, _, FP = Reg
 
 _SOCKET_FILTER, _SCHED_CLS = 1, 3  # BPF_PROG_TYPE_*
-_MAP_LOOKUP, _SKB_LOAD_BYTES = 1, 26  # helpers
 _SKB_PKT_TYPE, _SKB_PROTOCOL = 4, 16  # offsets in struct __sk_buff
 _PACKET_HOST = 0
 _WHOLE_FRAME, _NOTHING = 0x7FFFFFFF, 0
 _ACT_SHOT, _ACT_UNSPEC = 2, -1
-_ETH_HEADER = 14
 _ETH_IPV4, _ETH_IPV6 = map(socket.htons, (0x0800, 0x86DD))
 _IPV4_FRAGMENT = socket.htons(0x3FFF)  # more fragments, or an offset
 _UDP, _DEST_OPTS = 17, 60
@@ -316,7 +315,7 @@ def tunnel_filter(modes: Iterable[str], port: int, addresses_fd: int, taken: int
         a.jump_if(R8, "==", protocol, "destination")
     if "gue" in modes:
         a.jump_if(R8, "!=", _UDP, "left")
-        _load_bytes(a, _HEADER, 4)
+        load_bytes(a, _HEADER, 4, "left")
         a.load(R1, FP, _HEADER + 2, Size.U16)
         a.jump_if(R1, "!=", socket.htons(port), "left")
     else:
@@ -325,7 +324,7 @@ def tunnel_filter(modes: Iterable[str], port: int, addresses_fd: int, taken: int
     a.map(R1, addresses_fd)
     a.alu(R2, "=", FP)
     a.alu(R2, "+", _KEY)
-    a.call(_MAP_LOOKUP)
+    a.call(MAP_LOOKUP)
     a.jump_if(R0, "==", 0, "left")
     a.alu(R0, "=", taken)
     a.exit()
@@ -340,7 +339,7 @@ def _link_layer(a: Assembler) -> None:
     a.alu(R6, "=", R1)
     a.load(R0, R6, _SKB_PKT_TYPE, Size.U32)
     a.jump_if(R0, "!=", _PACKET_HOST, "left")
-    a.alu(R7, "=", _ETH_HEADER)
+    a.alu(R7, "=", ETH_HEADER)
     a.load(R8, R6, _SKB_PROTOCOL, Size.U32)
     a.jump_if(R8, "==", _ETH_IPV4, "ipv4")
     a.jump_if(R8, "!=", _ETH_IPV6, "left")
@@ -348,7 +347,7 @@ def _link_layer(a: Assembler) -> None:
 
 def _ipv6(a: Assembler) -> None:
     """RFC 8200, and one Destination Options header, whose length counts words of 8 bytes beyond the first."""
-    _load_bytes(a, _HEADER, 40)
+    load_bytes(a, _HEADER, 40, "left")
     a.load(R1, FP, _HEADER, Size.U8)
     a.alu(R1, ">>", 4)
     a.jump_if(R1, "!=", 6, "left")
@@ -359,7 +358,7 @@ def _ipv6(a: Assembler) -> None:
     a.alu(R7, "+", 40)
     a.load(R8, FP, _HEADER + 6, Size.U8)
     a.jump_if(R8, "!=", _DEST_OPTS, "protocol")
-    _load_bytes(a, _HEADER, 2)
+    load_bytes(a, _HEADER, 2, "left")
     a.load(R8, FP, _HEADER, Size.U8)
     a.load(R1, FP, _HEADER + 1, Size.U8)
     a.alu(R1, "+", 1)
@@ -371,7 +370,7 @@ def _ipv6(a: Assembler) -> None:
 def _ipv4(a: Assembler) -> None:
     """RFC 791. Falls through to the protocol."""
     a.label("ipv4")
-    _load_bytes(a, _HEADER, 20)
+    load_bytes(a, _HEADER, 20, "left")
     a.load(R1, FP, _HEADER + 6, Size.U16)
     a.jump_if(R1, "&", _IPV4_FRAGMENT, "left")
     a.load(R1, FP, _HEADER, Size.U8)
@@ -388,14 +387,3 @@ def _ipv4(a: Assembler) -> None:
     a.load(R1, FP, _HEADER + 16, Size.U32)
     a.store(FP, _KEY + 12, R1, Size.U32)
     a.store(FP, _KEY + 16, 4, Size.U32)
-
-
-def _load_bytes(a: Assembler, stack: int, length: int) -> None:
-    """Copy from R7 in the frame to the stack; a frame that ends before that is left."""
-    a.alu(R1, "=", R6)
-    a.alu(R2, "=", R7)
-    a.alu(R3, "=", FP)
-    a.alu(R3, "+", stack)
-    a.alu(R4, "=", length)
-    a.call(_SKB_LOAD_BYTES)
-    a.jump_if(R0, "!=", 0, "left")

@@ -1,5 +1,7 @@
 """What the classification's code (programs.py, datagrams.py) has in common: registers, the stack, calls.
 
+Other programs on frames, decap.py's and tunneloffload.py's, have R6 and `load_bytes` in common with it.
+
 Two keys lie on the stack and overlap. An IPv6 header, loaded to fp-48 with the four bytes behind it, has both in place;
 an IPv4 header is loaded so that its destination and the ports fall on the same places, and the source is moved:
 
@@ -68,10 +70,10 @@ def if_found(a: Assembler, map_fd: int, key: int, label: str) -> None:
     a.jump_if(R0, "!=", 0, label)
 
 
-def load_bytes(a: Assembler, stack: int, length: int, otherwise: str = "not_ours") -> None:
-    """Copy from R7 in the frame to the stack, wherever the frame's bytes are; cut short: go to ``otherwise``."""
+def load_bytes(a: Assembler, stack: int, length: int, otherwise: str = "not_ours", at: Reg | int = R7) -> None:
+    """Copy from an offset in the frame to the stack, wherever the frame's bytes are; cut short: go to ``otherwise``."""
     a.alu(R1, "=", R6)
-    a.alu(R2, "=", R7)
+    a.alu(R2, "=", at)
     a.alu(R3, "=", FP)
     a.alu(R3, "+", stack)
     a.alu(R4, "=", length)

@@ -34,6 +34,7 @@ from fastlb import bpf
 from fastlb._core import OFFLOAD_LINKS, OFFLOAD_TYPE
 from fastlb.bpf import Assembler, Reg, Size
 from fastlb.errors import KernelError
+from fastlb.scratch import ETH_HEADER, load_bytes
 
 PROGRAM_NAME = "fastlb_tunnel"
 ASK_AGAIN = 60.0  # seconds
@@ -125,13 +126,13 @@ class TunnelOffload:
 
 R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, FP = Reg
 
-_SKB_STORE_BYTES, _SKB_LOAD_BYTES, _SKB_ADJUST_ROOM = 9, 26, 50  # helpers
+_SKB_STORE_BYTES, _SKB_ADJUST_ROOM = 9, 50  # helpers
 _SKB_PROTOCOL = 16  # offset in struct __sk_buff: what the packet socket was told
 _ROOM_MAC = 1  # BPF_ADJ_ROOM_MAC: room behind the Ethernet header
 _FIXED_GSO, _ENCAP_IP4, _ENCAP_IP6, _ENCAP_GRE, _ENCAP_UDP = 1, 2, 4, 8, 16  # BPF_F_ADJ_ROOM_*
 _DECAP_IP4, _DECAP_IP6 = 128, 256
 _NEXT, _DROP = -1, 2  # TCX_NEXT, TCX_DROP
-_ETH_TYPE, _ETH_HEADER = 12, 14
+_ETH_TYPE = 12  # offset in a frame
 _TYPE_IP4, _TYPE_IP6, _TYPE_OFFLOAD = map(socket.htons, (0x0800, 0x86DD, OFFLOAD_TYPE))
 _IP4, _IP6, _GRE, _GRE_KEY, _UDP_GUE = 20, 40, 4, 4, 12  # bytes
 _LONGEST = _IP6 + _UDP_GUE
@@ -145,7 +146,7 @@ def describing_program() -> bytes:
     a = Assembler()
     a.alu(R6, "=", R1)
     _ours(a)
-    _load(a, _ETH_HEADER, _OUTER, _LONGEST, "lost")
+    load_bytes(a, _OUTER, _LONGEST, "lost", at=ETH_HEADER)
     _outer_ip(a)
     _behind_ip(a)
     _inner_ip(a)
@@ -154,7 +155,7 @@ def describing_program() -> bytes:
     _adjust_room(a, R8)
     a.alu(R2, "=", R7)
     _adjust_room(a, R9)
-    _store(a, _ETH_HEADER, _OUTER, R7)
+    _store(a, ETH_HEADER, _OUTER, R7)
     _store(a, _ETH_TYPE, _TYPE, 2)
     a.label("others")
     a.alu(R0, "=", _NEXT)
@@ -172,7 +173,7 @@ def _ours(a: Assembler) -> None:
     a.jump_if(R7, "==", _TYPE_IP4, "ip")
     a.jump_if(R7, "!=", _TYPE_IP6, "others")
     a.label("ip")
-    _load(a, _ETH_TYPE, _TYPE, 2, "others")
+    load_bytes(a, _TYPE, 2, "others", at=_ETH_TYPE)
     a.load(R1, FP, _TYPE, Size.U16)
     a.jump_if(R1, "!=", _TYPE_OFFLOAD, "others")
     a.store(FP, _TYPE, R7, Size.U16)
@@ -211,8 +212,8 @@ def _behind_ip(a: Assembler) -> None:
 def _inner_ip(a: Assembler) -> None:
     a.label("inner_ip")
     a.alu(R2, "=", R7)
-    a.alu(R2, "+", _ETH_HEADER)
-    _load(a, R2, _VERSION, 1, "lost")
+    a.alu(R2, "+", ETH_HEADER)
+    load_bytes(a, _VERSION, 1, "lost", at=R2)
     a.load(R1, FP, _VERSION, Size.U8)
     a.alu(R1, ">>", 4)
     a.alu(R8, "=", _FIXED_GSO | _DECAP_IP6)
@@ -230,22 +231,13 @@ def _adjust_room(a: Assembler, flags: Reg) -> None:
     a.jump_if(R0, "!=", 0, "lost")
 
 
-def _load(a: Assembler, offset: Reg | int, stack: int, length: int, otherwise: str) -> None:
-    _copy(a, _SKB_LOAD_BYTES, offset, stack, length)
-    a.jump_if(R0, "!=", 0, otherwise)
-
-
 def _store(a: Assembler, offset: int, stack: int, length: Reg | int) -> None:
-    a.alu(R5, "=", 0)
-    _copy(a, _SKB_STORE_BYTES, offset, stack, length)
-    a.jump_if(R0, "!=", 0, "lost")
-
-
-def _copy(a: Assembler, helper: int, offset: Reg | int, stack: int, length: Reg | int) -> None:
-    """Between the frame and the stack."""
+    """Copy from the stack to the frame."""
     a.alu(R1, "=", R6)
     a.alu(R2, "=", offset)
     a.alu(R3, "=", FP)
     a.alu(R3, "+", stack)
     a.alu(R4, "=", length)
-    a.call(helper)
+    a.alu(R5, "=", 0)
+    a.call(_SKB_STORE_BYTES)
+    a.jump_if(R0, "!=", 0, "lost")

@@ -16,15 +16,15 @@ fragmented, where it must be. The datagrams of a UDP super-frame can need both, 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from fastlb.dataplane.checksum cimport fold, sum_bytes
+from fastlb.dataplane.checksum cimport fold, pseudo_sum, sum_bytes
 from fastlb.dataplane.encap cimport close_outer, complete_checksum
-from fastlb.dataplane.machine cimport bswap16, must, store16
+from fastlb.dataplane.machine cimport must, store16
 from fastlb.dataplane.rewrite cimport fits
 from fastlb.dataplane.types cimport (
     FAMILY_4, FRAGMENT_NONE, GSO_ECN, GSO_TCP4, GSO_TCP6, GSO_UDP, PROTO_TCP, VNET_NEEDS_CSUM, Packet)
 from fastlb.dataplane.wire cimport (
-    EXT_FRAGMENT, IP4_CSUM, IP4_DF, IP4_FRAG, IP4_ID, IP4_LEN, IP4_MF, IP4_SRC, IP4_TOTAL, IP6_FRAG_LEN, IP6_LEN,
-    IP6_NEXT, IP6_PAYLOAD, IP6_SRC, OPTION_END, OPTION_NOP, TCP_CSUM, TCP_CWR, TCP_FIN, TCP_FLAGS, TCP_PSH, TCP_RST,
+    EXT_FRAGMENT, IP4_CSUM, IP4_DF, IP4_FRAG, IP4_ID, IP4_LEN, IP4_MF, IP4_TOTAL, IP6_FRAG_LEN, IP6_LEN,
+    IP6_NEXT, IP6_PAYLOAD, OPTION_END, OPTION_NOP, TCP_CSUM, TCP_CWR, TCP_FIN, TCP_FLAGS, TCP_PSH, TCP_RST,
     TCP_SEQ, TCP_SYN, TCP_URG, UDP_CSUM, UDP_LENGTH, read_be16, read_be32, write_be16, write_be32)
 
 
@@ -128,11 +128,8 @@ cdef inline bint cut_segment(Packet *p, uint32_t mtu) noexcept nogil:
 
 cdef inline bint has_sound_checksum(const Packet *p) noexcept nogil:
     """Of a TCP segment, or it is left to the device."""
-    cdef const uint8_t *ip = p.frame + p.l3
     cdef uint32_t length = p.l3_length - (p.l4 - p.l3)
-    cdef uint64_t total = sum_bytes(p.frame + p.l4, length)
-    total += sum_bytes(ip + IP4_SRC, 8) if p.family == FAMILY_4 else sum_bytes(ip + IP6_SRC, 32)
-    total += <uint64_t>bswap16(PROTO_TCP) + bswap16(<uint16_t>length)
+    cdef uint64_t total = pseudo_sum(p.frame + p.l3, PROTO_TCP, length) + sum_bytes(p.frame + p.l4, length)
     return p.vnet.flags & VNET_NEEDS_CSUM or fold(total) == 0xFFFF
 
 
@@ -277,11 +274,9 @@ cdef inline void mend_segment(
         write_be16(ip + IP4_TOTAL, <uint16_t>whole)
         write_be16(ip + IP4_ID, <uint16_t>(read_be16(ip + IP4_ID) + pieces.segments))
         close_ip4(ip, p.l4 - p.l3)
-        pseudo = sum_bytes(ip + IP4_SRC, 8)
     else:
         write_be16(ip + IP6_PAYLOAD, <uint16_t>(whole - IP6_LEN))
-        pseudo = sum_bytes(ip + IP6_SRC, 32)
-    pseudo += <uint64_t>bswap16(<uint16_t>p.protocol) + bswap16(<uint16_t>transport) + payload_sum
+    pseudo = pseudo_sum(ip, p.protocol, transport) + payload_sum
     if p.protocol == PROTO_TCP:
         write_be32(l4 + TCP_SEQ, read_be32(l4 + TCP_SEQ) + pieces.at - pieces.start)
         if pieces.at + length < pieces.end:
