@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +49,19 @@ def key_of(one: dict[str, Any], node: str) -> str:
 
 
 class Clients:
-    """Connections that stay open, each to the backend that answered first."""
+    """Connections that stay open, each to the backend that answered first.
+
+    Each has a port to itself: one that the kernel chooses at connect it may share with an old connection of another
+    test, which is in TIME_WAIT, and then nobody can bind it again.
+    """
 
     def __init__(self, lab: Lab, vip: str, count: int = CONNECTIONS) -> None:
         self.at: dict[socket.socket, str] = {}
         self._stack = ExitStack()
+        place = address("client", "eth0", ip_address(vip).version), 0
         for _ in range(count):
-            opened = within(lab.namespace("client"), socket.create_connection, (vip, WEB.port), PATIENCE)
+            opened = within(
+                lab.namespace("client"), socket.create_connection, (vip, WEB.port), PATIENCE, place)
             self._stack.enter_context(opened)
             self.at[opened] = ask(opened)
 
