@@ -29,7 +29,7 @@ class Checker:
         for what in self._tasks.keys() - wanted:
             self._tasks.pop(what).cancel()
         for what in wanted - self._tasks.keys():
-            self._tasks[what] = asyncio.create_task(self._check(*what))
+            self._tasks[what] = asyncio.create_task(self._check(what))
 
     def stop(self) -> None:
         """End all checks."""
@@ -37,16 +37,20 @@ class Checker:
             task.cancel()
         self._tasks.clear()
 
-    async def _check(self, name: Name, check: Check, address: Address, port: int) -> None:
+    async def _check(self, what: Target) -> None:
         """The first one at once; then one each interval, each backend at a time of its own."""
+        name, check, address, port = what
         delay = random.uniform(0.5, 1) * check.interval
         while True:
+            took, why = None, ""
             try:
                 took = await run_check(check, address, port)
             except CheckFailedError as error:
-                self._report(name, None, str(error))
-            else:
-                self._report(name, took, "")
+                why = str(error)
+            # Before Python 3.12, wait_for() loses a cancellation that meets the end of what it waits for.
+            if self._tasks.get(what) is not asyncio.current_task():
+                return
+            self._report(name, took, why)
             await asyncio.sleep(delay)
             delay = check.interval
 

@@ -104,41 +104,63 @@ def test_tcp_times_out_where_the_queue_is_full() -> None:
             filler.close()
 
 
-def checked(port: int, **changes: Any) -> Config:
+def checked(port: int) -> Config:
+    """One backend on this host, checked at ``port`` every 50 ms."""
     backends = [{"address": "10.3.0.11"}]
-    return config(service("dsr", name="web", backends=backends, check={"type": "tcp", "port": port, **changes}))
+    check = {"type": "tcp", "port": port, "interval": 0.05, "timeout": 0.3}
+    conf = config(service("dsr", name="web", backends=backends, check=check))
+    at_home = conf.services[0].backends[0].model_copy(update={"address": HOST})  # which no configuration may name
+    return conf.model_copy(update={"services": (conf.services[0].model_copy(update={"backends": (at_home,)}),)})
 
 
 def test_the_checker_follows_a_configuration() -> None:
     """Results come again and again, from the check that is configured now, and end with it."""
     results: list[tuple[Name, bool]] = []
 
-    async def run() -> tuple[int, int, int]:
+    async def until(wanted: Callable[[], bool]) -> None:
+        async def look() -> None:
+            while not wanted():
+                await asyncio.sleep(0.01)
+
+        await asyncio.wait_for(look(), 10)
+
+    async def run() -> None:
         server = await asyncio.start_server(answering(b""), str(HOST), 0)
-        port = server.sockets[0].getsockname()[1]
         checker = Checker(lambda name, took, _: results.append((name, took is not None)))
-        conf = Config.model_validate(checked(port, interval=0.1, timeout=0.3).model_dump())
-        at_home = conf.services[0].backends[0].model_copy(update={"address": HOST})
-        conf = conf.model_copy(
-            update={"services": (conf.services[0].model_copy(update={"backends": (at_home,)}),)}
-        )
+        conf = checked(server.sockets[0].getsockname()[1])
         checker.follow(conf)
-        await asyncio.sleep(0.6)
-        first = len(results)
-        checker.follow(conf)  # the same again: nothing begins anew
+        await until(lambda: len(results) >= 3)
+        running = asyncio.all_tasks()
+        checker.follow(conf)
+        assert asyncio.all_tasks() == running  # the same again: nothing begins anew
         server.close()
         await server.wait_closed()
-        await asyncio.sleep(0.4)
-        second = len(results)
+        await until(lambda: not results[-1][1])
         checker.follow(config(service("dsr")))
+        ended = len(results)
         await asyncio.sleep(0.3)
-        third = len(results)
-        checker.stop()
-        return first, second, third
+        assert len(results) == ended
 
-    first, second, third = asyncio.run(run())
-    assert 3 <= first <= 8
-    assert second > first
-    assert third == second
-    assert results[0] == (("web", "127.0.0.1:80"), True)
-    assert results[-1] == (("web", "127.0.0.1:80"), False)
+    asyncio.run(run())
+    assert {name for name, _ in results} == {("web", "127.0.0.1:80")}
+    assert results[0][1]
+
+
+@pytest.mark.parametrize("ticks", range(12))
+def test_a_check_ends_at_whatever_moment_it_is_taken_back(ticks: int) -> None:
+    """Also when it has a result already and has not reported it: ``ticks`` rounds of the event loop after its start."""
+    results: list[float | None] = []
+
+    async def run() -> None:
+        with socket.socket() as nobody:
+            nobody.bind((str(HOST), 0))
+            checker = Checker(lambda name, took, why: results.append(took))
+            checker.follow(checked(nobody.getsockname()[1]))
+            for _ in range(ticks):
+                await asyncio.sleep(0)
+            checker.follow(config(service("dsr")))
+            reported = len(results)
+            await asyncio.sleep(0.2)
+            assert len(results) == reported
+
+    asyncio.run(run())
