@@ -16,36 +16,22 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from types import FrameType
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import Any, NoReturn
 
 import structlog
 
-from fastlb import (
-    __version__,
-    conns,
-    cores,
-    flowfile,
-    guard,
-    leftovers,
-    metrics,
-    neighbour,
-    nexthops,
-    pathmtu,
-    reconcile,
-    trace,
-)
-from fastlb._core import FlowMemory, Services, shard_of_client
-from fastlb.classifier import Classifier, Keys, Sources
-from fastlb.config import Address, Config, load_config
+from fastlb import cores, flowfile, guard, leftovers, neighbour, nexthops, pathmtu, reconcile
+from fastlb._core import FlowMemory
+from fastlb.classifier import Classifier, Sources
+from fastlb.commands import Commands
+from fastlb.config import Address
 from fastlb.control import ControlServer
 from fastlb.errors import FastlbError, KernelError
-from fastlb.fields import drain_time
 from fastlb.flowfile import FlowFileError
 from fastlb.flowlog import FlowLog
+from fastlb.generation import Generation
 from fastlb.health import Checker
 from fastlb.neighbour import KernelView, Watcher
 from fastlb.preflight import (
@@ -57,9 +43,11 @@ from fastlb.preflight import (
     host_warnings,
     open_blocks,
 )
+from fastlb.rtnetlink import outside_the_loop
 from fastlb.standing import Name, Standings
 from fastlb.tunneloffload import TunnelOffload
-from fastlb.workers import Workers, open_pipelines, owner_of_shard
+from fastlb.vips import HeldVips
+from fastlb.workers import Workers, open_pipelines
 
 TICK = 0.1  # seconds between looks at the workers, at clients without a MAC and at snapshots to free
 ASKED_FOR = 60.0  # seconds that a client without a MAC is asked for
@@ -68,59 +56,24 @@ FIRST_NEIGHBOURS = 1.0  # seconds that the start waits for next hops to be resol
 REOPENED_WITHIN = 10.0  # seconds in which the rings must be open again; then fastlb stops
 LET_GO_EVERY = 1.0  # seconds between looks at the flows of removed backends
 RESPONSES_EVERY = 5.0  # seconds between looks at the response times of checks
-MAX_WEIGHT = 65535
 REPLACEMENTS, REPLACED_WITHIN = 3, 60.0  # so many workers may be replaced in so many seconds; then fastlb stops
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True)
-class Generation:
-    """A configuration and everything that follows from it alone."""
-
-    config: Config
-    ids: reconcile.BackendIds
-    plans: list[reconcile.Plan]
-    services: Services
-
-    @classmethod
-    def load(cls, path: str, ids: reconcile.BackendIds, standings: Standings) -> Generation:
-        """Read the file, and let ``standings`` follow it; ``ids`` are those of the generation before and are not
-        changed. Raises ConfigError."""
-        config, now = load_config(path), time.monotonic()
-        standings.follow(config, now)
-        return cls.of(config, ids, standings, now)
-
-    @classmethod
-    def of(cls, config: Config, ids: reconcile.BackendIds, standings: Standings, now: float) -> Generation:
-        """The same of a configuration that has been read, as its backends stand."""
-        ids = ids.copy()
-        plans = reconcile.plan_services(config, ids, now, standings)
-        return cls(config, ids, plans, reconcile.services_table(config, plans))
-
-    def classifier_keys(self) -> Keys:
-        """What the filter and the guard take of it."""
-        return reconcile.classifier_keys(self.plans, self.config.icmp_echo)
-
-    def summary(self) -> dict[str, int]:
-        backends = sum(len(service.backends) for service in self.config.services)
-        return {"services": len(self.config.services), "backends": backends}
-
-
 class Engine:
-    """`fastlb run`. ``run`` returns when SIGTERM or SIGINT has come and everything is taken down."""
+    """`fastlb run`. ``run`` returns when SIGTERM or SIGINT has come and everything is taken down.
+
+    Attributes without an underscore are what `Commands` uses.
+    """
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._standings = Standings()
-        self._now = Generation.load(path, reconcile.BackendIds(), self._standings)
+        self.standings = Standings()
+        self.now = Generation.load(path, reconcile.BackendIds(), self.standings)
         self._checker = Checker(self._checked)
         self._planned = time.monotonic()  # when it was last looked at how backends stand
         self._let_go_at = 0.0  # when removed backends were last looked at
-        self._held_vips: set[Address] = set()
         self._path_mtus = pathmtu.PathMtus()
         self._narrower: set[Address] = set()  # backends the way to which has become so since the last tick
         self._tunnels: pathmtu.Tunnels | None = None  # as now published; None: not asked for yet
@@ -129,11 +82,11 @@ class Engine:
         self._links: dict[str, int] = {}  # the interfaces whose rings are open
         self._gone: set[str] = set()  # those that do not exist, or were never up
         self._replaced: list[float] = []  # when workers were replaced, lately
-        self._flow_file: flowfile.FlowFile | None = None
+        self.flow_file: flowfile.FlowFile | None = None
         self._flow_log: FlowLog | None = None
         self._flow_log_fails = False
         self._closed_since: float | None = None  # that the rings could not be opened again
-        self._started = time.monotonic()
+        self.started = time.monotonic()
         self._failure: FastlbError | None = None
         self._handover = False  # what stays over a crash stays: for the next process, or because this one took it over
         self._stop: asyncio.Event | None = None
@@ -141,10 +94,10 @@ class Engine:
 
     def run(self) -> None:
         """Raises FastlbError when the balancer cannot start, or fails; nothing is left behind then that it has made."""
-        check_runnable(self._path, self._now.config)
+        check_runnable(self._path, self.now.config)
         check_privileges()
         self._plan_cores()
-        check_memory(self._now.config, self._count)
+        check_memory(self.now.config, self.count)
         on_stop_signals(self._ask_to_stop)
         with ExitStack() as stack:
             try:
@@ -159,12 +112,18 @@ class Engine:
             raise self._failure
         log.info("stopped; guard, VIPs and flows stay" if self._handover else "stopped")
 
+    def stop(self, handover: bool) -> None:
+        """Have ``run`` return; with ``handover``, what stays over a crash stays. Called within the event loop."""
+        assert self._stop is not None, "there is no event loop yet"
+        self._handover = handover
+        self._stop.set()
+
     def _plan_cores(self) -> None:
         allowed = os.sched_getaffinity(0)
-        self._count = cores.count_workers(self._now.config.workers, len(allowed))
-        self._cores = cores.plan(allowed, self._count)
-        if self._count > len(allowed):
-            log.warning("workers share cores", workers=self._count, cores=len(allowed))
+        self.count = cores.count_workers(self.now.config.workers, len(allowed))
+        self._cores = cores.plan(allowed, self.count)
+        if self.count > len(allowed):
+            log.warning("workers share cores", workers=self.count, cores=len(allowed))
 
     # --- set-up, unwound in reverse ------------------------------------------------------------------------
 
@@ -185,31 +144,31 @@ class Engine:
         self._asked_to_stop = True
 
     def _open_packet_path(self, stack: ExitStack) -> None:
-        self._open_blocks = open_blocks(self._now.config, self._classifier)
-        self._tunnel_offload = TunnelOffload()
-        stack.callback(self._tunnel_offload.close)
+        self.open_blocks = open_blocks(self.now.config, self.classifier)
+        self.tunnel_offload = TunnelOffload()
+        stack.callback(self.tunnel_offload.close)
         self._open_workers(earlier=())
-        stack.callback(lambda: self._workers.close())
-        self._workers.start(self._view, self._links_out())
+        stack.callback(lambda: self.workers.close())
+        self.workers.start(self.view, self.links_out())
         self._offload_tunnels()
 
     def _open_workers(self, earlier: Sequence[Mapping[str, int]]) -> None:
-        self._links = self._interface_links(self._view)
-        self._gone = set(self._now.config.interfaces) - self._links.keys()
-        self._workers = Workers(
-            self._now.config, self._pipelines, self._classifier, self._cores, self._links, self._open_blocks,
+        self._links = self._interface_links(self.view)
+        self._gone = set(self.now.config.interfaces) - self._links.keys()
+        self.workers = Workers(
+            self.now.config, self.pipelines, self.classifier, self._cores, self._links, self.open_blocks,
             self._leave_without, earlier,
         )  # fmt: skip
 
     def _reopen_packet_path(self) -> None:
         """Rings of an interface that was deleted and made again are gone, and so is its guard. Flows stay."""
-        self._workers.close()
-        self._pipelines[0].release_fragments()
+        self.workers.close()
+        self.pipelines[0].release_fragments()
         try:
-            for interface in self._interface_links(self._view):
-                outside_the_loop(guard.attach, interface, self._classifier.guard_fd)
-            self._open_workers(earlier=self._workers.totals())
-            self._workers.start(self._view, self._links_out())
+            for interface in self._interface_links(self.view):
+                outside_the_loop(guard.attach, interface, self.classifier.guard_fd)
+            self._open_workers(earlier=self.workers.totals())
+            self.workers.start(self.view, self.links_out())
             self._closed_since = None
         except KernelError as error:
             self._not_reopened(error)
@@ -228,8 +187,8 @@ class Engine:
         links = {link.name: link for link in view.links.values()}
         return {
             name: links[name].index
-            for name in self._now.config.interfaces
-            if name in links and (self._count == 1 or links[name].up or name in self._links)
+            for name in self.now.config.interfaces
+            if name in links and (self.count == 1 or links[name].up or name in self._links)
         }
 
     def _leave_without(self, numbers: Sequence[int]) -> NoReturn:
@@ -237,8 +196,8 @@ class Engine:
         log.error("workers do not stop; leaving without them", workers=list(numbers))
         self._handover = False
         try:
-            self._drop_vips()  # first, so that the host never answers for them
-            for interface in self._now.config.interfaces:
+            self.vips.drop()  # first, so that the host never answers for them
+            for interface in self.now.config.interfaces:
                 outside_the_loop(self._detach_guard, interface)
             self._close_flow_file()
             self._control.close()
@@ -247,61 +206,59 @@ class Engine:
             os._exit(1)
 
     def _open_control(self, stack: ExitStack) -> None:
-        self._control = ControlServer(
-            self._now.config.control,
-            {
-                "status": self._status, "reload": self._reload_command, "drain": self._drain, "enable": self._enable,
-                "weight": self._set_weight, "conns": self._conns, "trace": self._trace, "stop": self._stop_command,
-            },
-        )
+        self._control = ControlServer(self.now.config.control, Commands(self).by_name())
         stack.callback(self._control.close)
         self._control.bind()
 
     def _claim_interfaces(self, stack: ExitStack) -> None:
-        for interface in self._now.config.interfaces:
+        for interface in self.now.config.interfaces:
             stack.enter_context(leftovers.claim(interface))
 
     def _follow_kernel(self, stack: ExitStack) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watcher = Watcher(self._kernel_changed)
         stack.callback(self._watcher.close)
-        self._view = self._watcher.start()
-        check_host(self._now.config, self._now.plans, self._view)
+        self.view = self._watcher.start()
+        check_host(self.now.config, self.now.plans, self.view)
         self._want_next_hops()
 
     def _hold_vips(self, stack: ExitStack) -> None:
-        interface = self._now.config.interfaces[0]
-        self._held_vips = {vip for name, vip in outside_the_loop(neighbour.marked_vips) if name == interface}
+        wanted = reconcile.held_vips(self.now.config)
+        self.vips = HeldVips(self.now.config.interfaces[0])
         stack.callback(self._leave_vips)
-        self._add_vips()
-        self._drop_vips(keep=frozenset(reconcile.held_vips(self._now.config)))  # what a crash left
+        self.vips.add(wanted)
+        self.vips.drop(keep=wanted)  # what a crash left
+
+    def _leave_vips(self) -> None:
+        if not self._handover:
+            self.vips.drop()
 
     def _load_classifier(self, stack: ExitStack) -> None:
-        config = self._now.config
+        config = self.now.config
         sources = Sources(frozenset(config.snat), *config.snat_ports) if config.snat else None
-        self._classifier = stack.enter_context(Classifier(self._count, sources))
+        self.classifier = stack.enter_context(Classifier(self.count, sources))
         self._fill_classifier()
 
     def _open_pipelines(self, stack: ExitStack) -> None:
-        self._flow_file = flowfile.open_file(self._now.config, self._saved(self._now, self._standings))
+        self.flow_file = flowfile.open_file(self.now.config, self._saved(self.now, self.standings))
         stack.callback(self._close_flow_file)
         memory = None
-        if self._flow_file is not None:
-            memory = self._take_over(self._flow_file) or self._flow_file.memory(self._now.config)
-        self._pipelines = open_pipelines(self._now.config, self._count, memory)
+        if self.flow_file is not None:
+            memory = self._take_over(self.flow_file) or self.flow_file.memory(self.now.config)
+        self.pipelines = open_pipelines(self.now.config, self.count, memory)
         self._publish()
 
     def _take_over(self, file: flowfile.FlowFile) -> FlowMemory | None:
         """The flows that another process has left, as if this one's configuration came by a reload of that one."""
         if file.found is None:
             return None
-        config, now = self._now.config, time.monotonic()
+        config, now = self.now.config, time.monotonic()
         ids = reconcile.BackendIds.restored(file.found["ids"], now)
-        self._standings = Standings.restored(file.found, now)
-        self._standings.follow(config, now)
-        self._now = Generation.of(config, ids, self._standings, now)
-        memory = file.take_over(config, self._now.services, ids.highest)
-        self._save(self._now, self._standings)
+        self.standings = Standings.restored(file.found, now)
+        self.standings.follow(config, now)
+        self.now = Generation.of(config, ids, self.standings, now)
+        memory = file.take_over(config, self.now.services, ids.highest)
+        self._save(self.now, self.standings)
         self._handover = memory is not None
         return memory
 
@@ -310,19 +267,19 @@ class Engine:
 
     def _save(self, generation: Generation, standings: Standings) -> None:
         """Tell the next process; before the data path hears of new ids. Raises FlowFileError."""
-        if self._flow_file is not None:
-            self._flow_file.save(self._saved(generation, standings))
+        if self.flow_file is not None:
+            self.flow_file.save(self._saved(generation, standings))
 
     def _save_again(self) -> None:
         """The same where there are no new ids: what cannot be written costs no more than what it says."""
         try:
-            self._save(self._now, self._standings)
+            self._save(self.now, self.standings)
         except FlowFileError as error:
             log.error("the next process will not know how backends stand", error=str(error))
 
     def _close_flow_file(self) -> None:
-        if self._flow_file is not None:
-            self._flow_file.close(keep=self._handover)
+        if self.flow_file is not None:
+            self.flow_file.close(keep=self._handover)
 
     def _listen_for_errors(self, stack: ExitStack) -> None:
         self._listeners = {}
@@ -332,15 +289,15 @@ class Engine:
                 self._listeners[version] = stack.enter_context(listener)
 
     def _open_flow_log(self, stack: ExitStack) -> None:
-        if self._now.config.flow_log is not None:
-            self._flow_log = FlowLog(self._now.config.flow_log)
+        if self.now.config.flow_log is not None:
+            self._flow_log = FlowLog(self.now.config.flow_log)
             stack.callback(self._flow_log.close)
-            self._flow_log.know(self._now.plans)
+            self._flow_log.know(self.now.plans)
 
     def _attach_guard(self, stack: ExitStack) -> None:
-        for interface in self._now.config.interfaces:
+        for interface in self.now.config.interfaces:
             stack.callback(self._detach_guard, interface)
-            guard.attach(interface, self._classifier.guard_fd)
+            guard.attach(interface, self.classifier.guard_fd)
 
     def _detach_guard(self, interface: str) -> None:
         if self._handover:
@@ -359,22 +316,22 @@ class Engine:
         on_stop_signals(lambda *_: loop.call_soon_threadsafe(stop.set))
         if self._asked_to_stop:
             stop.set()
-        self._on_kernel_view(self._view)  # what changed while the rest was set up
+        self._on_kernel_view(self.view)  # what changed while the rest was set up
         await self._first_neighbours()
-        self._warn(self._view)
+        self._warn(self.view)
         await self._control.serve()
         for version, listener in self._listeners.items():
             loop.add_reader(listener, self._hear_errors, version)
         signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(self._reload_signal))
-        self._checker.follow(self._now.config)
+        self._checker.follow(self.now.config)
         log.info(
             "running",
-            interfaces=list(self._now.config.interfaces),
-            workers=self._count,
-            open_blocks=self._open_blocks,
-            transmit=self._paths(),
-            flow_file=self._flow_file and str(self._flow_file.path),
-            **self._now.summary(),
+            interfaces=list(self.now.config.interfaces),
+            workers=self.count,
+            open_blocks=self.open_blocks,
+            transmit=self.paths(),
+            flow_file=self.flow_file and str(self.flow_file.path),
+            **self.now.summary(),
         )
         while not stop.is_set() and self._failure is None:
             with contextlib.suppress(asyncio.TimeoutError):
@@ -385,7 +342,7 @@ class Engine:
 
     def _warn(self, view: KernelView) -> None:
         """Log what is allowed, because it may be meant, but mostly is a mistake."""
-        for event, problem in host_warnings(self._now.config, self._now.plans, view):
+        for event, problem in host_warnings(self.now.config, self.now.plans, view):
             log.warning(event, problem=problem)
         for leftover in outside_the_loop(leftovers.interfaces):
             if not leftover.in_use:
@@ -395,12 +352,12 @@ class Engine:
     async def _first_neighbours(self) -> None:
         """Wait a little for the kernel to resolve the next hops, so that the first packets find them."""
         until = time.monotonic() + FIRST_NEIGHBOURS
-        wanted = nexthops.wanted_next_hops(self._view, self._now.plans)
-        while wanted - self._view.neighbours.keys() and time.monotonic() < until:
+        wanted = nexthops.wanted_next_hops(self.view, self.now.plans)
+        while wanted - self.view.neighbours.keys() and time.monotonic() < until:
             await asyncio.sleep(0.02)
 
     def _tick(self) -> None:
-        for pipeline in self._pipelines:
+        for pipeline in self.pipelines:
             pipeline.reclaim()
         if self._closed_since is not None:
             self._reopen_packet_path()
@@ -410,7 +367,7 @@ class Engine:
         self._plan_in_time()
         self._let_go_of_removed()
         self._write_flow_log()
-        self._workers.follow(self._view, self._links_out())
+        self.workers.follow(self.view, self.links_out())
         self._offload_tunnels()
 
     def _write_flow_log(self) -> None:
@@ -418,7 +375,7 @@ class Engine:
         if self._flow_log is None:
             return
         try:
-            self._flow_log.write(self._pipelines)
+            self._flow_log.write(self.pipelines)
             self._flow_log_fails = False
         except OSError as error:
             if not self._flow_log_fails:
@@ -427,10 +384,10 @@ class Engine:
 
     def _look_after_workers(self) -> None:
         """Replace workers that died, all of them together; stop when that happens again and again, or one is stuck."""
-        if stuck := self._workers.stuck():
+        if stuck := self.workers.stuck():
             self._failure = FastlbError(f"worker {', '.join(map(str, stuck))} is stuck; stopping")
             log.error("a worker is stuck; stopping", workers=stuck)  # now: it may never come to the failure's report
-        dead = self._workers.dead()
+        dead = self.workers.dead()
         if not dead:
             return
         now = time.monotonic()
@@ -445,7 +402,7 @@ class Engine:
     def _ask_for_clients(self) -> None:
         """Have the kernel resolve clients on our own links; each is forgotten after ASKED_FOR, when it is in use."""
         now = time.monotonic()
-        unresolved = set().union(*(each.take_unresolved() for each in self._pipelines)) - self._asked.keys()
+        unresolved = set().union(*(each.take_unresolved() for each in self.pipelines)) - self._asked.keys()
         expired = [next_hop for next_hop, since in self._asked.items() if now - since > ASKED_FOR]
         for next_hop in expired:
             del self._asked[next_hop]
@@ -457,7 +414,7 @@ class Engine:
     def _hear_errors(self, version: int) -> None:
         """A router says that a tunnel's packet did not fit: clients are told from the next tick on."""
         if self._tunnels is None:
-            self._tunnels = nexthops.tunnels(self._view, self._now.plans)
+            self._tunnels = nexthops.tunnels(self.view, self.now.plans)
         for error in pathmtu.read(self._listeners[version]):
             backend = self._path_mtus.hear(error, version, self._tunnels, time.monotonic())
             if backend is not None:
@@ -476,33 +433,33 @@ class Engine:
 
     def _checked(self, name: Name, response: float | None, reason: str) -> None:
         """A health check has ended."""
-        service = next((each for each in self._now.config.services if each.name == name[0]), None)
-        if service is not None and self._standings.checked(service, name[1], response, reason, time.monotonic()):
-            state = self._standings.of(*name).state
+        service = next((each for each in self.now.config.services if each.name == name[0]), None)
+        if service is not None and self.standings.checked(service, name[1], response, reason, time.monotonic()):
+            state = self.standings.of(*name).state
             why = {"reason": reason} if reason else {}
             (log.info if state == "up" else log.warning)(f"backend {state}", service=name[0], backend=name[1], **why)
             if state == "up":
                 self._forget_response(name)
-            self._plan_again()
+            self.plan_again()
 
     def _forget_response(self, name: Name) -> None:
-        found = {(plan.name, member.key): member.id for plan in self._now.plans for member in plan.members}
-        for pipeline in self._pipelines if name in found else ():
+        found = {(plan.name, member.key): member.id for plan in self.now.plans for member in plan.members}
+        for pipeline in self.pipelines if name in found else ():
             pipeline.forget_response(found[name])
 
-    def _plan_again(self) -> None:
+    def plan_again(self) -> None:
         """Backends stand otherwise than before."""
         self._planned = time.monotonic()
-        self._now = Generation.of(self._now.config, self._now.ids, self._standings, self._planned)
+        self.now = Generation.of(self.now.config, self.now.ids, self.standings, self._planned)
         self._publish()
         self._save_again()
 
     def _plan_in_time(self) -> None:
         """Steps of slow starts, ends of drains, and response times of checks, where a scheduler goes by them."""
         now = time.monotonic()
-        timed = any(service.check and service.scheduler in ("lrt", "p2c") for service in self._now.config.services)
-        if self._standings.due(self._planned, now) or (timed and now - self._planned >= RESPONSES_EVERY):
-            self._plan_again()
+        timed = any(service.check and service.scheduler in ("lrt", "p2c") for service in self.now.config.services)
+        if self.standings.due(self._planned, now) or (timed and now - self._planned >= RESPONSES_EVERY):
+            self.plan_again()
 
     def _let_go_of_removed(self) -> None:
         """Backends that the configuration gave up are known until the last of their flows is over."""
@@ -510,44 +467,15 @@ class Engine:
         if now - self._let_go_at < LET_GO_EVERY:
             return
         self._let_go_at = now
-        over = self._standings.let_go(self._flows_of, now)
+        over = self.standings.let_go(self._flows_of, now)
         if over:
-            self._install(Generation.of(self._now.config, self._now.ids, self._standings, now))
+            self._install(Generation.of(self.now.config, self.now.ids, self.standings, now))
             self._save_again()
             log.info("removed backends have no flows any more", backends=[" ".join(name) for name in over])
 
     def _flows_of(self, name: Name) -> int:
-        number = self._now.ids.by_name[name]
-        return sum(pipeline.backend_stats(number)["active_flows"] for pipeline in self._pipelines)
-
-    def _drain(self, request: Mapping[str, Any]) -> dict[str, str]:
-        name, after = self._named(request), request.get("deadline")
-        if after is None:
-            self._standings.drain(name)
-            return self._stands("draining", name)
-        seconds = drain_time(after)
-        self._standings.drain(name, time.monotonic() + seconds)
-        return self._stands("draining", name, seconds=seconds)
-
-    def _enable(self, request: Mapping[str, Any]) -> dict[str, str]:
-        name = self._named(request)
-        self._standings.enable(name, time.monotonic())
-        return self._stands("enabled", name)
-
-    def _set_weight(self, request: Mapping[str, Any]) -> dict[str, str]:
-        name, weight = self._named(request), request.get("weight")
-        if not isinstance(weight, int) or isinstance(weight, bool) or not 0 <= weight <= MAX_WEIGHT:
-            raise FastlbError(f"a weight is a whole number from 0 to {MAX_WEIGHT}, not {weight!r}")
-        self._standings.set_weight(name, weight, time.monotonic())
-        return self._stands("weight set", name, weight=weight)
-
-    def _named(self, request: Mapping[str, Any]) -> Name:
-        return self._standings.find(str(request.get("service")), str(request.get("backend")))
-
-    def _stands(self, event: str, name: Name, **more: object) -> dict[str, str]:
-        log.info(event, service=name[0], backend=name[1], **more)
-        self._plan_again()
-        return {"service": name[0], "backend": name[1]}
+        number = self.now.ids.by_name[name]
+        return sum(pipeline.backend_stats(number)["active_flows"] for pipeline in self.pipelines)
 
     # --- the kernel's tables -------------------------------------------------------------------------------
 
@@ -558,15 +486,15 @@ class Engine:
             with contextlib.suppress(RuntimeError):  # the loop has just been closed
                 loop.call_soon_threadsafe(self._on_kernel_view, view)
         else:
-            self._view = view
+            self.view = view
 
     def _on_kernel_view(self, view: KernelView) -> None:
-        self._view = view
-        self._classifier.set_locals(view.addresses)
+        self.view = view
+        self.classifier.set_locals(view.addresses)
         self._publish()
         self._follow_links(view)
         self._want_next_hops()
-        unreachable = nexthops.not_on_link(view, self._now.plans)
+        unreachable = nexthops.not_on_link(view, self.now.plans)
         if unreachable != self._reported:
             for line in unreachable:
                 log.warning("backend unreachable", problem=line)
@@ -585,87 +513,50 @@ class Engine:
             self._reopen_packet_path()
 
     def _want_next_hops(self) -> None:
-        self._watcher.want(nexthops.wanted_next_hops(self._view, self._now.plans) | self._asked.keys())
+        self._watcher.want(nexthops.wanted_next_hops(self.view, self.now.plans) | self._asked.keys())
 
-    def _links_out(self) -> set[int]:
-        return nexthops.outgoing_links(self._view, self._now.plans, self._now.config.interfaces)
+    def links_out(self) -> set[int]:
+        return nexthops.outgoing_links(self.view, self.now.plans, self.now.config.interfaces)
 
     def _offload_tunnels(self) -> None:
-        links = nexthops.tunnel_links(self._view, self._now.plans) if self._now.config.tunnel_offload else set()
-        self._workers.offload_tunnels(self._tunnel_offload.follow(links))
+        links = nexthops.tunnel_links(self.view, self.now.plans) if self.now.config.tunnel_offload else set()
+        self.workers.offload_tunnels(self.tunnel_offload.follow(links))
 
-    def _paths(self) -> dict[str, str]:
-        return self._workers.transmit_paths(self._view, self._links_out())
+    def paths(self) -> dict[str, str]:
+        return self.workers.transmit_paths(self.view, self.links_out())
 
     def _publish(self) -> None:
         self._tunnels = None
-        routes = nexthops.routes_table(self._view, self._now.plans, self._path_mtus.known())
-        for pipeline in self._pipelines:
-            pipeline.publish(self._now.services, routes)
+        routes = nexthops.routes_table(self.view, self.now.plans, self._path_mtus.known())
+        for pipeline in self.pipelines:
+            pipeline.publish(self.now.services, routes)
 
     def _fill_classifier(self) -> None:
-        self._classifier.replace(self._now.classifier_keys(), self._view.addresses)
+        self.classifier.replace(self.now.classifier_keys(), self.view.addresses)
 
-    def _add_vips(self) -> None:
-        """With vip_address: interface, put what is missing of the VIPs on the first interface."""
-        for address in sorted(reconcile.held_vips(self._now.config) - self._held_vips, key=str):
-            if outside_the_loop(neighbour.add_vip, self._now.config.interfaces[0], address):
-                self._held_vips.add(address)  # else it is the administrator's, and stays his
-
-    def _leave_vips(self) -> None:
-        if not self._handover:
-            self._drop_vips()
-
-    def _drop_vips(self, keep: frozenset[Address] = frozenset()) -> None:
-        for address in sorted(self._held_vips - keep, key=str):
-            self._held_vips.discard(address)
-            try:
-                outside_the_loop(neighbour.remove_vip, self._now.config.interfaces[0], address)
-            except KernelError as error:  # an interface that is gone took its addresses with it
-                log.warning("VIP not removed", vip=str(address), error=str(error))
-
-    # --- commands --------------------------------------------------------------------------------------------
-
-    def _stop_command(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Stop as by SIGTERM; with ``handover``, what stays over a crash stays, and the answer says what that is."""
-        assert self._stop is not None, "commands are answered within the loop"
-        self._stop.set()
-        self._handover = request.get("handover") is True
-        if not self._handover:
-            return {}
-        file = self._flow_file
-        return {
-            "interfaces": list(self._now.config.interfaces),
-            "vips": sorted(map(str, self._held_vips)),
-            "flow_file": None if file is None else str(file.path),
-            "flows": self._pipelines[0].flow_count(),
-        }
+    # --- reload --------------------------------------------------------------------------------------------
 
     def _reload_signal(self) -> None:
         with contextlib.suppress(FastlbError):
-            self._reload()
+            self.reload()
 
-    def _reload_command(self, request: Mapping[str, Any]) -> dict[str, int]:
-        self._reload()
-        return self._now.summary()
-
-    def _reload(self) -> None:
+    def reload(self) -> None:
         """Go over to what the file says now; a refusal is logged and raised."""
         try:
             self._load_and_install()
         except FastlbError as error:
             log.error("reload refused; nothing was changed", problems=str(error).splitlines())
             raise
-        log.info("reloaded", **self._now.summary())
+        log.info("reloaded", **self.now.summary())
 
     def _load_and_install(self) -> None:
         """Go over to what the file says now, or raise FastlbError and stay with what is."""
-        standings = self._standings.copy()
-        before, after = self._now, Generation.load(self._path, self._now.ids, standings)
+        standings = self.standings.copy()
+        before, after = self.now, Generation.load(self._path, self.now.ids, standings)
         refused = list(reconcile.restart_reasons(before.config, after.config))
         if refused:
             raise FastlbError("a reload cannot change " + "; ".join(refused) + "; restart fastlb instead")
-        check_reachable(self._view, after.plans)
+        check_reachable(self.view, after.plans)
         if self._flow_log is not None:
             self._flow_log.reopen()
         try:
@@ -675,80 +566,27 @@ class Engine:
             self._install(before)
             self._save_again()
             raise
-        self._standings = standings
+        self.standings = standings
         self._checker.follow(after.config)
 
     def _install(self, generation: Generation) -> None:
         """The filter keeps an old VIP's packets out before the data path forgets it, and lets in those of a new one
         after the data path has learnt it."""
-        old, new = self._now.classifier_keys(), generation.classifier_keys()
-        self._now = generation
+        old, new = self.now.classifier_keys(), generation.classifier_keys()
+        self.now = generation
         if self._flow_log is not None:
             self._flow_log.know(generation.plans)
-        self._add_vips()
-        for pipeline in self._pipelines:
+        vips = reconcile.held_vips(generation.config)
+        self.vips.add(vips)
+        for pipeline in self.pipelines:
             pipeline.renew(generation.ids.reused, generation.ids.services.reused)
         generation.ids.reused.clear()  # once: going back to this generation must not forget what is in use
         generation.ids.services.reused.clear()
-        self._classifier.replace(old & new, self._view.addresses)
+        self.classifier.replace(old & new, self.view.addresses)
         self._publish()
         self._fill_classifier()
-        self._drop_vips(keep=frozenset(reconcile.held_vips(generation.config)))
+        self.vips.drop(keep=vips)
         self._want_next_hops()
-
-    def _status(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        found = [pipeline.counters() for pipeline in self._pipelines]
-        counters = metrics.add_up((*found, self._classifier.passed())) | self._workers.counters()
-        return {
-            "version": __version__,
-            "pid": os.getpid(),
-            "uptime": round(time.monotonic() - self._started, 1),
-            "interfaces": list(self._now.config.interfaces),
-            "transmit": self._paths(),
-            "tunnel_offload": [self._view.links[index].name for index in self._tunnel_offload.interfaces()
-                               if index in self._view.links],
-            "open_blocks": self._open_blocks,
-            "workers": self._workers.describe(self._pipelines, self._view, self._links_out()),
-            "counters": metrics.split_counters(counters),
-            "services": metrics.describe_services(self._pipelines, self._now.plans, self._standings, time.monotonic()),
-            "flows": metrics.describe_flows(self._pipelines[0])
-            | {"file": self._flow_file and str(self._flow_file.path)},
-            "affinity": metrics.describe_affinity(self._pipelines[0]),
-        }
-
-    def _conns(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        return conns.answer(self._pipelines[0], self._now.plans, request, flow_clock())
-
-    def _trace(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        packet = trace.requested(request)
-        owner = owner_of_shard(shard_of_client(packet.src, packet.sport), self._count)
-        scene = trace.Scene(
-            self._now.plans, self._now.config.services, self._standings, self._worker_of, self._next_hop,
-            now=time.monotonic(),
-        )  # fmt: skip
-        return trace.explain(self._pipelines[owner], packet, scene, flow_clock()).as_json()
-
-    def _worker_of(self, shard: int) -> str:
-        return f"{owner_of_shard(shard, self._count)} of {self._count}, "
-
-    def _next_hop(self, address: Address) -> tuple[str, Address] | None:
-        """The interface's name, and the neighbour there."""
-        next_hop = self._view.next_hop(address)
-        if next_hop is None or next_hop[0] not in self._view.links:
-            return None
-        return self._view.links[next_hop[0]].name, next_hop[1]
-
-
-def flow_clock() -> int:
-    """The workers' clock: milliseconds, of which the flow table keeps 32 bits."""
-    return time.monotonic_ns() // 1_000_000 & 0xFFFFFFFF
-
-
-def outside_the_loop(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call it in a thread of its own and wait: pyroute2 runs an event loop, which cannot be inside ours."""
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(function, *args, **kwargs).result()
-
 
 # --- being stopped -----------------------------------------------------------------------------------------
 

@@ -11,10 +11,11 @@ import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from fastlb import guard, neighbour
+from fastlb import guard
 from fastlb.config import Address, Config
 from fastlb.errors import KernelError
 from fastlb.flowfile import LeftFile, left_files, remove_files
+from fastlb.vips import marked_vips, remove_vip
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def show(config: Config | None = None) -> tuple[list[Leftover], list[LeftFile]]:
 def interfaces() -> list[Leftover]:
     """Every interface of this network namespace with something of fastlb's on it. Raises KernelError."""
     guards = {info.interface: info.program_id for info in guard.show()}
-    vips = _by_interface(neighbour.marked_vips())
+    vips = _by_interface(marked_vips())
     return [
         Leftover(name, guards.get(name), tuple(map(str, vips.get(name, ()))), is_claimed(name))
         for name in sorted(guards.keys() | vips.keys())
@@ -75,8 +76,8 @@ def remove(config: Config | None = None) -> tuple[list[Leftover], list[LeftFile]
     used = used or [file.path for file in files if file.state == "in use"]
     if used:
         raise KernelError(f"a running fastlb uses {', '.join(used)}; stop it, which removes everything by itself")
-    for name, address in neighbour.marked_vips():  # first, so that the host never answers for them
-        neighbour.remove_vip(name, address)
+    for name, address in marked_vips():  # first, so that the host never answers for them
+        remove_vip(name, address)
     for leftover in found:
         guard.detach(leftover.interface)
     remove_files(files)

@@ -34,9 +34,6 @@ from types import MappingProxyType
 from typing import Any
 
 import structlog
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-from pyroute2.netlink.rtnl.ifaddrmsg import IFA_F_NODAD
 
 from fastlb import rtnetlink
 from fastlb.errors import KernelError
@@ -54,8 +51,6 @@ default, RFC 4861 section 6.3.2), this interval, the kernel's DELAY (5 s) and th
 """
 ASK_BATCH = 128  # requests a tick: thousands of next hops must not meet the wire at once
 ASK_TICK = 0.02  # seconds: 6,400 requests a second
-VIP_PROTO = 0xFB
-"""IFA_PROTO of the addresses that fastlb adds; the kernel's own values end at 3."""
 DEBOUNCE = 0.02  # seconds in which changes are gathered before on_change hears of them
 ROUTE_DUMP_REST = 4  # times a route dump's duration without another: at most 20 % of a core goes there
 RETRY = 1.0  # seconds until tables that could not be read are read again
@@ -332,55 +327,6 @@ class Watcher:
         self._ask_allowed = time.monotonic() + ASK_TICK
         if self._to_ask:
             self._soon(self._ask, self._ask_allowed)
-
-
-def add_vip(link: int | str, address: Address) -> bool:
-    """Give ``link`` (index or name) ``address`` as /32 or /128, so that the host answers ARP and ND for it.
-
-    IPv6 goes without duplicate address detection, which would hold the VIP back for a second and fail in a
-    fleet, and as deprecated, so that the host does not pick it as the source of its own connections
-    (RFC 6724 section 5, rule 3). False: the link has the address already, so it is not ours to remove.
-    The address is marked as ours: see `marked_vips`. Raises KernelError.
-    """
-    options = {"proto": VIP_PROTO}
-    if address.version == 6:
-        options |= {"flags": IFA_F_NODAD, "preferred_lft": 0}
-    return _change_vip("add", link, address, errno.EEXIST, **options)
-
-
-def remove_vip(link: int | str, address: Address) -> bool:
-    """Take back what ``add_vip`` gave. False: the link no longer has it, or is gone. Raises KernelError."""
-    return _change_vip("del", link, address, errno.EADDRNOTAVAIL, errno.ENODEV, errno.ENXIO)
-
-
-def marked_vips() -> list[tuple[str, Address]]:
-    """(link, address) of every VIP that `add_vip` gave to a link of this network namespace, by whichever process.
-
-    Linux before 5.18 does not keep the mark, and shows none. Raises KernelError.
-    """
-    try:
-        with IPRoute() as route:
-            names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in route.get_links()}
-            return [
-                (names[message["index"]], ip_address(message.get_attr("IFA_ADDRESS")))
-                for message in route.get_addr()
-                if message.get_attr("IFA_PROTO") == VIP_PROTO and message["index"] in names
-            ]
-    except (NetlinkError, OSError) as error:
-        raise KernelError(f"cannot list the host's addresses: {error}") from error
-
-
-def _change_vip(verb: str, link: int | str, address: Address, *harmless: int, **options: int) -> bool:
-    try:
-        index = socket.if_nametoindex(link) if isinstance(link, str) else link
-        with IPRoute() as route:
-            route.addr(verb, index=index, address=str(address), prefixlen=address.max_prefixlen, **options)
-    except (NetlinkError, OSError) as error:
-        number = error.code if isinstance(error, NetlinkError) else error.errno or errno.ENODEV
-        if number in harmless:
-            return False
-        raise KernelError(f"cannot {verb} the address {address} on {link}: {error}") from error
-    return True
 
 
 class _Change(Flag):

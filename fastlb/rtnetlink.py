@@ -5,7 +5,7 @@ returns. So whatever is read next answers the last request, and no request needs
 
 pyroute2's own sockets are not used here: they tie an asyncio loop to the thread that opened them, queue
 events without bound and report an overrun as a made-up message, while a thread that follows the kernel needs
-a prompt stop and has to see ENOBUFS itself.
+a prompt stop and has to see ENOBUFS itself. Who does use them, to change things, does so `outside_the_loop`.
 
 Nothing in here knows what the tables mean. A datagram holds messages (RFC 3549, section 2.2), each at a
 multiple of 4 bytes; numbers are in host order, addresses as on the wire:
@@ -22,9 +22,10 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv6Address
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
@@ -61,6 +62,16 @@ _USE = {  # nlmsghdr, ndmsg (family, 3 pad, ifindex, state, flags, type), NDA_DS
     6: struct.Struct("=IHHII B3xiHBB HH16s"),
 }
 _FAMILY: dict[int, int] = {4: socket.AF_INET, 6: socket.AF_INET6}
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def outside_the_loop(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call it in a thread of its own and wait: pyroute2's sockets run an event loop, which cannot be inside another."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(function, *args, **kwargs).result()
 
 
 def messages(data: bytes) -> Iterator[tuple[int, int, bytes, int]]:

@@ -24,7 +24,8 @@ from pyroute2 import IPRoute, netns
 
 from fastlb import neighbour, rtnetlink
 from fastlb.errors import KernelError
-from fastlb.neighbour import KernelView, Route, Watcher, add_vip, remove_vip
+from fastlb.neighbour import KernelView, Route, Watcher
+from fastlb.vips import add_vip, remove_vip
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
 
