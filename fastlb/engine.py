@@ -449,7 +449,9 @@ class Engine:
 
     def plan_again(self) -> None:
         """Backends stand otherwise than before."""
-        self._planned = time.monotonic()
+        before, self._planned = self._planned, time.monotonic()
+        for service, backend in self.standings.drains_ended(before, self._planned):
+            log.info("drained", service=service, backend=backend)
         self.now = Generation.of(self.now.config, self.now.ids, self.standings, self._planned)
         self._publish()
         self._save_again()

@@ -279,7 +279,7 @@ class Standings:
         """Has a step of a slow start, or a drain, ended since backends were last planned for?"""
         windows = (service.slow_start.window for service in self.config.services if service.slow_start)
         step = now - planned >= min(windows, default=STEPS) / STEPS and self.rising(self.config, now)
-        return step or self.drain_ended(planned, now)
+        return step or bool(self.drains_ended(planned, now))
 
     # --- checks ------------------------------------------------------------------------------------------------
 
@@ -316,10 +316,10 @@ class Standings:
         self.by_backend[name].deadline = deadline
         self.timed.add(name)
 
-    def drain_ended(self, since: float, now: float) -> bool:
-        """Has a deadline passed after ``since``, and up to ``now``?"""
-        deadlines = (self.by_backend[name].deadline for name in self.timed)
-        return any(deadline is not None and since < deadline <= now for deadline in deadlines)
+    def drains_ended(self, since: float, now: float) -> list[Name]:
+        """The backends whose deadline passed after ``since``, and up to ``now``."""
+        deadlines = ((name, self.by_backend[name].deadline) for name in sorted(self.timed))
+        return [name for name, deadline in deadlines if deadline is not None and since < deadline <= now]
 
     def enable(self, name: Name, now: float) -> None:
         """Take back `drain` and `set_weight`."""

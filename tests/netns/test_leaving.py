@@ -147,6 +147,8 @@ def test_a_drain_with_a_deadline(lab: Lab, tmp_path: Path, forward: str) -> None
         assert fastlb("enable", *drain[1:]).returncode == 0
         with Clients(lab, web["vip"]) as later:
             assert GONE in later.at.values()
+    said = [line["event"] for line in balancer.logs() if line.get("backend") == key_of(web, GONE)]
+    assert said == ["draining", "draining", "drained", "enabled"]
 
 
 def is_reset(opened: socket.socket) -> bool:

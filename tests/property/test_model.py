@@ -181,7 +181,7 @@ class Both:
 
     def pause(self, milliseconds: int) -> None:
         before, self.now = self.now, self.now + milliseconds
-        if self.real.standings.drain_ended(before / 1000, self.now / 1000):
+        if self.real.standings.drains_ended(before / 1000, self.now / 1000):
             self.plan()
 
     def reload(self, seed: int) -> None:

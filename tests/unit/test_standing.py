@@ -135,10 +135,10 @@ def test_the_end_of_a_drain_is_seen_once() -> None:
     standings.drain(("web", KEYS[1]), 12.0)
     standings.drain(("web", KEYS[2]))
     looks = [8.0, 9.9, 10.0, 10.1, 11.9, 12.3, 99.0]
-    seen = [now for since, now in pairwise(looks) if standings.drain_ended(since, now)]
-    assert seen == [10.0, 12.3]
+    seen = {now: ended for since, now in pairwise(looks) if (ended := standings.drains_ended(since, now))}
+    assert seen == {10.0: [("web", KEYS[0])], 12.3: [("web", KEYS[1])]}
     standings.enable(("web", KEYS[0]), 11.0)
-    assert not standings.drain_ended(9.9, 10.0)
+    assert not standings.drains_ended(9.9, 10.0)
 
 
 def test_another_drain_has_another_deadline_or_none() -> None:
@@ -187,7 +187,7 @@ def test_a_removed_backend_is_nobody_s_business() -> None:
         standings.find("web", "10.3.0.11")
     assert standings.checked(fewer.services[0], KEYS[0], 0.01, "", 11.0) is False
     assert weights(fewer, standings, 60.0) == [1, 1]
-    assert not standings.drain_ended(10.0, 60.0)
+    assert not standings.drains_ended(10.0, 60.0)
     standings.follow(conf, 70.0)
     assert standings.of("web", KEYS[0]).shown(70.0) == "unknown"
 
@@ -441,7 +441,7 @@ def test_what_is_saved_is_what_is_restored() -> None:
         for name in standing.SAVED:
             assert getattr(again.of("web", key), name) == getattr(standings.of("web", key), name), (key, name)
     assert {key: gone.backend for key, gone in again.removed["web"].items()} == {KEYS[0]: conf.services[0].backends[0]}
-    assert (again.drain_ended(499.0, 501.0), again.drain_ended(400.0, 499.0)) == (True, False)
+    assert (len(again.drains_ended(499.0, 501.0)), again.drains_ended(400.0, 499.0)) == (1, [])
 
 
 def test_what_is_restored_is_followed_as_by_a_reload() -> None:
