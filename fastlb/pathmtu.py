@@ -105,7 +105,7 @@ def _parse4(packet: bytes) -> _Said | None:
 
 
 def _parse6(icmp: bytes) -> _Said | None:
-    """The same for ICMPv6 (RFC 4443 section 3.2)."""
+    """The same for ICMPv6 (RFC 4443 section 3.2). Tunnels leave in fragments where they must pass what IPv6 promises."""
     if len(icmp) < 48 or icmp[0] != _PACKET_TOO_BIG:
         return None
     quoted = icmp[8:]
@@ -113,7 +113,12 @@ def _parse6(icmp: bytes) -> _Said | None:
         return None
     source, target = IPv6Address(quoted[8:24]), IPv6Address(quoted[24:40])
     length, mtu = 40 + int.from_bytes(quoted[4:6], "big"), int.from_bytes(icmp[4:8], "big")
-    return _Said(mtu, source, target, quoted[6], _port(quoted[6], quoted[40:]), length)
+    protocol, behind = quoted[6], quoted[40:]
+    if protocol == socket.IPPROTO_FRAGMENT and len(behind) >= 8:
+        if int.from_bytes(behind[2:4], "big") & ~7:
+            return None  # not the first one, which is as long
+        protocol, behind = behind[0], behind[8:]
+    return _Said(mtu, source, target, protocol, _port(protocol, behind), length)
 
 
 def _port(protocol: int, transport: bytes) -> int:

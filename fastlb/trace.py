@@ -472,6 +472,7 @@ _VOID = {
     "to reset": ": its backend has left, or is down: answered with RST; a SYN begins a new flow",
     "down": ": its backend is down, so a SYN begins a new flow; what else comes still goes there",
     "of another service": ": of a service that had this VIP before, so a new flow",
+    "of another mode": ": without a source port, from before the service went over to fullnat, so a new flow",
     "over": ": over, so a SYN begins a new flow; what else comes still goes there",
 }
 _FAULTS = {

@@ -20,8 +20,8 @@ from fastlb.dataplane.reasons cimport (
     DROP_BACKEND_LEFT, DROP_NO_BACKEND, DROP_NO_NEIGHBOUR, DROP_NO_TUNNEL_SOURCE, DROP_OVER_MTU, DROP_REJECT_LIMIT,
     DROP_TTL_EXPIRED, DROP_TUNNEL_OFFLOAD, VIA_ECHO, VIA_REJECT, VIA_RESET, VIA_TIME_EXCEEDED, VIA_TOO_BIG)
 from fastlb.dataplane.rewrite cimport (
-    clamp_mss, decrement_ttl, fits, has_number, renumber, set_link_header, translate_both, translate_destination,
-    translate_source)
+    clamp_mss, decrement_ttl, fits, has_number, is_last_hop, renumber, set_link_header, translate_both,
+    translate_destination, translate_source)
 from fastlb.dataplane.route cimport find_route, hop_to_address, hop_to_backend
 from fastlb.dataplane.sourceport cimport SourcePool, address_of, be_port_of
 from fastlb.dataplane.state cimport MAX_UNRESOLVED, NUMBERS, PipelineState
@@ -41,6 +41,8 @@ cdef inline int make_fit(
     Its sender learns the MTU by which its packets would pass (RFC 1191, RFC 8201): silence here is a black hole. Where
     the service clamps the MSS such an answer is known to get lost, and not every sender could be told by SYN-ACK.
     """
+    if translates(service) and is_last_hop(p):
+        return expire(pipe, p, now)                      # what a router looks at first (RFC 1812 section 5.2.1.2)
     if may_be_fragmented(p) or (is_promised(p) and super_kind(p) == GSO_TCP6):
         return 0 if cut_to(p, mtu) else DROP_OVER_MTU
     if service.mss != 0 and cut_segment(p, mtu):
@@ -54,9 +56,15 @@ cdef inline int make_fit(
 
 
 cdef inline int spend_ttl(PipelineState *pipe, Packet *p, uint32_t now) noexcept nogil:
-    """As a router does; 0, or how else the packet ends: its sender is told, so that traceroute finds this hop."""
-    if likely(decrement_ttl(p) == 0):
-        return 0
+    """As a router does; 0, or how else the packet ends."""
+    if unlikely(is_last_hop(p)):
+        return expire(pipe, p, now)
+    decrement_ttl(p)
+    return 0
+
+
+cdef inline int expire(PipelineState *pipe, Packet *p, uint32_t now) noexcept nogil:
+    """Its sender is told, so that traceroute finds this hop."""
     if p.quoted or not answerable(p):
         return DROP_TTL_EXPIRED
     if not may_reject(&pipe.answers, now):

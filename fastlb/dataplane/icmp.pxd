@@ -184,8 +184,9 @@ cdef inline void write_port_unreachable(Packet *p) noexcept nogil:
 
 
 cdef inline void send_back(Packet *p) noexcept nogil:
-    """What has been written in the packet's place goes to its sender, complete as it is."""
+    """What has been written in the packet's place goes to its sender, complete and whole, whatever was to become of it."""
     memset(&p.vnet, 0, sizeof(p.vnet))
+    p.pieces = p.fragment_size = 0
     return_to_sender(p)
     if p.vlan_tpid != 0:
         restore_tag_in_front(p)

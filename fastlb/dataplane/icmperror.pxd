@@ -45,6 +45,11 @@ cdef inline bint is_error6(uint8_t type) noexcept nogil:
     return 1 <= type <= 4
 
 
+cdef inline bint is_inside(const uint8_t *end, const Packet *p) noexcept nogil:
+    """Does what ends here belong to the IP packet? A frame may be longer, and the programs do not look at that."""
+    return end <= p.frame + p.l3 + p.l3_length
+
+
 cdef inline int parse_icmp(const uint8_t *icmp, const uint8_t *end, Packet *p) noexcept nogil:
     """An error, or an echo request: 0; else minus the reason. The packet's own header has been parsed."""
     if end - icmp < 4:
@@ -53,6 +58,8 @@ cdef inline int parse_icmp(const uint8_t *icmp, const uint8_t *end, Packet *p) n
     p.protocol = p.asked = 0
     p.be_sport = p.be_dport = 0
     if icmp[0] == (ICMP4_ECHO if p.family == FAMILY_4 else ICMP6_ECHO):
+        if not is_inside(icmp + ICMP_LEN, p):
+            p.fault = DROP_ICMP_HEADER
         return 0
     if not (is_error4(icmp[0]) if p.family == FAMILY_4 else is_error6(icmp[0])):
         return -PASS_NOT_TCP_UDP
@@ -95,7 +102,7 @@ cdef inline int parse_quoted_ports(
         return -PASS_ICMP_QUOTE
     if end - ip < header + 4:
         return -PASS_ICMP_QUOTE
-    if not same_addr(p.dst, source) or end - ip < header + 8:
+    if not same_addr(p.dst, source) or not is_inside(ip + header + 8, p):
         p.fault = DROP_ICMP_HEADER
     p.quoted = <uint16_t>(ip - p.frame)
     p.quoted_l4 = <uint16_t>(ip + header - p.frame)

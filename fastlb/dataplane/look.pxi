@@ -270,11 +270,12 @@ cdef dict look_up_entry(Pipeline pipeline, const Snapshot *snap, const Packet *p
         "backend": backend_of(&copy.entry), "state": STATE_NAMES[state_of(&copy.entry)],
         "age": since(copy.flow.since, now_ms), "idle": since(copy.entry.seen, now_ms), "source": source,
         "source_port": port, "is_load": not is_over(state_of(&copy.entry)),
-        "void": why_void(snap, &copy.entry, p, now_ms)}
+        "void": why_void(snap, &copy, p, now_ms)}
 
 
-cdef str why_void(const Snapshot *snap, const FlowEntry *entry, const Packet *p, uint32_t now_ms):
-    """Why an entry does not decide where a SYN goes, in the order of `still_holds`; None when it does."""
+cdef str why_void(const Snapshot *snap, const FlowCopy *copy, const Packet *p, uint32_t now_ms):
+    """Why an entry does not decide where a SYN goes, in the order of `track_client`; None when it does."""
+    cdef const FlowEntry *entry = &copy.entry
     cdef const Backend *backend = &snap.services.backends[backend_of(entry)]
     if has_expired(entry, snap.services, now_ms):
         return "expired"
@@ -286,7 +287,11 @@ cdef str why_void(const Snapshot *snap, const FlowEntry *entry, const Packet *p,
         return "to reset"
     if backend.keeping == KEEP_BUT_SYN and p.protocol == PROTO_TCP:
         return "down"
-    return "over" if is_over(state_of(entry)) else None
+    if is_over(state_of(entry)):
+        return "over"
+    if snap.services.services[p.service].forward == FORWARD_FULLNAT and copy.flow.source == 0:
+        return "of another mode"
+    return None
 
 
 cdef dict look_up_affine(_FlowCounts counts, const Affinity *by, const Client *client, uint64_t slot):

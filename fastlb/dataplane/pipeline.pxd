@@ -142,6 +142,9 @@ cdef inline int follow_first(
     if leg == LEG_REPLY:
         return forward_to_client(pipe, snap, p, &flow, VIA_FRAGMENT, now)
     p.service = snap.services.backends[p.backend].service
+    if p.source == 0 and snap.services.services[p.service].forward == FORWARD_FULLNAT:
+        p.backend = 0
+        return DROP_FRAGMENT_UNKNOWN
     if unlikely(is_turned_away(snap, p)):
         return DROP_DENIED
     return forward_to_backend(pipe, snap, p, VIA_FRAGMENT, now)

@@ -6,7 +6,6 @@ from libc.string cimport memcpy
 from fastlb.dataplane.checksum cimport (
     difference, fold, sum_addr, update_checksum, update_partial_checksum, update_udp_checksum)
 from fastlb.dataplane.machine cimport bswap16, likely, load16, mul_fold, must, store16, store32, unlikely
-from fastlb.dataplane.reasons cimport DROP_TTL_EXPIRED
 from fastlb.dataplane.types cimport FAMILY_4, FRAGMENT_NONE, PROTO_TCP, VNET_NEEDS_CSUM, Addr, Hop, Packet
 from fastlb.dataplane.wire cimport (
     ETH_DST, ETH_LEN, ETH_SRC, ETH_TYPE, ETHERTYPE_IP4, ETHERTYPE_IP6, IP4_CSUM, IP4_DF, IP4_DST, IP4_FRAG, IP4_ID,
@@ -66,19 +65,25 @@ cdef inline void set_link_header(Packet *p, const Hop *hop) noexcept nogil:
     p.out_ifindex = hop.ifindex
 
 
-cdef inline int decrement_ttl(Packet *p) noexcept nogil:
-    """As a router does (RFC 1812 section 5.3.1, RFC 8200 section 3); 0 or the drop reason."""
+cdef inline uint8_t *ttl_of(Packet *p) noexcept nogil:
+    return p.frame + p.l3 + (IP4_TTL if p.family == FAMILY_4 else IP6_HOPS)
+
+
+cdef inline bint is_last_hop(Packet *p) noexcept nogil:
+    """May no router pass the packet on (RFC 1812 section 5.3.1, RFC 8200 section 3)?"""
+    return ttl_of(p)[0] <= 1
+
+
+cdef inline void decrement_ttl(Packet *p) noexcept nogil:
+    """As a router does."""
     cdef uint8_t *ip = p.frame + p.l3
-    cdef uint8_t *ttl = ip + (IP4_TTL if p.family == FAMILY_4 else IP6_HOPS)
     cdef uint32_t checksum
-    if unlikely(ttl[0] <= 1):
-        return DROP_TTL_EXPIRED
-    ttl[0] -= 1
+    must(not is_last_hop(p))
+    ttl_of(p)[0] -= 1
     if p.family == FAMILY_4:
         # The word that holds the TTL loses 1 in its first byte: in memory order 1 less, its complement 1 more
         checksum = <uint32_t>load16(ip + IP4_CSUM) + 1
         store16(ip + IP4_CSUM, <uint16_t>(checksum + (checksum >= 0xFFFF)))
-    return 0
 
 
 cdef inline bint has_number(const Packet *p) noexcept nogil:

@@ -181,13 +181,15 @@ cdef class Services:
         return 0
 
     cdef int add_echo(self, list specs) except -1:
-        """For each VIP, whether any of its services has a backend; found by a shape of one of them."""
+        """For each VIP, whether any of its services has a backend, those of prefixes that hold it as well; found by a
+        shape of one of its own."""
         cdef uint64_t shape
-        served = {}
-        for spec in specs:
-            _, bits = served.get(spec.network, (False, spec.blocks[0][1]))
-            served[spec.network] = served.get(spec.network, (False, 0))[0] or spec.table is not None, bits
-        for network, (has_backend, bits) in served.items():
+        bits_of = {spec.network: spec.blocks[0][1] for spec in reversed(specs)}
+        served = {spec.network for spec in specs if spec.table is not None}
+        lengths = {network.prefixlen for network in served if network.num_addresses > 1}
+        for network, bits in bits_of.items():
+            has_backend = network in served or any(
+                network.supernet(new_prefix=length) in served for length in lengths if length < network.prefixlen)
             shape = 0 if network.prefixlen == network.max_prefixlen else shape_meta(network.prefixlen, bits)
             table_put(
                 &self.table.vips, addr_from(network.network_address), key_meta(network.version, 0, 0) | shape,

@@ -254,6 +254,16 @@ cdef inline bint still_holds(
     return not (is_syn(p) and (is_over(state_of(entry)) or state_of(entry) == FLOW_PICKED_UP))
 
 
+cdef inline bint has_its_source(
+        PipelineState *pipe, const Snapshot *snap, FlowEntry *entry, Packet *p) noexcept nogil:
+    """In fullnat, set the flow's source port. One from before a reload gave the service this mode has none, and is
+    over."""
+    if likely(snap.services.services[p.service].forward != FORWARD_FULLNAT):
+        return True
+    p.source = tuple_of(&pipe.flows, entry).source
+    return p.source != 0
+
+
 cdef inline bint keeps(const Backend *backend, const Packet *p) noexcept nogil:
     """Does a backend that is down, or goes, get this packet of a flow of its? A RST that ends the flow it does."""
     if backend.keeping == KEEP_TO_RESET:
@@ -288,11 +298,9 @@ cdef inline int track_client(PipelineState *pipe, const Snapshot *snap, Packet *
     """Set the packet's backend; the reason tells how it was found, or why there is none."""
     cdef FlowEntry *entry = find_again(pipe, p)
     if likely(entry != NULL):
-        if likely(still_holds(snap, entry, p, now)):
+        if likely(still_holds(snap, entry, p, now) and has_its_source(pipe, snap, entry, p)):
             p.backend = backend_of(entry)
             touch(&pipe.flows, entry, p, translates(&snap.services.services[p.service]), now)
-            if snap.services.services[p.service].forward == FORWARD_FULLNAT:
-                p.source = tuple_of(&pipe.flows, entry).source
             return VIA_CONNTRACK
         if unlikely(is_to_reset(snap, entry, p, now)):
             return DROP_BACKEND_LEFT
@@ -473,9 +481,8 @@ cdef inline int backend_of_error(PipelineState *pipe, const Snapshot *snap, Pack
     cdef const Service *service = &snap.services.services[p.service]
     cdef FlowEntry *entry = find_flow(&pipe.flows, p.shard, p.fingerprint)
     if entry != NULL and not is_stale(entry, snap.services, now):
-        if snap.services.backends[backend_of(entry)].service == p.service:
+        if snap.services.backends[backend_of(entry)].service == p.service and has_its_source(pipe, snap, entry, p):
             p.backend = backend_of(entry)
-            p.source = tuple_of(&pipe.flows, entry).source
             return VIA_ICMP
     if service.forward == FORWARD_FULLNAT:
         return DROP_ICMP_UNKNOWN

@@ -285,6 +285,31 @@ def test_after_a_restart_a_connection_is_reset(version: int) -> None:
     assert taken(balancer, version) == 0
 
 
+@pytest.mark.parametrize("before", ["dsr", "ipip", "nat"])
+@every_kind
+def test_flows_from_before_a_reload_to_fullnat_are_over(version: int, protocol: str, before: str) -> None:
+    """They have no source port: their packets would leave with the client's address."""
+    balancer = balancer_of(service(before, version, protocol, name="web"))
+    for flags_ in ("S", "A"):
+        balancer.process(opening(40000, version, protocol, flags=flags(flags_)))
+    balancer.reload(config(full(version, protocol, name="web"), snat=EVERY), now=1.0)
+    out = balancer.process(opening(40000, version, protocol, flags=flags("A")), now=2.0)
+    if protocol == "tcp":
+        assert (out.reason, take_apart(out.frames[0]).dst) == ("rejected", CLIENT[version])
+        out = balancer.process(opening(40000, version, protocol), now=3.0)
+    assert (out.reason, take_apart(out.frames[0]).src in SNAT[version]) == ("scheduled", True)
+    assert taken(balancer, version, protocol) == 1
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_an_error_about_a_flow_from_before_a_reload_to_fullnat(version: int) -> None:
+    balancer = balancer_of(service("dsr", version, name="web"))
+    balancer.process(opening(40000, version))
+    balancer.reload(config(full(version, name="web"), snat=EVERY), now=1.0)
+    reply = frame(VIP[version], 80, CLIENT[version], 40000)[14:]
+    assert balancer.process(error(reply, "port", ROUTER[version]), now=2.0).reason == "icmp_unknown"
+
+
 def test_nat_and_fullnat_share_a_backend() -> None:
     nat = service("nat", vip="203.0.113.11")
     balancer = balancer_of(full(backends=nat["backends"]), nat)

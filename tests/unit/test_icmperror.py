@@ -6,7 +6,8 @@ What is quoted is built by dpkt from the packet that the complaint is about, as 
 from __future__ import annotations
 
 import struct
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
+from typing import Any
 
 import dpkt
 import pytest
@@ -264,6 +265,35 @@ def test_cut_short_and_nested(version: int) -> None:
     assert balancer.process(error(inner, "port", ROUTER[version])).reason == "icmp_quote"
 
 
+@pytest.mark.parametrize("beyond", [b"", b"\0" * 100])
+@pytest.mark.parametrize("version", [4, 6])
+def test_what_lies_behind_the_ip_packet_is_no_part_of_the_error(version: int, beyond: bytes) -> None:
+    """A frame that is longer than its packet. Whatever is quoted there would be rewritten outside of any checksum."""
+    balancer, _, _ = opened("nat", version)
+    header = 20 if version == 4 else 40
+    about = frame(VIP[version], 80, CLIENT[version], 40000)[14:]
+    shortest = 8 + header + 8
+    whole = error(about, "port", ROUTER[version])
+    reasons = {}
+    for length in range(4, shortest + 1):
+        short = icmp_frame(version, ROUTER[version], VIP[version], whole[14 + header :][:length])
+        reasons[length] = balancer.process(short + whole[len(short) :] + beyond).reason
+    assert {length for length, reason in reasons.items() if reason == "icmp"} == {shortest}
+    assert set(reasons.values()) == {"icmp", "icmp_header"}
+    assert balancer.process(whole + beyond).reason == "icmp"
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_an_echo_request_that_is_cut(version: int) -> None:
+    balancer, _, _ = opened("nat", version)
+    asked = struct.pack("!BBHHH", 8 if version == 4 else 128, 0, 0, 1, 1)
+    reasons = [
+        balancer.process(icmp_frame(version, CLIENT[version], VIP[version], asked[:length]) + asked[length:]).reason
+        for length in (4, 7, 8)
+    ]
+    assert reasons == ["icmp_header", "icmp_header", "echo"]
+
+
 def test_no_answer_to_an_error() -> None:
     balancer, _, _ = opened("nat", 4)
     reply = frame(VIP[4], 80, CLIENT[4], 40000)
@@ -319,6 +349,18 @@ def test_echo_is_answered_while_there_is_a_backend(version: int) -> None:
     assert datapath(service("nat", version), icmp_echo=False).process(raw).reason == "no_service"
     elsewhere = icmp_frame(version, CLIENT[version], ROUTER[version], asked)
     assert balancer.process(elsewhere).reason == "no_service"
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_echo_to_an_address_that_a_prefix_serves_as_well(version: int) -> None:
+    """Another service has the address itself, without a backend."""
+    asked = struct.pack("!BBHHH", 8 if version == 4 else 128, 0, 0, 77, 3)
+    raw = icmp_frame(version, CLIENT[version], VIP[version], asked)
+    around = f"{ip_network(f'{VIP[version]}/{28 if version == 4 else 120}', strict=False)}"
+    empty = service("dsr", version, "udp", backends=[])
+    assert datapath(empty).process(raw).reason == "no_backend"
+    assert datapath(empty, service("nat", version, vip=around)).process(raw).reason == "echo"
+    assert datapath(empty, service("nat", version, vip=around, backends=[])).process(raw).reason == "no_backend"
 
 
 def test_a_vip_is_silent_while_its_backends_are_down_or_drained() -> None:
@@ -380,6 +422,29 @@ def test_a_hop_limit_of_one_is_answered_in_nat(version: int) -> None:
     assert seen.segment[:2] == bytes([11 if version == 4 else 3, 0])
     assert raw[14:].startswith(seen.segment[8:16])
     assert balancer.process(frame(CLIENT[version], 40000, VIP[version], 81, ttl=1)).reason == "scheduled"
+
+
+@pytest.mark.parametrize(("protocol", "how"), [("udp", {}), ("tcp", {}), ("tcp", {"df": True})])
+@pytest.mark.parametrize("leg", ["client", "reply"])
+@pytest.mark.parametrize("forward", ["nat", "fullnat"])
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_hop_limit_of_one_counts_before_the_length(
+    version: int, forward: str, leg: str, protocol: str, how: dict[str, Any]
+) -> None:
+    """One that would have been cut, too: the answer is one packet, complete."""
+    changes = {"mss_clamp": True} if protocol == "tcp" else {}
+    balancer = datapath(service(forward, version, protocol, **changes), mtu=1400, snat=["10.3.0.5", "fd00:3::5"])
+    sent = take_apart(balancer.process(frame(CLIENT[version], 40000, VIP[version], 80, protocol)).frames[0])
+    ends = (CLIENT[version], 40000, VIP[version], 80)
+    if leg == "reply":
+        ends = (sent.dst, sent.dport, sent.src, sent.sport)
+    raw = frame(*ends, protocol, payload=bytes(1440), ttl=1, **how)
+    out = balancer.process(raw)
+    assert (out.reason, len(out.frames)) == ("time_exceeded", 1)
+    seen = take_apart(out.frames[0])
+    assert (seen.src, seen.dst) == (ends[2], ends[0])
+    assert raw[14:].startswith(seen.segment[8:])
+    assert len(out.frames[0]) == 14 + (576 if version == 4 else 1280)
 
 
 def test_time_exceeded_is_limited() -> None:

@@ -208,6 +208,13 @@ def test_the_source_of_full_nat() -> None:
     assert f"source 192.0.2.77:{int.from_bytes(sent[34:36], 'big')}" in says(dp, "flow")
 
 
+def test_an_entry_from_before_a_reload_to_full_nat() -> None:
+    dp = datapath(service("dsr", name="web"), snat=["192.0.2.77"])
+    dp.process(frame(CLIENT[4], 40000, VIP[4], 80))
+    dp.reload(config(service("fullnat", name="web"), snat=["192.0.2.77"]))
+    assert "without a source port, from before the service went over to fullnat, so a new flow" in says(dp, "flow")
+
+
 def test_no_source_port_is_left() -> None:
     """One port in 64 is a shard's: this range has one for each."""
     dp = datapath(service("fullnat"), snat=["192.0.2.77"], snat_ports="2048-2111")
