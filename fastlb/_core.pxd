@@ -5,6 +5,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from fastlb.dataplane.affinity cimport AffinityTable
 from fastlb.dataplane.conntrack cimport FlowTable
 from fastlb.dataplane.decap cimport Decap
+from fastlb.dataplane.flowlog cimport FlowLog
 from fastlb.dataplane.fragment cimport FragmentNote
 from fastlb.dataplane.look cimport FlowFilter
 from fastlb.dataplane.publish cimport Publication
@@ -87,6 +88,7 @@ cdef class FlowMemory:
     cdef size_t hot_bytes
     cdef size_t cold_bytes
     cdef bint taken_over              # a pipeline finds flows that it has not counted
+    cdef FlowLog ended                # those that `take_over` did not keep
     cdef readonly bint large_pages    # back the file, if there is one
 
     cdef int map_entries(self, file) except -1

@@ -50,6 +50,7 @@ class ControlServer:
 
         A socket that nobody answers on is left over from a crash, and is replaced.
         """
+        check_place(self._path)
         if _answers(self._path):
             raise ControlError(f"another fastlb is running: it answers on {self._path}")
         try:
@@ -67,6 +68,7 @@ class ControlServer:
         except OSError as error:
             if self._socket is not None:
                 self._socket.close()
+                self._socket = None
             raise ControlError(f"cannot open the control socket {self._path}: {error.strerror}") from error
 
     async def serve(self) -> None:
@@ -103,6 +105,12 @@ class ControlServer:
             return {"ok": True, "result": command(request)}
         except FastlbError as error:
             return {"ok": False, "error": str(error), "exit_code": error.exit_code}
+
+
+def check_place(path: Path) -> None:
+    """Raises ControlError where something else is that is not a socket: it is not fastlb's to replace."""
+    if path.exists() and not path.is_socket():
+        raise ControlError(f"control: {path} is there, and is no socket; give another path")
 
 
 def _answers(path: Path) -> bool:

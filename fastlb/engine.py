@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 import structlog
 
 from fastlb import cores, flowfile, guard, leftovers, neighbour, nexthops, pathmtu, reconcile
-from fastlb._core import FlowMemory
+from fastlb._core import FlowMemory, Pipeline
 from fastlb.classifier import Classifier, Sources
 from fastlb.commands import Commands
 from fastlb.config import Address
@@ -54,6 +54,7 @@ ASKED_FOR = 60.0  # seconds that a client without a MAC is asked for
 MAX_ASKED = 1024  # such clients at a time: forged addresses must not fill the kernel's table
 FIRST_NEIGHBOURS = 1.0  # seconds that the start waits for next hops to be resolved
 REOPENED_WITHIN = 10.0  # seconds in which the rings must be open again; then fastlb stops
+FORGOTTEN_AT_ONCE = 4096  # buckets, of up to four flows each, that end before the flow log is written
 LET_GO_EVERY = 1.0  # seconds between looks at the flows of removed backends
 RESPONSES_EVERY = 5.0  # seconds between looks at the response times of checks
 REPLACEMENTS, REPLACED_WITHIN = 3, 60.0  # so many workers may be replaced in so many seconds; then fastlb stops
@@ -85,6 +86,7 @@ class Engine:
         self.flow_file: flowfile.FlowFile | None = None
         self._flow_log: FlowLog | None = None
         self._flow_log_fails = False
+        self.pipelines: Sequence[Pipeline] = ()
         self._closed_since: float | None = None  # that the rings could not be opened again
         self.started = time.monotonic()
         self._failure: FastlbError | None = None
@@ -131,7 +133,7 @@ class Engine:
         """False when it has been asked meanwhile to stop, which is looked at between steps: none is left half done."""
         for step in (
             self._open_control, self._claim_interfaces, self._follow_kernel, self._hold_vips, self._load_classifier,
-            self._open_pipelines, self._listen_for_errors, self._open_flow_log, self._attach_guard,
+            self._open_flow_log, self._open_pipelines, self._listen_for_errors, self._attach_guard,
             self._open_packet_path,
         ):  # fmt: skip
             step(stack)
@@ -258,6 +260,13 @@ class Engine:
         self.standings.follow(config, now)
         self.now = Generation.of(config, ids, self.standings, now)
         memory = file.take_over(config, self.now.services, ids.highest)
+        if self._flow_log is not None and memory is not None:
+            self._flow_log.know_names(ids.by_name)
+            self._flow_log.know(self.now.plans)
+            while self._write_flow_log([memory]):
+                pass
+            if memory.unlogged:
+                log.error("flow log not written", error="more flows end than fit", lines=memory.unlogged)
         self._save(self.now, self.standings)
         self._handover = memory is not None
         return memory
@@ -291,8 +300,20 @@ class Engine:
     def _open_flow_log(self, stack: ExitStack) -> None:
         if self.now.config.flow_log is not None:
             self._flow_log = FlowLog(self.now.config.flow_log)
-            stack.callback(self._flow_log.close)
+            stack.callback(self._close_flow_log)
             self._flow_log.know(self.now.plans)
+
+    def _close_flow_log(self) -> None:
+        """With what came last; and with this process all flows end, unless another one goes on with them."""
+        assert self._flow_log is not None, "it was opened"
+        while self._write_flow_log(self.pipelines):
+            pass
+        for pipeline in () if self._handover and self.flow_file is not None else self.pipelines:
+            bucket: int | None = 0
+            while bucket is not None:
+                bucket = pipeline.forget_flows(bucket, FORGOTTEN_AT_ONCE)
+                self._write_flow_log([pipeline])
+        self._flow_log.close()
 
     def _attach_guard(self, stack: ExitStack) -> None:
         for interface in self.now.config.interfaces:
@@ -366,21 +387,23 @@ class Engine:
         self._follow_path_mtus()
         self._plan_in_time()
         self._let_go_of_removed()
-        self._write_flow_log()
+        self._write_flow_log(self.pipelines)
         self.workers.follow(self.view, self.links_out())
         self._offload_tunnels()
 
-    def _write_flow_log(self) -> None:
-        """A full disk costs lines, and is logged once."""
+    def _write_flow_log(self, whose: Sequence[Pipeline | FlowMemory]) -> int:
+        """How many lines it was. A full disk costs lines, and is logged once."""
         if self._flow_log is None:
-            return
+            return 0
         try:
-            self._flow_log.write(self.pipelines)
+            lines = self._flow_log.write(whose)
             self._flow_log_fails = False
         except OSError as error:
             if not self._flow_log_fails:
                 log.error("flow log not written", error=str(error))
             self._flow_log_fails = True
+            return 0
+        return lines
 
     def _look_after_workers(self) -> None:
         """Replace workers that died, all of them together; stop when that happens again and again, or one is stuck."""

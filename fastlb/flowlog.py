@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
+from ipaddress import ip_address
+from pathlib import Path
 from typing import Any, TextIO
 
-from fastlb._core import Pipeline
+from fastlb._core import FlowMemory, Pipeline
 from fastlb.config import Address
 from fastlb.errors import FastlbError
 from fastlb.reconcile import PROTOCOL_NAMES, Plan
+from fastlb.standing import Name
 
 MOST = 20_000  # lines of each worker at a time, so that writing them holds up nothing else for long
 
@@ -32,6 +35,7 @@ class FlowLog:
         self._file = self._open()
 
     def _open(self) -> TextIO:
+        check_place(self._path)
         try:
             return open(self._path, "a", encoding="ascii")
         except OSError as error:
@@ -49,14 +53,23 @@ class FlowLog:
             for member in plan.members:
                 self._names[member.id] = (plan.name, member.address, member.port)
 
-    def write(self, pipelines: Iterable[Pipeline]) -> None:
-        """What began and ended since the last call."""
+    def know_names(self, backends: Mapping[Name, int]) -> None:
+        """The same of another process' backends, by service and key, with the ids that they had."""
+        for (service, key), number in backends.items():
+            address, port = key.rsplit(":", 1)
+            self._names[number] = service, ip_address(address.strip("[]")), int(port)
+
+    def write(self, whose: Iterable[Pipeline | FlowMemory]) -> int:
+        """What began and ended since the last call, but no more than MOST lines of each; how many lines it was."""
         now = datetime.now(timezone.utc).timestamp()
         clock = time.monotonic_ns() // 1_000_000 % _WRAP
-        for pipeline in pipelines:
-            for event in pipeline.take_logged(MOST):
+        lines = 0
+        for each in whose:
+            for event in each.take_logged(MOST):
                 self._file.write(json.dumps(self._line(event, now, clock)) + "\n")
+                lines += 1
         self._file.flush()
+        return lines
 
     def _line(self, event: tuple[Any, ...], now: float, clock: int) -> dict[str, Any]:
         began, when, since, protocol, client, cport, vip, vport, source, sport, backend, state = event
@@ -76,6 +89,15 @@ class FlowLog:
 
     def close(self) -> None:
         self._file.close()
+
+
+def check_place(path: str) -> None:
+    """Raises FastlbError where there can be no log: another program would have to read a pipe before it can be opened,
+    and all the time after."""
+    if not Path(path).parent.is_dir():
+        raise FastlbError(f"flow_log: there is no directory {Path(path).parent}")
+    if Path(path).exists() and not Path(path).is_file():
+        raise FastlbError(f"flow_log: {path} is no ordinary file")
 
 
 def _time_of(seconds: float) -> str:

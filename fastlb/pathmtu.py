@@ -105,7 +105,7 @@ def _parse4(packet: bytes) -> _Said | None:
 
 
 def _parse6(icmp: bytes) -> _Said | None:
-    """The same for ICMPv6 (RFC 4443 section 3.2). Tunnels leave in fragments where they must pass what IPv6 promises."""
+    """The same for ICMPv6 (RFC 4443 section 3.2). Tunnels leave in fragments too, to pass what IPv6 promises."""
     if len(icmp) < 48 or icmp[0] != _PACKET_TOO_BIG:
         return None
     quoted = icmp[8:]

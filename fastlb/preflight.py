@@ -7,7 +7,7 @@ from pathlib import Path
 
 import structlog
 
-from fastlb import cores, flowfile, nexthops, reconcile, selftest
+from fastlb import control, cores, flowfile, flowlog, nexthops, reconcile, selftest
 from fastlb.classifier import Classifier
 from fastlb.config import Config
 from fastlb.errors import ConfigError, FastlbError, KernelError
@@ -67,8 +67,9 @@ def check_places(config: Config) -> None:
     """Files that the configuration names: where they shall be must be there."""
     if config.flow_file not in ("auto", "none"):
         flowfile.check_place(Path(config.flow_file))
-    if config.flow_log is not None and not Path(config.flow_log).parent.is_dir():
-        raise FastlbError(f"flow_log: there is no directory {Path(config.flow_log).parent}")
+    if config.flow_log is not None:
+        flowlog.check_place(config.flow_log)
+    control.check_place(Path(config.control))
 
 
 def host_warnings(config: Config, plans: list[reconcile.Plan], view: KernelView) -> list[tuple[str, str]]:

@@ -54,7 +54,7 @@ cdef class FlowMemory:
         """Verify the entries that another process has left in the file, and keep those that are worth it.
 
         ``services``: what holds from now on. ``highest``: of all backend ids that were ever given. ``logged``: the end
-        of a flow is logged if its beginning was. Returns how many entries were kept, how many belong to no service or
+        of a flow is logged if its beginning was, and `take_logged` gives that of those that are not kept. Returns how many entries were kept, how many belong to no service or
         backend any more, and how many are damaged. Raises ValueError when those are more than MOST_DAMAGED: the walk
         has ended early, and this memory must not be used. Before any pipeline is made.
         """
@@ -64,12 +64,23 @@ cdef class FlowMemory:
         if table.row_count[0] != 0:
             raise ValueError("pipelines use this memory")
         memset(&result, 0, sizeof(result))
+        if logged:
+            open_log(&self.ended)
         with nogil:
-            take_over(table, held, highest, now_ms, logged, &result)
+            take_over(table, held, highest, now_ms, &self.ended if logged else NULL, &result)
         if result.found[<int>DAMAGED] > MOST_DAMAGED:
             raise ValueError(f"more than {<int>MOST_DAMAGED} entries are damaged")
         self.taken_over = True
         return result.found[<int>SOUND], result.found[<int>UNWANTED], result.found[<int>DAMAGED]
+
+    def take_logged(self, uint32_t most):
+        """Up to ``most`` ends of flows that `take_over` did not keep, as `Pipeline.take_logged` gives them."""
+        return taken_from(&self.ended, &self.table, most)
+
+    @property
+    def unlogged(self):
+        """How many of those there was no room for."""
+        return self.ended.lost
 
     cdef int open_pool(self, SourcePool *pool, list addresses, int lowest, int highest) except -1:
         if not 0 < lowest <= highest <= 0xFFFF or len(addresses) > MAX_SOURCES:
@@ -114,8 +125,38 @@ cdef class FlowMemory:
         free(self.table.row_count)
         unmap(self.notes, SETS * WAYS * sizeof(FragmentNote))
         unmap(self.limits, LIMIT_SETS * LIMIT_WAYS * sizeof(uint64_t))
+        free(self.ended.events)
         self.close_pool(&self.table.pools[0])
         self.close_pool(&self.table.pools[1])
+
+
+cdef int open_log(FlowLog *log) except -1:
+    if log.events == NULL:
+        log.events = <FlowEvent *>zeroed(LOGGED_FLOWS, sizeof(FlowEvent))
+        log.size = LOGGED_FLOWS
+    return 0
+
+
+cdef list taken_from(FlowLog *log, FlowTable *table, uint32_t most):
+    """See `Pipeline.take_logged`."""
+    cdef FlowEvent *event
+    cdef SourcePool *pool
+    cdef uint32_t waiting = load_acquire_u32(&log.written) - log.read
+    taken = []
+    for _ in range(min(waiting, most)):
+        event = &log.events[log.read & (log.size - 1)]
+        pool = pool_of(table, event.flow.family)
+        source, port = None, 0
+        if event.flow.source != 0:
+            source = address_from(address_of(pool, event.flow.source - 1), event.flow.family)
+            port = port_of(event.flow.source - 1)
+        taken.append((
+            bool(event.began), event.when, event.flow.since, event.flow.protocol,
+            address_from(event.flow.client, event.flow.family), bswap16(event.flow.be_cport),
+            address_from(event.flow.vip, event.flow.family), bswap16(event.flow.be_vport),
+            source, port, event.backend, STATE_NAMES[event.state]))
+        store_release_u32(&log.read, log.read + 1)
+    return taken
 
 
 cdef class Pipeline:
@@ -381,35 +422,31 @@ cdef class Pipeline:
 
     def log_flows(self):
         """Keep the beginnings and ends of flows in the NAT modes for `take_logged`, before a worker runs."""
-        cdef FlowLog *log = &self.state.flows.log
         if self.running:
             raise RuntimeError("a worker runs this pipeline")
-        if log.events == NULL:
-            log.events = <FlowEvent *>zeroed(LOGGED_FLOWS, sizeof(FlowEvent))
-            log.size = LOGGED_FLOWS
+        open_log(&self.state.flows.log)
 
     def take_logged(self, uint32_t most):
         """Up to ``most`` beginnings and ends, oldest first, as (began, milliseconds, milliseconds of the beginning,
         protocol, client, port, vip, port, source or None, port, backend id, state)."""
-        cdef FlowLog *log = &self.state.flows.log
-        cdef FlowEvent *event
-        cdef SourcePool *pool
-        cdef uint32_t waiting = load_acquire_u32(&log.written) - log.read
-        taken = []
-        for _ in range(min(waiting, most)):
-            event = &log.events[log.read & (log.size - 1)]
-            pool = pool_of(&self.state.flows, event.flow.family)
-            source, port = None, 0
-            if event.flow.source != 0:
-                source = address_from(address_of(pool, event.flow.source - 1), event.flow.family)
-                port = port_of(event.flow.source - 1)
-            taken.append((
-                bool(event.began), event.when, event.flow.since, event.flow.protocol,
-                address_from(event.flow.client, event.flow.family), bswap16(event.flow.be_cport),
-                address_from(event.flow.vip, event.flow.family), bswap16(event.flow.be_vport),
-                source, port, event.backend, STATE_NAMES[event.state]))
-            store_release_u32(&log.read, log.read + 1)
-        return taken
+        return taken_from(&self.state.flows.log, &self.state.flows, most)
+
+    def forget_flows(self, uint64_t bucket, uint32_t count):
+        """End the flows of this pipeline's shards in ``count`` buckets of the table from ``bucket`` on, as if their
+        time was over, while no worker runs. The next bucket; None at the end of the table."""
+        cdef FlowTable *table = &self.state.flows
+        cdef uint64_t end = min(bucket + count, <uint64_t>table.per_shard * SHARDS)
+        cdef uint64_t at
+        cdef uint32_t shard
+        cdef int i
+        if self.running:
+            raise RuntimeError("a worker runs this pipeline")
+        for at in range(bucket, end):
+            shard = <uint32_t>(at // table.per_shard)
+            for i in range(ENTRIES if owns(table, shard) else 0):
+                if table.buckets[at].entries[i].fingerprint != 0:
+                    forget(table, shard, &table.buckets[at].entries[i])
+        return end if end < <uint64_t>table.per_shard * SHARDS else None
 
     def source_ports(self):
         """How many source ports of full NAT are taken: a list of (IP version, protocol, taken, all)."""

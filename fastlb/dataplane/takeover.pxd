@@ -25,6 +25,7 @@ from fastlb.dataplane.conntrack cimport (
     ENTRIES, FLOW_FIN_BACKEND, FLOW_FIN_CLIENT, FLOW_NONE, FLOW_STATES, FLOW_SYN_ACK, FLOW_UDP, FLOW_UDP_NEW, Bucket,
     FlowEntry, FlowTable, backend_of, first_bucket, is_over, owner_of, owns, pool_of, second_bucket, state_of, tuple_of)
 from fastlb.dataplane.flowhash cimport SHARDS, client_mix, fingerprint, shard_of
+from fastlb.dataplane.flowlog cimport FlowLog, log_flow
 from fastlb.dataplane.lookup cimport MISSING
 from fastlb.dataplane.machine cimport prefetch, unlikely
 from fastlb.dataplane.service cimport find_service
@@ -174,6 +175,13 @@ cdef inline void keep(FlowTable *table, uint32_t shard, FlowEntry *entry, bint l
         port.next = flow.since                           # for queue_ports; of a port that is taken no more than a hint
 
 
+cdef inline void log_end(FlowTable *table, FlowEntry *entry, FlowLog *log) noexcept nogil:
+    """Of a flow whose beginning is in the log."""
+    cdef const FlowTuple *flow = tuple_of(table, entry)
+    if flow.began & LOGGED_BIT:
+        log_flow(log, flow, backend_of(entry), state_of(entry), False, entry.seen)
+
+
 cdef inline void look_ahead(FlowTable *table, uint64_t bucket) noexcept nogil:
     cdef int i
     if bucket >= <uint64_t>table.per_shard * SHARDS:
@@ -184,11 +192,12 @@ cdef inline void look_ahead(FlowTable *table, uint64_t bucket) noexcept nogil:
 
 
 cdef inline void take_over(
-        FlowTable *table, const ServiceTable *services, uint32_t highest, uint32_t now, bint logged, TakenOver *result,
+        FlowTable *table, const ServiceTable *services, uint32_t highest, uint32_t now, FlowLog *log, TakenOver *result,
         ) noexcept nogil:
     """Keep what is sound and wanted, clear the rest; stops early when more is damaged than is worth anything.
 
-    `highest`: of all backend ids that were ever given. `logged`: there is a flow log. One walk over the table.
+    `highest`: of all backend ids that were ever given. `log`: told the end of what nobody wants; NULL: there is no flow
+    log. One walk over the table.
     """
     cdef uint64_t at
     cdef uint32_t shard
@@ -205,8 +214,10 @@ cdef inline void take_over(
             finding = judge(table, services, shard, bucket, &bucket.entries[i], highest, now)
             result.found[<int>finding] += 1
             if finding == SOUND:
-                keep(table, shard, &bucket.entries[i], logged)
+                keep(table, shard, &bucket.entries[i], log != NULL)
             else:
+                if finding == UNWANTED and log != NULL:
+                    log_end(table, &bucket.entries[i], log)
                 bucket.entries[i].fingerprint = 0
             if unlikely(result.found[<int>DAMAGED] > MOST_DAMAGED):
                 return

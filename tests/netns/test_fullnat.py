@@ -6,7 +6,7 @@ import json
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +138,49 @@ def test_after_a_restart_connections_are_reset(second_lab: Lab, tmp_path: Path) 
             with pytest.raises(ConnectionResetError):
                 connection.recv(100)
         assert balancer.status()["counters"]["paths"]["rejected"] > 0
+
+
+@contextmanager
+def held(lab: Lab, count: int) -> Iterator[list[str]]:
+    """Connections through fullnat that stay, by their client's end."""
+    def connect() -> socket.socket:
+        return socket.create_connection((FULL_VIPS["fullnat", 4], 80), timeout=5)
+
+    with ExitStack() as stack:
+        opened = [stack.enter_context(within(lab.namespace("client"), connect)) for _ in range(count)]
+        yield ["{}:{}".format(*each.getsockname()) for each in opened]
+
+
+def logged(balancer: Balancer, event: str, clients: list[str]) -> list[str]:
+    """The backends that the log names at this event of these clients' flows."""
+    lines = [line for line in flow_lines(balancer) if line["client"] in clients]
+    return [line["backend"].split(":")[0] for line in lines if line["event"] == event]
+
+
+def test_a_stop_ends_every_flow_in_the_log(second_lab: Lab, tmp_path: Path) -> None:
+    with started(second_lab, tmp_path, flow_log=str(tmp_path / "flows.log")) as balancer:
+        with held(second_lab, 10) as clients:
+            balancer.terminate()
+        assert len(logged(balancer, "start", clients)) == len(logged(balancer, "end", clients)) == 10
+
+
+def test_a_handover_ends_only_those_that_nobody_wants(second_lab: Lab, tmp_path: Path) -> None:
+    """The next process does without a backend."""
+    gone = address(BACKENDS[0], "eth0", 4)
+    log = str(tmp_path / "flows.log")
+    with started(second_lab, tmp_path, flow_log=log) as balancer, held(second_lab, 30) as clients:
+        assert fastlb("stop", "--handover", "--socket", balancer.socket_path).returncode == 0
+        at = logged(balancer, "start", clients)
+        assert (len(at), logged(balancer, "end", clients)) == (30, [])
+        services = [
+            each | {"backends": [backend for backend in each["backends"] if backend["address"] != gone]}
+            for each in balancer.config["services"]
+        ]
+        balancer.configure(balancer.config | {"services": services})
+        balancer.start()
+        assert logged(balancer, "end", clients) == [gone] * at.count(gone)
+        assert 0 < at.count(gone) < 30
+        assert balancer.status()["flows"]["active"] == 30 - at.count(gone)
 
 
 def test_ports_of_the_host_are_refused(second_lab: Lab, tmp_path: Path) -> None:

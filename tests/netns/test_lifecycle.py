@@ -683,6 +683,15 @@ def test_check_against_the_host(lab: Lab, tmp_path: Path) -> None:
     assert "flow_log: there is no directory" in fastlb("check", "-c", refused, "--host", namespace=here).stderr
     refused = lab.write_config(tmp_path / "refused.yaml", workers=1, flow_file="/proc/flows")
     assert "a flow file must be in memory" in fastlb("check", "-c", refused, "--host", namespace=here).stderr
+    mine = tmp_path / "mine.txt"
+    mine.write_text("of somebody else")
+    for place in (mine, tmp_path):
+        refused = lab.write_config(tmp_path / "refused.yaml", workers=1, control=str(place))
+        for words in (("check", "--host"), ("run",)):
+            told = fastlb(*words, "-c", refused, namespace=here)
+            assert told.returncode == 1
+            assert f"control: {place} is there, and is no socket" in told.stderr
+    assert mine.read_text() == "of somebody else"
     half = lab.write_config(tmp_path / "half.yaml", workers=1, interfaces=["eth0"])
     noted = fastlb("check", "-c", half, "--host", namespace=here)
     assert noted.returncode == 0

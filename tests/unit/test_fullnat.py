@@ -6,6 +6,7 @@ What comes out is taken apart by dpkt, with every checksum summed anew (tests/fr
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -428,9 +429,41 @@ def test_a_log_that_cannot_keep_up_counts_what_it_lost() -> None:
     assert balancer._pipeline.take_logged(1) == []
 
 
-def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(FastlbError, match=r"flow_log: .*/no/log: No such file or directory"):
-        FlowLog(str(tmp_path / "no/log"))
+@pytest.mark.parametrize("forward", ["nat", "fullnat", "dsr"])
+def test_flows_that_are_made_to_end(tmp_path: Path, forward: str) -> None:
+    """Those of this pipeline's shards; in the modes that are logged, each has its line."""
+    known = Balancer(config(service(forward), snat=EVERY))
+    mine, others = open_pipelines(known.settings, 2)
+    frames = [opening(sport) for sport in range(40000, 40200)]
+    reasons = []
+    for pipeline in (mine, others):
+        pipeline.log_flows()
+        pipeline.publish(reconcile.services_table(known.settings, known.plans), known.routes())
+        reasons += [result[1] for result in pipeline.process(frames, 0)]
+    assert (reasons.count("scheduled"), reasons.count("wrong_worker")) == (200, 200)
+    of_others = reasons[200:].count("scheduled")
+    assert 0 < of_others < 200
+    mine.take_logged(1000)
+    ended = 0
+    bucket: int | None = 0
+    while bucket is not None:
+        assert bucket % 100 == 0
+        bucket = mine.forget_flows(bucket, 100)
+        ended += len(mine.take_logged(1000))
+    assert ended == (0 if forward == "dsr" else 200 - of_others)
+    assert mine.flow_count() == of_others
+
+
+@pytest.mark.parametrize(("place", "problem"), [
+    ("no/log", r"there is no directory /.*/no$"), ("folder", r"/.*/folder is no ordinary file$"),
+    ("pipe", r"/.*/pipe is no ordinary file$"),
+])  # fmt: skip
+def test_a_log_that_cannot_be_written(tmp_path: Path, place: str, problem: str) -> None:
+    """Above all one that would wait for its reader, and for ever."""
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FastlbError, match=rf"^flow_log: {problem}"):
+        FlowLog(str(tmp_path / place))
 
 
 # --- the host's own ports -----------------------------------------------------

@@ -51,6 +51,20 @@ def test_heard_until_forgotten(version: int, protocol: int) -> None:
     assert heard.known() == {}
 
 
+@pytest.mark.parametrize("protocol", [4, 41, 47, 17])
+def test_a_tunnel_s_own_fragments(protocol: int) -> None:
+    """The first one tells; of a later one the ports are not known, nor whether it is longer."""
+    whole = error(6, 1300, protocol)
+
+    def fragment(offset: int) -> bytes:
+        header = bytes((protocol, 0)) + (offset | 1).to_bytes(2, "big") + bytes(4)
+        return whole[:14] + bytes((44,)) + whole[15:48] + header + whole[48:]
+
+    assert PathMtus().hear(fragment(0), 6, TUNNELS, 0.0) == ip_address(BACKEND[6])
+    assert PathMtus().hear(fragment(1448), 6, TUNNELS, 0.0) is None
+    assert PathMtus().hear(fragment(0)[:52], 6, TUNNELS, 0.0) is None
+
+
 @every_version
 def test_only_narrower_counts_and_each_word_keeps_it(version: int) -> None:
     heard = PathMtus()
