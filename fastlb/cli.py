@@ -256,7 +256,8 @@ def _schema(arguments: argparse.Namespace) -> None:
 
 
 def _reload(arguments: argparse.Namespace) -> None:
-    print(f"reloaded: {call(_socket_of(arguments), 'reload')['services']} services")
+    services = call(_socket_of(arguments), "reload")["services"]
+    print(f"reloaded: {services} service{'s' if services != 1 else ''}")
 
 
 def _stop(arguments: argparse.Namespace) -> None:
@@ -377,6 +378,8 @@ def _describe(status: dict[str, Any]) -> str:
 
 def _standing(backend: dict[str, Any]) -> str:
     left, ramp = backend.get("drain_remaining"), backend.get("slow_start")
+    if backend["state"] == "down" and backend["reason"]:
+        return f"down: {backend['reason']}"
     if left:
         return f"{backend['state']}, {left:.0f} s left"
     return f"{backend['state']}, {ramp:.0%}" if ramp is not None else str(backend["state"])

@@ -18,6 +18,9 @@ Frame = bytes | bytearray | memoryview
 EVERYWHERE = (ip_network("0.0.0.0/0"), ip_network("::/0"))
 
 
+LEAST_MTU, MOST_MTU = 68, 65535  # RFC 791 section 3.2; what a link says
+
+
 class Verdict(IntEnum):
     """How a packet ended."""
 
@@ -65,7 +68,7 @@ class Datapath:
     Every address is on-link: its next hop is itself, reachable once `set_neighbour` has given its MAC. ``mac`` is the
     balancer's own, the source of what it sends; ``mtu`` is that of the link; ``addresses`` are the balancer's own, one
     of each IP version at most, from which its tunnels come unless their service says otherwise. Not safe for use by two
-    threads at once.
+    threads at once. Raises TypeError and ValueError for what is none of these.
     """
 
     def __init__(
@@ -76,6 +79,13 @@ class Datapath:
         mtu: int = 1500,
         addresses: Iterable[str] = ("192.0.2.1", "2001:db8::1"),
     ) -> None:
+        if not isinstance(config, Config):
+            raise TypeError(f"config is what load_config or Config.from_dict returns, not {type(config).__name__}")
+        if not LEAST_MTU <= mtu <= MOST_MTU:
+            raise ValueError(f"an MTU is {LEAST_MTU} to {MOST_MTU} bytes, not {mtu}")
+        networks = [ip_network(address) for address in addresses]
+        if len({network.version for network in networks}) < len(networks):
+            raise ValueError(f"at most one address of each IP version, not {', '.join(map(str, networks))}")
         self._pipeline = Pipeline(
             FlowMemory(config.flows, sources=config.snat, ports=config.snat_ports), affinity=config.affinity_entries
         )
@@ -83,7 +93,7 @@ class Datapath:
         self._standings = Standings()
         self._mac = parse_mac(mac)
         self._mtu = mtu
-        self._sources = {network.version: network for network in map(ip_network, addresses)}
+        self._sources = {network.version: network for network in networks}
         self._neighbours: dict[Address, bytes] = {}
         self.reload(config)
 

@@ -81,6 +81,7 @@ class Engine:
         self._asked: dict[neighbour.NextHop, float] = {}  # clients on our links that packets could not reach
         self._reported: list[str] = []
         self._links: dict[str, int] = {}  # the interfaces whose rings are open
+        self._down: set[str] = set()  # the interfaces that exist and are down
         self._gone: set[str] = set()  # those that do not exist, or were never up
         self._replaced: list[float] = []  # when workers were replaced, lately
         self.flow_file: flowfile.FlowFile | None = None
@@ -517,6 +518,7 @@ class Engine:
         self.view = view
         self.classifier.set_locals(view.addresses)
         self._publish()
+        self._tell_of_links(view)
         self._follow_links(view)
         self._want_next_hops()
         unreachable = nexthops.not_on_link(view, self.now.plans)
@@ -526,6 +528,16 @@ class Engine:
             if not unreachable:
                 log.info("every dsr backend is on-link again")
             self._reported = unreachable
+
+    def _tell_of_links(self, view: KernelView) -> None:
+        """Of those that go down and come up again; one that is gone is told of by `_follow_links`."""
+        down = {link.name for link in view.links.values() if link.name in self.now.config.interfaces and not link.up}
+        for name in sorted(down - self._down):
+            log.warning("interface is down", interface=name)
+        for link in sorted(view.links.values(), key=lambda link: link.name):
+            if link.name in self._down - down:
+                log.info("interface is up", interface=link.name)
+        self._down = down
 
     def _follow_links(self, view: KernelView) -> None:
         links = self._interface_links(view)

@@ -191,9 +191,10 @@ def too_narrow(view: KernelView, plans: Iterable[Plan]) -> list[str]:
         least = LEAST6 if plan.network.version == 6 and plan.forward not in TUNNELS else LEAST4
         if room < least:
             inside = f", which leaves {max(room, 0)} inside {plan.forward}" if plan.forward in TUNNELS else ""
+            what = "a tunnel" if plan.forward in TUNNELS else f"IPv{plan.network.version}"
             lines.append(
                 f"service {plan.name}: the MTU towards backend {member.address} is {mtu}{inside}; "
-                f"IPv{plan.network.version} needs {least}: raise that of the link or route"
+                f"{what} needs {least}: raise that of the link or route"
             )
     return lines
 
@@ -224,6 +225,26 @@ def outer_length(plan: Plan, version: int) -> int:
     key = 0 if plan.tunnel.key is None else 4
     behind = {"ipip": 0, "gre": 4 + key, "gue": 12}.get(plan.forward)
     return 0 if behind is None else behind + (20 if version == 4 else 40)
+
+
+def without_route(view: KernelView, plans: Iterable[Plan]) -> list[str]:
+    """Backends that packets cannot be sent to, for want of a route, or of a tunnel's own address; but those of
+    `not_on_link`."""
+    plans = list(plans)
+    sources = tunnel_sources(plans, lambda address: _own_address_towards(view, address))
+    lines = []
+    for plan in plans:
+        for member in plan.members if plan.forward != "dsr" else ():
+            if member.removed:
+                continue
+            if view.next_hop(member.address) is None:
+                lines.append(f"service {plan.name}: no route to backend {member.address}")
+            elif plan.forward in TUNNELS and member.id not in sources:
+                lines.append(
+                    f"service {plan.name}: no address of IPv{member.address.version} on the link towards backend "
+                    f"{member.address}, which a tunnel's packets could come from: give one, or tunnel.source"
+                )
+    return lines
 
 
 def not_on_link(view: KernelView, plans: Iterable[Plan]) -> list[str]:

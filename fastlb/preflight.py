@@ -58,9 +58,18 @@ def check_this_host(path: str, config: Config) -> list[str]:
     watcher.close()
     plans = reconcile.plan_services(config, reconcile.BackendIds(), 0.0)
     check_host(config, plans, view)
-    check_memory(config, cores.count_workers(config.workers, len(os.sched_getaffinity(0))))
+    allowed = len(os.sched_getaffinity(0))
+    workers = cores.count_workers(config.workers, allowed)
+    check_memory(config, workers)
     check_places(config)
-    return [f"{event}: {problem}" for event, problem in host_warnings(config, plans, view)]
+    notes = [
+        f"interface is down: {link.name}"
+        for link in view.links.values()
+        if link.name in config.interfaces and not link.up
+    ]
+    if workers > allowed:
+        notes.append(f"workers share cores: {workers} on {allowed}")
+    return notes + [f"{event}: {problem}" for event, problem in host_warnings(config, plans, view)]
 
 
 def check_places(config: Config) -> None:
@@ -76,7 +85,10 @@ def host_warnings(config: Config, plans: list[reconcile.Plan], view: KernelView)
     """What is allowed, because it may be meant, but mostly is a mistake; as event and problem."""
     elsewhere = nexthops.replies_elsewhere(view, plans, config.interfaces)
     narrow = nexthops.narrow_tunnels(view, plans)
+    foreign = [address for address in config.snat if address not in view.addresses]
     return [
+        *(("backend unreachable", problem) for problem in nexthops.without_route(view, plans)),
+        *(("answers must be routed here", f"snat: {address} is no address of this host") for address in foreign),
         *(("replies will not be seen", problem) for problem in elsewhere),
         *(("a tunnel is narrow", problem) for problem in narrow),
     ]
@@ -97,8 +109,6 @@ def check_interfaces(config: Config, view: KernelView) -> None:
             raise KernelError(f"interface {name} does not exist; there are: {', '.join(sorted(links))}")
         if not any(links[name].mac):  # lo has one, of zeros
             raise KernelError(f"interface {name} has no MAC address; fastlb works on Ethernet interfaces")
-        if not links[name].up:
-            log.warning("interface is down", interface=name)
 
 
 def check_reachable(view: KernelView, plans: list[reconcile.Plan]) -> None:

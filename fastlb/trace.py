@@ -411,10 +411,12 @@ class _Client:
         link, gateway = towards or (None, member.address)
         mac = hop["mac"].hex(":") if hop["mac"] else None
         facts |= {"interface": link, "next_hop": str(gateway), "mac": mac, "mtu": hop["mtu"], "fault": hop["fault"]}
-        via = "on-link" if gateway == member.address else f"by {gateway}"
-        says = f"{self.plan.forward} to {endpoint(member.address, member.port or self.packet.dport)}, {via}"
+        target = endpoint(member.address, member.port or self.packet.dport)
         if self.plan.forward in TUNNELS or self.plan.forward == "dsr":
-            says = f"{self.plan.forward} to {member.address}, {via}"
+            target = str(member.address)
+        says = f"{self.plan.forward} to {target}"
+        if hop["fault"] != "no_route":
+            says += ", on-link" if gateway == member.address else f", by {gateway}"
         says += f", interface {link}" if link else ""
         says += f", MAC {mac}" if mac else ""
         if hop["fault"]:

@@ -309,7 +309,8 @@ class Session:
 def by_command(balancer: Balancer, config: Mapping[str, Any]) -> None:
     done = balancer.reload(config)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"reloaded: {len(config['services'])} services\n"
+    count = len(config["services"])
+    assert done.stdout == f"reloaded: {count} service{'s' if count != 1 else ''}\n"
 
 
 def by_signal(balancer: Balancer, config: Mapping[str, Any]) -> None:
@@ -692,6 +693,11 @@ def test_check_against_the_host(lab: Lab, tmp_path: Path) -> None:
             assert told.returncode == 1
             assert f"control: {place} is there, and is no socket" in told.stderr
     assert mine.read_text() == "of somebody else"
+    odd = lab.write_config(tmp_path / "odd.yaml", workers=64, snat=["192.0.2.9", "2001:db8::9"], ring={"blocks": 4})
+    told = fastlb("check", "-c", odd, "--host", namespace=here)
+    assert told.returncode == 0
+    assert "note: workers share cores: 64 on " in told.stdout
+    assert "note: answers must be routed here: snat: 192.0.2.9 is no address of this host" in told.stdout
     half = lab.write_config(tmp_path / "half.yaml", workers=1, interfaces=["eth0"])
     noted = fastlb("check", "-c", half, "--host", namespace=here)
     assert noted.returncode == 0

@@ -272,3 +272,14 @@ print(dp.process(bytes(60)).reason)
     root = Path(__file__).parents[2]
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=root, check=False)
     assert (ran.stdout, ran.returncode) == ("not_ip\n", 0), ran.stderr
+
+
+@pytest.mark.parametrize(("changes", "error", "problem"), [
+    ({"config": {"services": []}}, TypeError, r"^config is what load_config or Config.from_dict returns, not dict$"),
+    ({"mtu": 67}, ValueError, r"^an MTU is 68 to 65535 bytes, not 67$"),
+    ({"mtu": -1}, ValueError, r"not -1$"),
+    ({"addresses": ("192.0.2.1", "192.0.2.2")}, ValueError, r"^at most one address of each IP version"),
+])  # fmt: skip
+def test_what_makes_no_data_path(changes: dict[str, Any], error: type[Exception], problem: str) -> None:
+    with pytest.raises(error, match=problem):
+        Datapath(**{"config": config(service("dsr")), **changes})

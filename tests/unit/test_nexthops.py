@@ -90,6 +90,22 @@ def test_towards_a_backend(backend: str, nat: str, dsr: str, next_hop: str | Non
             assert (sent[0][6:12], ifindex) == (LINKS[link].mac, link)
 
 
+@pytest.mark.parametrize(("backend", "forward", "problem"), [
+    ("10.3.0.11", "nat", None), ("10.3.0.11", "gue", None), ("10.3.0.12", "nat", None),
+    ("10.7.0.1", "nat", "no route to backend 10.7.0.1"), ("10.7.0.1", "ipip", "no route to backend 10.7.0.1"),
+    ("10.7.0.1", "dsr", None),  # refused: see not_on_link
+])  # fmt: skip
+def test_backends_that_nothing_can_be_sent_to(backend: str, forward: str, problem: str | None) -> None:
+    placed = frozenset({(3, 24, ip_address("10.3.0.2"))})
+    lines = nexthops.without_route(view(placed=placed), planned(backend, forward=forward))
+    assert lines == ([f"service s0: {problem}"] if problem else [])
+
+
+def test_a_tunnel_that_has_nowhere_to_come_from() -> None:
+    [line] = nexthops.without_route(view(), planned("10.3.0.11", forward="gue"))
+    assert line.startswith("service s0: no address of IPv4 on the link towards backend 10.3.0.11")
+
+
 TOWARDS_CLIENTS = [
     ("198.51.100.7", "conntrack", "10.2.0.1", 2),
     ("10.2.0.9", "conntrack", "10.2.0.9", 2),
@@ -197,8 +213,9 @@ def test_ways_that_are_too_narrow(version: int, forward: str, mtu: int) -> None:
     plans = planned(backend, forward=forward)
     least = 1280 if version == 6 and forward not in TUNNELS else 92
     inside = f", which leaves {max(mtu - taken, 0)} inside {forward}" if forward in TUNNELS else ""
+    what = "a tunnel" if forward in TUNNELS else f"IPv{version}"
     assert nexthops.too_narrow(view(routes=routes), plans) == (
-        [f"service s0: the MTU towards backend {backend} is {mtu}{inside}; IPv{version} needs {least}: "
+        [f"service s0: the MTU towards backend {backend} is {mtu}{inside}; {what} needs {least}: "
          "raise that of the link or route"] if mtu - taken < least else []
     )  # fmt: skip
     in_fragments = version == 6 and forward in TUNNELS and 92 <= mtu - taken < 1280

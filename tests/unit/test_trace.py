@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from fastlb import Datapath, reconcile, trace
+from fastlb import Datapath, nexthops, reconcile, trace
 from fastlb.errors import FastlbError
 from fastlb.standing import Standings
 from tests.balancers import BACKENDS, CLIENT, VIP, Balancer, config, datapath, flags, reply_to, service
 from tests.frames import frame, mac_of, take_apart
 from tests.unit.test_admission import LISTS
+from tests.unit.test_nexthops import view
 
 SECOND = "203.0.113.20"
 
@@ -292,6 +293,18 @@ def test_nobody_takes_flows(policy: str, reason: str, protocol: str) -> None:
 
 
 # --- the backend and the way to it ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("forward", "target"), [("nat", "10.7.0.1:80"), ("gue", "10.7.0.1")])
+def test_no_route_to_the_backend(forward: str, target: str) -> None:
+    known = Balancer(config(service(forward, name="web", backends=[{"address": "10.7.0.1"}])))
+    services = reconcile.services_table(known.settings, known.plans)
+    known.pipeline.publish(services, nexthops.routes_table(view(), known.plans))
+    scene = trace.Scene(known.plans, known.settings.services, known.standings)
+    told = trace.explain(known.pipeline, trace.parse_tuple("10.1.0.2:40000", "203.0.113.10:80/tcp"), scene, 0)
+    said = next(step.says for step in told.steps if step.stage == "forward")
+    assert said == f"{forward} to {target}: no route leads there, or its link is down"
+    assert told.reason == "no_route"
 
 
 def test_the_next_hop() -> None:
