@@ -184,7 +184,7 @@ cdef inline void write_port_unreachable(Packet *p) noexcept nogil:
 
 
 cdef inline void send_back(Packet *p) noexcept nogil:
-    """What has been written in the packet's place goes to its sender, complete and whole, whatever was to become of it."""
+    """What has been written in the packet's place goes to its sender, complete and in one piece."""
     memset(&p.vnet, 0, sizeof(p.vnet))
     p.pieces = p.fragment_size = 0
     return_to_sender(p)

@@ -54,9 +54,10 @@ cdef class FlowMemory:
         """Verify the entries that another process has left in the file, and keep those that are worth it.
 
         ``services``: what holds from now on. ``highest``: of all backend ids that were ever given. ``logged``: the end
-        of a flow is logged if its beginning was, and `take_logged` gives that of those that are not kept. Returns how many entries were kept, how many belong to no service or
-        backend any more, and how many are damaged. Raises ValueError when those are more than MOST_DAMAGED: the walk
-        has ended early, and this memory must not be used. Before any pipeline is made.
+        of a flow is logged if its beginning was, and `take_logged` gives that of those that are not kept. Returns how
+        many entries were kept, how many belong to no service or backend any more, and how many are damaged. Raises
+        ValueError when those are more than MOST_DAMAGED: the walk has ended early, and this memory must not be used.
+        Before any pipeline is made.
         """
         cdef FlowTable *table = &self.table
         cdef const ServiceTable *held = &services.table
