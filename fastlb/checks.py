@@ -45,7 +45,10 @@ async def _http(check: Check, address: Address, port: int) -> None:
         writer.write(f"{request}User-Agent: fastlb\r\nConnection: close\r\n\r\n".encode())
         await writer.drain()
         with contextlib.suppress(ValueError):  # a line without an end
-            match = _STATUS_LINE.match(await reader.readline())
+            line = await reader.readline()
+            match = _STATUS_LINE.match(line)
+            if not line:
+                raise CheckFailedError("the connection was closed without an answer")
             if match is None:
                 raise CheckFailedError("the answer is not HTTP")
             status = int(match[1])

@@ -220,6 +220,8 @@ class _Client:
         if self.backend is not None:
             yield self._standing(self.backend)
             yield self._forward(self.backend)
+        elif self._nowhere()[1] != "nat_conflict":
+            yield self._all_standing()
 
     # --- who may begin a flow -----------------------------------------------------------------------------------------
 
@@ -383,16 +385,31 @@ class _Client:
     # --- the backend and the way to it -------------------------------------------------------------------------------
 
     def _standing(self, member: Member) -> Step:
-        standing = self.scene.standings.of(self.plan.name, member.key)
-        configured = self._configured(member)
-        state = standing.shown(self.scene.now)
         share = self._part(member) / max(1, sum(map(self._part, self.plan.members)))
-        says = f"{member.key} is {state}" + (f" ({standing.reason})" if standing.reason else "")
-        chosen = standing.chosen_weight(configured)
-        says += f", weight {chosen}" + (f" by command (configured: {configured})" if chosen != configured else "")
-        says += f", {share:.1%} of the weight for new flows" if share else ", no new flows"
-        facts = {"backend": member.key, "state": state, "weight": chosen, "configured": configured, "share": share}
-        return Step("backend", says, facts)
+        facts = self._stands(member) | {"share": share}
+        says = f", {share:.1%} of the weight for new flows" if share else ", no new flows"
+        return Step("backend", self._says(member) + says, facts)
+
+    def _all_standing(self) -> Step:
+        """Of those that take no new flows."""
+        members = self.plan.members
+        says = [self._says(member) for member in self._first(members)]
+        if len(members) > len(says):
+            says.append(f"and {len(members) - len(says)} more")
+        facts = {"backends": [self._stands(member) for member in members]}
+        return Step("backend", "; ".join(says) or "the service has none", facts)
+
+    def _says(self, member: Member) -> str:
+        """With the last check's fault."""
+        facts, reason = self._stands(member), self.scene.standings.of(self.plan.name, member.key).reason
+        weight, configured = facts["weight"], facts["configured"]
+        says = f"{member.key} is {facts['state']}" + (f" ({reason})" if reason else "") + f", weight {weight}"
+        return says + (f" by command (configured: {configured})" if weight != configured else "")
+
+    def _stands(self, member: Member) -> dict[str, Any]:
+        standing, configured = self.scene.standings.of(self.plan.name, member.key), self._configured(member)
+        state, weight = standing.shown(self.scene.now), standing.chosen_weight(configured)
+        return {"backend": member.key, "state": state, "weight": weight, "configured": configured}
 
     def _part(self, member: Member) -> int:
         return member.even if self.plan.scheduler in EVENLY else member.weight

@@ -66,7 +66,7 @@ def test_http_takes_a_good_status(status: bytes) -> None:
     (b"SSH-2.0-OpenSSH_9.2\r\n", "the answer is not HTTP"),
     (b"HTTP/2 200\r\n", "the answer is not HTTP"),
     (b"HTTP/1.1 2000 OK\r\n", "the answer is not HTTP"),
-    (b"", "the answer is not HTTP"),
+    (b"", "the connection was closed without an answer"),
     (b"x" * 100_000, "the answer is not HTTP"),
 ])  # fmt: skip
 def test_http_refuses_the_rest(answer: bytes, reason: str) -> None:

@@ -290,6 +290,21 @@ def test_nobody_takes_flows(policy: str, reason: str, protocol: str) -> None:
     assert (told.verdict, told.reason, told.backend) == (out.verdict, reason, None)
     assert out.reason == reason
     assert says(dp, "scheduler", protocol=protocol) == "maglev: no backend takes new flows"
+    assert says(dp, "backend", protocol=protocol) == "10.3.0.11:80 is unchecked, weight 0"
+
+
+def test_why_nobody_takes_flows() -> None:
+    """At most so many are named, each with the last check's fault."""
+    assert says(datapath(service("nat", backends=[])), "backend") == "the service has none"
+    backends = [{"address": f"10.3.0.{host}"} for host in range(11, 11 + trace.MOST_CANDIDATES + 2)]
+    settings = config(service("dsr", name="web", backends=backends, check={"type": "tcp"}))
+    standings = Standings()
+    standings.follow(settings, 0.0)
+    for standing in standings.by_backend.values():
+        standing.state, standing.reason = "down", "Connection refused"
+    told = standing_says(explained(settings, standings))
+    assert told.startswith("10.3.0.11:80 is down (Connection refused), weight 1; 10.3.0.12:80 is down")
+    assert told.endswith("weight 1; and 2 more")
 
 
 # --- the backend and the way to it ------------------------------------------------------------------------------------
