@@ -18,7 +18,7 @@ Frame = bytes | bytearray | memoryview
 EVERYWHERE = (ip_network("0.0.0.0/0"), ip_network("::/0"))
 
 
-LEAST_MTU, MOST_MTU = 68, 65535  # RFC 791 section 3.2; what a link says
+LEAST_MTU, MOST_MTU = 20, 65535  # bytes: of an IPv4 header, and of the longest packet
 
 
 class Verdict(IntEnum):

@@ -276,7 +276,7 @@ print(dp.process(bytes(60)).reason)
 
 @pytest.mark.parametrize(("changes", "error", "problem"), [
     ({"config": {"services": []}}, TypeError, r"^config is what load_config or Config.from_dict returns, not dict$"),
-    ({"mtu": 67}, ValueError, r"^an MTU is 68 to 65535 bytes, not 67$"),
+    ({"mtu": 19}, ValueError, r"^an MTU is 20 to 65535 bytes, not 19$"),
     ({"mtu": -1}, ValueError, r"not -1$"),
     ({"addresses": ("192.0.2.1", "192.0.2.2")}, ValueError, r"^at most one address of each IP version"),
 ])  # fmt: skip
