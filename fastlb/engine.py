@@ -531,13 +531,13 @@ class Engine:
 
     def _tell_of_links(self, view: KernelView) -> None:
         """Of those that go down and come up again; one that is gone is told of by `_follow_links`."""
-        down = {link.name for link in view.links.values() if link.name in self.now.config.interfaces and not link.up}
-        for name in sorted(down - self._down):
-            log.warning("interface is down", interface=name)
-        for link in sorted(view.links.values(), key=lambda link: link.name):
-            if link.name in self._down - down:
-                log.info("interface is up", interface=link.name)
-        self._down = down
+        up = {link.name: link.up for link in view.links.values() if link.name in self.now.config.interfaces}
+        for name in sorted(up):
+            if not up[name] and name not in self._down:
+                log.warning("interface is down", interface=name)
+            elif up[name] and name in self._down:
+                log.info("interface is up", interface=name)
+        self._down = {name for name in up if not up[name]}
 
     def _follow_links(self, view: KernelView) -> None:
         links = self._interface_links(view)

@@ -223,8 +223,13 @@ cdef inline void wind_up(FlowTable *table, uint32_t shard, FlowEntry *entry) noe
     cdef SourcePool *pool = pool_of(table, flow.family)
     if flow.source != 0 and likely(has_port(pool, flow.source, shard, entry.fingerprint)):
         give_back(pool, flow.protocol, shard, flow.source)
+    log_end(&table.log, entry, flow)
+
+
+cdef inline void log_end(FlowLog *log, const FlowEntry *entry, const FlowTuple *flow) noexcept nogil:
+    """Of a flow whose beginning is in the log."""
     if flow.began & LOGGED_BIT:
-        log_flow(&table.log, flow, backend_of(entry), state_of(entry), False, entry.seen)
+        log_flow(log, flow, backend_of(entry), state_of(entry), False, entry.seen)
 
 
 cdef inline bint needs_winding_up(const FlowTable *table) noexcept nogil:

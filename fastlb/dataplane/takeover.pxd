@@ -23,9 +23,10 @@ from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
 from fastlb.dataplane.conntrack cimport (
     ENTRIES, FLOW_FIN_BACKEND, FLOW_FIN_CLIENT, FLOW_NONE, FLOW_STATES, FLOW_SYN_ACK, FLOW_UDP, FLOW_UDP_NEW, Bucket,
-    FlowEntry, FlowTable, backend_of, first_bucket, is_over, owner_of, owns, pool_of, second_bucket, state_of, tuple_of)
+    FlowEntry, FlowTable, backend_of, first_bucket, is_over, log_end, owner_of, owns, pool_of, second_bucket, state_of,
+    tuple_of)
 from fastlb.dataplane.flowhash cimport SHARDS, client_mix, fingerprint, shard_of
-from fastlb.dataplane.flowlog cimport FlowLog, log_flow
+from fastlb.dataplane.flowlog cimport FlowLog
 from fastlb.dataplane.lookup cimport MISSING
 from fastlb.dataplane.machine cimport prefetch, unlikely
 from fastlb.dataplane.service cimport find_service
@@ -175,13 +176,6 @@ cdef inline void keep(FlowTable *table, uint32_t shard, FlowEntry *entry, bint l
         port.next = flow.since                           # for queue_ports; of a port that is taken no more than a hint
 
 
-cdef inline void log_end(FlowTable *table, FlowEntry *entry, FlowLog *log) noexcept nogil:
-    """Of a flow whose beginning is in the log."""
-    cdef const FlowTuple *flow = tuple_of(table, entry)
-    if flow.began & LOGGED_BIT:
-        log_flow(log, flow, backend_of(entry), state_of(entry), False, entry.seen)
-
-
 cdef inline void look_ahead(FlowTable *table, uint64_t bucket) noexcept nogil:
     cdef int i
     if bucket >= <uint64_t>table.per_shard * SHARDS:
@@ -217,7 +211,7 @@ cdef inline void take_over(
                 keep(table, shard, &bucket.entries[i], log != NULL)
             else:
                 if finding == UNWANTED and log != NULL:
-                    log_end(table, &bucket.entries[i], log)
+                    log_end(log, &bucket.entries[i], tuple_of(table, &bucket.entries[i]))
                 bucket.entries[i].fingerprint = 0
             if unlikely(result.found[<int>DAMAGED] > MOST_DAMAGED):
                 return
