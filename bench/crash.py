@@ -19,7 +19,7 @@ from forwarders import HERE, ForwarderError, command_line
 from report import GOAL_COLUMNS, Bar, Goal, Spread, print_table, write
 from topology import ALL_VIPS, Lab, own_prefix
 
-from fastlb.control import call
+from fastlb.control.server import call
 from fastlb.errors import ControlError
 
 MODES = ("nat", "fullnat", "dsr", "ipip")
@@ -82,7 +82,7 @@ def packets_out(lab: Lab) -> int:
 @contextmanager
 def started(lab: Lab, config: Path) -> Iterator[subprocess.Popen[bytes]]:
     """`fastlb run`, answering; stopped at the end, unless it has ended. Raises ForwarderError with its log."""
-    path = lab.run_dir / "fastlb.log"
+    path = lab.run_dir / "fastlb.observe.log"
     with path.open("wb") as log:
         process = lab.run("lb", command_line("run", "-c", config), stdout=log, stderr=log, cwd=HERE.parent)
     try:

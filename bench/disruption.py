@@ -26,7 +26,7 @@ from core import ACK, SYN, checksum
 from report import Bar, Spread, print_table, write
 
 import fastlb
-from fastlb.ketama import build_ring
+from fastlb.plan.ketama import build_ring
 
 SCHEDULERS = ("maglev", "ketama")
 POOLS = (10, 100, 1000)  # backends

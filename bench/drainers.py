@@ -19,13 +19,14 @@ from reflector import open_side
 from rig import PORT, VIP, Rig
 from sockets import BLOCK_SIZE, PACKET_FANOUT, SO_DETACH_FILTER, SOL_PACKET, Mapped, open_ring, patiently
 
-from fastlb import guard, reconcile
 from fastlb._core import Pipeline, Ring, RingMemory, Routes, Worker
-from fastlb.classifier import SHARDS, Classifier, Key, Keys
-from fastlb.config import Config
-from fastlb.fanout import Group
-from fastlb.selftest import open_blocks_fault
-from fastlb.workers import open_pipelines, owner_of_shard
+from fastlb.config.schema import Config
+from fastlb.kernel import guard
+from fastlb.kernel.ebpf.classifier import SHARDS, Classifier, Key, Keys
+from fastlb.plan import plan
+from fastlb.workers.fanout import Group
+from fastlb.workers.selftest import open_blocks_fault
+from fastlb.workers.workers import open_pipelines, owner_of_shard
 
 FILL_MS = 200  # a block that is not full is handed over after this time
 MTU = 1500
@@ -106,10 +107,10 @@ def counter_of(worker: Worker) -> Callable[[], int]:
 
 def publish(rig: Rig, config: Config, pipeline: Pipeline) -> None:
     """The configuration, and the one neighbour that all frames go to."""
-    plans = reconcile.plan_services(config, reconcile.BackendIds(), 0.0)
+    plans = plan.plan_services(config, plan.BackendIds(), 0.0)
     hop = (rig.macs["s0"], rig.macs["out0"], if_nametoindex("out0"), MTU, None)
     backends = {member.id: 0 for plan in plans for member in plan.members}
-    pipeline.publish(reconcile.services_table(config, plans), Routes([hop], [], {}, backends))
+    pipeline.publish(plan.services_table(config, plans), Routes([hop], [], {}, backends))
 
 
 def open_reflectors(rig: Rig, way_out: str, workers: int, blocks: int, stack: ExitStack) -> list[Drainer]:

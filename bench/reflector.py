@@ -32,8 +32,8 @@ from sockets import (
     open_xsk,
 )
 
-from fastlb import guard
-from fastlb.classifier import Classifier, Key, Keys
+from fastlb.kernel import guard
+from fastlb.kernel.ebpf.classifier import Classifier, Key, Keys
 
 WAYS_OUT = ("sendmmsg", "xdp", "tx_ring")
 BLOCKS = 64  # fastlb's default

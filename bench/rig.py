@@ -30,8 +30,9 @@ from pyroute2 import IPRoute, netns
 from sockets import mac_of, open_sender
 from topology import add_address, index_of, own_prefix, remove_abandoned
 
-from fastlb import bpf, guard
-from fastlb.bpf import Assembler, Reg
+from fastlb.kernel import guard
+from fastlb.kernel.ebpf import assembler
+from fastlb.kernel.ebpf.assembler import Assembler, Reg
 
 PREFIX = own_prefix("bench")
 NODES = ("gen", "lb", "sink")
@@ -263,5 +264,5 @@ def redirecting(ifindex: int) -> Assembler:
 
 def load_classifier(name: str, program: Assembler) -> int:
     """A descriptor of the loaded program, for `guard.attach`."""
-    bpf.raise_memlock_limit()
-    return bpf.load_program(SCHED_CLS, program.assemble(), name, "Apache-2.0")
+    assembler.raise_memlock_limit()
+    return assembler.load_program(SCHED_CLS, program.assemble(), name, "Apache-2.0")

@@ -18,9 +18,9 @@ import forwarders
 from report import Curve, print_table, write_curves
 from topology import BACKENDS, VIPS, Lab, LabError, own_prefix
 
-from fastlb.config import SlowStart
-from fastlb.control import call
-from fastlb.standing import ramp
+from fastlb.config.schema import SlowStart
+from fastlb.control.server import call
+from fastlb.plan.backends import ramp
 
 WINDOW = 10.0  # seconds
 AGGRESSIONS = (1.0, 2.0)

@@ -16,12 +16,12 @@ from typing import Any
 from report import GOAL_COLUMNS, Bar, Goal, Spread, print_table, shown, write
 from xxhash import xxh64_intdigest
 
-from fastlb import reconcile
 from fastlb._core import MaglevTable
-from fastlb.config import Config
-from fastlb.ketama import build_ring
-from fastlb.maglev import build_table
-from fastlb.standing import Standings
+from fastlb.config.schema import Config
+from fastlb.plan import plan
+from fastlb.plan.backends import Standings
+from fastlb.plan.ketama import build_ring
+from fastlb.plan.maglev import build_table
 
 ROUNDS, QUICK_ROUNDS = 25, 7
 SIZE = 65537
@@ -78,7 +78,7 @@ class Pool:
         ]
         service = {"name": "web", "vip": "203.0.113.10", "port": 443, "protocol": "tcp", "forward": "dsr"}
         config = Config.from_dict({"services": [service | {"backends": backends}]})
-        standings, ids = Standings(), reconcile.BackendIds()
+        standings, ids = Standings(), plan.BackendIds()
         standings.follow(config, 0.0)
         before = build(config, ids, standings)
         standings.set_weight(("web", self.keys[-1]), self.weights[-1] + 1, 0.0)
@@ -87,10 +87,10 @@ class Pool:
         return took
 
 
-def build(config: Config, ids: reconcile.BackendIds, standings: Standings) -> object:
+def build(config: Config, ids: plan.BackendIds, standings: Standings) -> object:
     """What the engine makes of a configuration and how its backends stand."""
-    plans = reconcile.plan_services(config, ids.copy(), 0.0, standings)
-    return plans, reconcile.services_table(config, plans)
+    plans = plan.plan_services(config, ids.copy(), 0.0, standings)
+    return plans, plan.services_table(config, plans)
 
 
 def timed(function: Callable[..., object], *arguments: Any) -> float:

@@ -1,15 +1,15 @@
 """fastlb: a layer-4 load balancer for Linux hosts.
 
-Four ways in: the ``fastlb`` command (`fastlb.cli`), embedding (`Datapath`), the tables themselves (`maglev_table`,
+Four ways in: the ``fastlb`` command (`fastlb.cli.main`), embedding (`Datapath`), the tables themselves (`maglev_table`,
 `flow_hash`), and the packet path for other extensions (`get_include`).
 """
 
 from pathlib import Path
 
-from fastlb.config import Config, load_config
-from fastlb.datapath import Datapath, Result, Trace, Verdict, flow_hash
+from fastlb.config.schema import Config, load_config
+from fastlb.embedding import Datapath, Result, Trace, Verdict, flow_hash
 from fastlb.errors import ConfigError, ControlError, FastlbError, KernelError, Problem
-from fastlb.maglev import maglev_table
+from fastlb.plan.maglev import maglev_table
 
 __version__ = "0.1.0"
 

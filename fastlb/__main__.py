@@ -1,5 +1,5 @@
 """`python -m fastlb` is the `fastlb` command."""
 
-from fastlb.cli import main
+from fastlb.cli.main import main
 
 raise SystemExit(main())

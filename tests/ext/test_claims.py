@@ -6,7 +6,7 @@ from types import ModuleType
 
 from tests.balancers import config, service
 from tests.ext.case import OneLink
-from tests.unit.test_fragments import cut, datagram
+from tests.unit.dataplane.test_fragments import cut, datagram
 
 
 def test_what_a_dead_worker_had_claimed_is_everybodys_again(held: ModuleType) -> None:

@@ -26,10 +26,11 @@ from typing import Any, TypeVar
 import yaml
 from pyroute2 import IPRoute, NetlinkError, netns
 
-from fastlb import flowfile, guard
-from fastlb.config import Config
-from fastlb.control import call
+from fastlb.config.schema import Config
+from fastlb.control.server import call
 from fastlb.errors import ConfigError, ControlError
+from fastlb.kernel import guard
+from fastlb.workers import flow_file
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 20.0  # seconds until something that should have happened is called missing
@@ -71,7 +72,7 @@ class Balancer:
         self.namespace = namespace
         self.config_path = directory / "fastlb.yaml"
         self.socket_path = directory / "fastlb.sock"
-        self.log_path = directory / "fastlb.log"
+        self.log_path = directory / "fastlb.observe.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._log_shown = 0
         self.configure(config)
@@ -172,8 +173,8 @@ class Balancer:
     def flow_files(self) -> list[Path]:
         """Where its flow table may be, and where one that was set aside is."""
         with suppress(ConfigError):
-            found = flowfile.places(Config.from_dict(self.config))
-            return [each for path in found for each in (path, path.with_name(path.name + flowfile.REJECTED))]
+            found = flow_file.places(Config.from_dict(self.config))
+            return [each for path in found for each in (path, path.with_name(path.name + flow_file.REJECTED))]
         return []
 
     def logs(self) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ from operator import methodcaller
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastlb import guard
+from fastlb.kernel import guard
 from tests.frames import ACK, BALANCER_MAC, ROUTER_MAC, TCP, frame
 from tests.netns.balancer import Balancer, until, within
 from tests.netns.namespaces import Namespace, veth

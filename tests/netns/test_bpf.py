@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from fastlb import bpf
-from fastlb.bpf import Assembler, HashMap, RecentMap, Reg, SharedValue, Size, Value, Word
 from fastlb.errors import KernelError
+from fastlb.kernel.ebpf import assembler
+from fastlb.kernel.ebpf.assembler import Assembler, HashMap, RecentMap, Reg, SharedValue, Size, Value, Word
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes eBPF maps and programs")
 
@@ -20,7 +20,7 @@ FRAME = bytes(60)
 def program(emit_result: Assembler) -> int:
     """Load "r0 = ..., exit" as a tc classifier."""
     emit_result.exit()
-    return bpf.load_program(SCHED_CLS, emit_result.assemble(), "bpf_test", "Apache-2.0")
+    return assembler.load_program(SCHED_CLS, emit_result.assemble(), "bpf_test", "Apache-2.0")
 
 
 def test_a_hash_map_holds_what_was_put_until_it_is_deleted() -> None:
@@ -49,7 +49,7 @@ def test_a_program_reads_the_word_as_it_is_now() -> None:
         seen = []
         for number in (0, 7, 0xFFFF_FFFF, 1):
             word.set(number)
-            seen.append(bpf.run_program(fd, FRAME)[0])
+            seen.append(assembler.run_program(fd, FRAME)[0])
         assert seen == [0, 7, 0xFFFF_FFFF, 1]
     finally:
         os.close(fd)
@@ -65,7 +65,7 @@ def test_a_program_adds_to_a_value_that_can_be_read() -> None:
     fd = program(code)
     try:
         value.write((5).to_bytes(8, sys.byteorder) + (1 << 32).to_bytes(8, sys.byteorder))
-        bpf.run_program(fd, FRAME, repeat=4)
+        assembler.run_program(fd, FRAME, repeat=4)
         words = memoryview(value.read()).cast("Q")
         assert list(words) == [5, (1 << 32) + 12]
     finally:
@@ -92,7 +92,7 @@ def test_a_program_reads_a_value_at_an_offset() -> None:
     fd = program(code)
     try:
         value.write(b"".join(number.to_bytes(4, sys.byteorder) for number in range(64)))
-        assert bpf.run_program(fd, FRAME)[0] == 18
+        assert assembler.run_program(fd, FRAME)[0] == 18
         with pytest.raises(ValueError, match="4 bytes for a field of 256"):
             value.write(bytes(4))
     finally:
@@ -108,7 +108,7 @@ def test_a_program_and_this_process_share_a_value() -> None:
     fd, view = program(code), shared.view(64, 4)
     try:
         view[:] = b"\5\0\0\0"
-        assert bpf.run_program(fd, FRAME)[0] == 5
+        assert assembler.run_program(fd, FRAME)[0] == 5
         assert bytes(view) == b"\x09\0\0\0"
         shared.write(bytes(64) + b"\7" + bytes(63))
         assert bytes(view) == b"\7\0\0\0"
@@ -125,7 +125,7 @@ def test_shared_memory_stays_until_its_last_view_has_gone() -> None:
     with pytest.raises(ValueError, match="released"):
         shared.view(0, 4)
     view[0] = 3
-    assert (view[0], "bpf_shared" in bpf.maps().values()) == (3, True)
+    assert (view[0], "bpf_shared" in assembler.maps().values()) == (3, True)
     view.release()
     assert os.listdir("/proc/self/fd") == before
 
@@ -135,8 +135,8 @@ def test_what_is_loaded_is_listed_by_name() -> None:
     code.alu(Reg.R0, "=", 0)
     fd = program(code)
     try:
-        assert "bpf_listed_map" in bpf.maps().values()
-        assert "bpf_test" in bpf.programs().values()
+        assert "bpf_listed_map" in assembler.maps().values()
+        assert "bpf_test" in assembler.programs().values()
     finally:
         os.close(fd)
         table.close()

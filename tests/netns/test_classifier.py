@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 
-from fastlb import Config, Datapath, Verdict, bpf, classifier, datagrams
-from fastlb.classifier import LATER, SHARDS, Classifier, Key, Keys, Sources
+from fastlb import Config, Datapath, Verdict
 from fastlb.errors import KernelError
-from fastlb.shapes import blocks_of
+from fastlb.kernel.ebpf import assembler, classifier, fragments
+from fastlb.kernel.ebpf.classifier import LATER, SHARDS, Classifier, Key, Keys, Sources
+from fastlb.model.match import blocks_of
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: loads eBPF programs")
 
@@ -375,7 +376,7 @@ def shard_of(client: str, port: int) -> int:
 
 
 def run(program_fd: int, frame: bytes, ethernet_header: bytes = b"") -> int:
-    result, _duration = bpf.run_program(program_fd, ethernet_header + frame)
+    result, _duration = assembler.run_program(program_fd, ethernet_header + frame)
     return result
 
 
@@ -608,12 +609,12 @@ def test_only_datagrams_that_would_be_taken_are_noted() -> None:
             for way in ((CLIENT, 1, ELSEWHERE, 2, UDP), (BACKEND_ANY, 514, OWN, 1, UDP), (CLIENT, 1, VIP, 80, TCP)):
                 classified.test(part(*way, "first", number))
         assert not list(classified._datagrams.keys())
-        many = datagrams.MOST * 2
+        many = fragments.MOST * 2
         for number in range(many):
             client = str(ip_address("10.64.0.0") + number)
             assert not classified.test(part(client, 1, VIP, 81, TCP, "first", 5))
             assert not classified.test(part(client, 1, VIP, 81, TCP, "last", 5))
-        assert 0 < len(list(classified._datagrams.keys())) <= datagrams.MOST
+        assert 0 < len(list(classified._datagrams.keys())) <= fragments.MOST
 
 
 # What the guard counts of what it leaves to the host; None: nothing.
@@ -810,7 +811,7 @@ def test_more_workers_than_shards_are_refused(workers: int) -> None:
 
 
 def test_a_kernel_without_shared_memory_has_no_bells(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bpf, "_F_MMAPABLE", 1 << 30)  # a flag that this kernel does not know
+    monkeypatch.setattr(assembler, "_F_MMAPABLE", 1 << 30)  # a flag that this kernel does not know
     with Classifier(2) as classified:
         fill(classified)
         assert (classified.no_bells or "").startswith("cannot create the map fastlb_asleep: ")

@@ -29,10 +29,10 @@ from typing import Any
 
 import pytest
 
-from fastlb import guard
 from fastlb._core import Decapsulator
-from fastlb.bpf import run_program
-from fastlb.decap import load_programs, open_tun
+from fastlb.daemon.decap import load_programs, open_tun
+from fastlb.kernel import guard
+from fastlb.kernel.ebpf.assembler import run_program
 from tests.frames import (
     BALANCER_MAC,
     DEST_OPTS,

@@ -19,11 +19,11 @@ from contextlib import ExitStack
 
 import pytest
 
-from fastlb import bpf
-from fastlb.bpf import Assembler, Reg, Size
-from fastlb.classifier import SHARDS, Classifier
 from fastlb.errors import KernelError
-from fastlb.fanout import PACKET_FANOUT, SOL_PACKET, Group
+from fastlb.kernel.ebpf import assembler
+from fastlb.kernel.ebpf.assembler import Assembler, Reg, Size
+from fastlb.kernel.ebpf.classifier import SHARDS, Classifier
+from fastlb.workers.fanout import PACKET_FANOUT, SOL_PACKET, Group
 from tests.netns import test_classifier as table
 from tests.netns.balancer import until
 from tests.netns.namespaces import Namespace, veth
@@ -341,7 +341,7 @@ def test_a_bell_follows_its_shards_and_the_link(rig: Rig) -> None:
     assert ([len(each) for each in bells.rung()], bells.armed()) == ([0, 0, 1], [0, 1])
 
 
-def word_program(word: bpf.Word, write: bool) -> int:
+def word_program(word: assembler.Word, write: bool) -> int:
     """A socket filter that keeps as many bytes as the word says; before that it may write "all"."""
     code = Assembler()
     code.map_value(Reg.R1, word.fd)
@@ -349,13 +349,13 @@ def word_program(word: bpf.Word, write: bool) -> int:
         code.store(Reg.R1, 0, WHOLE_FRAME, Size.U32)
     code.load(Reg.R0, Reg.R1, 0, Size.U32)
     code.exit()
-    return bpf.load_program(SOCKET_FILTER, code.assemble(), "fanout_test", "Apache-2.0")
+    return assembler.load_program(SOCKET_FILTER, code.assemble(), "fanout_test", "Apache-2.0")
 
 
 def test_a_bell_that_was_bound_before_the_group_is_asked_after_it(rig: Rig) -> None:
     """So the frame is in the ring when the bell rings, and a worker that looks once more before it sleeps sees it."""
     with ExitStack() as undo:
-        word = bpf.Word("fanout_test")
+        word = assembler.Word("fanout_test")
         undo.callback(word.close)
         ring, bell = word_program(word, write=True), word_program(word, write=False)
         for fd in (ring, bell):

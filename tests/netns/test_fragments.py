@@ -17,8 +17,8 @@ import pytest
 
 from tests.frames import frame, ip4_packet, ip6_packet, mac_bytes
 from tests.netns.balancer import ROOT, Balancer, until, within
-from tests.unit.test_fragments import one_fragment
-from tests.unit.test_icmperror import error
+from tests.unit.dataplane.test_fragments import one_fragment
+from tests.unit.dataplane.test_icmperror import error
 
 sys.path.insert(0, str(ROOT / "netns-lab"))
 from topology import ALL_VIPS, VIPS, Lab, address, own_prefix

@@ -26,10 +26,11 @@ from pathlib import Path
 
 import pytest
 
-from fastlb import bpf, guard
-from fastlb.bpf import Assembler, Reg
-from fastlb.classifier import BELL_NAME, FILTER_NAME, GUARD_NAME, Classifier, Key, Keys
 from fastlb.errors import KernelError
+from fastlb.kernel import guard
+from fastlb.kernel.ebpf import assembler
+from fastlb.kernel.ebpf.assembler import Assembler, Reg
+from fastlb.kernel.ebpf.classifier import BELL_NAME, FILTER_NAME, GUARD_NAME, Classifier, Key, Keys
 from tests.netns import test_classifier as table
 from tests.netns.namespaces import Namespace, veth
 
@@ -173,7 +174,7 @@ def held(process: int) -> set[tuple[str, int]]:
 
 def names(objects: set[tuple[str, int]]) -> list[str]:
     """Names of those of the objects that the kernel still has."""
-    alive = {"prog_id": bpf.programs(), "map_id": bpf.maps()}
+    alive = {"prog_id": assembler.programs(), "map_id": assembler.maps()}
     return sorted(alive[kind][identity] for kind, identity in objects if identity in alive[kind])
 
 
@@ -182,7 +183,7 @@ def add_filter(rig: Rig, name: str, result: int, parent: int = INGRESS) -> None:
     code = Assembler()
     code.alu(Reg.R0, "=", result)
     code.exit()
-    fd = bpf.load_program(SCHED_CLS, code.assemble(), name, "Apache-2.0")
+    fd = assembler.load_program(SCHED_CLS, code.assemble(), name, "Apache-2.0")
     place = {"index": rig.host.index("h0"), "handle": 1, "parent": parent, "prio": 5}
     rig.host.rtnl(lambda ipr: ipr.tc("add-filter", "bpf", fd=fd, name=name, direct_action=True, **place))
     os.close(fd)
@@ -295,8 +296,8 @@ def test_the_guard_outlives_the_classifier_and_goes_wholly(rig: Rig) -> None:
 CRASHING = """
 import sys
 from ipaddress import ip_address
-from fastlb import guard
-from fastlb.classifier import Classifier, Key, Keys
+from fastlb.kernel import guard
+from fastlb.kernel.ebpf.classifier import Classifier, Key, Keys
 classified = Classifier()
 classified.replace(Keys({Key(ip_address(sys.argv[1]), int(sys.argv[2]), 17)}))
 guard.attach("h0", classified.guard_fd)

@@ -22,10 +22,10 @@ from typing import Any
 import pytest
 from pyroute2 import IPRoute, netns
 
-from fastlb import neighbour, rtnetlink
 from fastlb.errors import KernelError
-from fastlb.neighbour import KernelView, Route, Watcher
-from fastlb.vips import add_vip, remove_vip
+from fastlb.kernel import mirror, netlink
+from fastlb.kernel.mirror import KernelView, Route, Watcher
+from fastlb.kernel.vips import add_vip, remove_vip
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
 
@@ -182,7 +182,7 @@ def test_hundreds_of_next_hops_are_all_asked_for(seen: Observer) -> None:
         for number in (0, 1)
         for last in range(129, 254)
     ]
-    assert len(hops) > neighbour.ASK_BATCH
+    assert len(hops) > mirror.ASK_BATCH
     seen.watcher.want(hops)
     seen.until(lambda view: set(hops) <= set(view.neighbours))
 
@@ -296,8 +296,8 @@ def test_other_tables_are_not_ours_and_details_of_main_are(seen: Observer) -> No
 
 
 def test_what_changes_nothing_is_not_reported(seen: Observer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbour, "DEBOUNCE", 0.0)
-    monkeypatch.setattr(neighbour, "ROUTE_DUMP_REST", 0)
+    monkeypatch.setattr(mirror, "DEBOUNCE", 0.0)
+    monkeypatch.setattr(mirror, "ROUTE_DUMP_REST", 0)
     with inside(NEAR) as ipr:
         for last in range(20):
             ipr.route("add", dst=f"198.51.100.{last}/32", gateway="10.9.1.2", oif=index("eth1"), table=100)
@@ -353,7 +353,7 @@ def test_link_that_leaves_a_bridge_is_still_there(seen: Observer) -> None:
 
 def test_overrun_leads_to_a_fresh_dump(wires: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """While on_change sleeps, 200 neighbours appear, and the buffer holds a few of the events."""
-    monkeypatch.setattr(rtnetlink, "RECEIVE_BUFFER", 4096)
+    monkeypatch.setattr(netlink, "RECEIVE_BUFFER", 4096)
     busy, go_on = threading.Event(), threading.Event()
     observer = Observer()
     take = observer.take
@@ -382,7 +382,7 @@ def test_overrun_leads_to_a_fresh_dump(wires: None, monkeypatch: pytest.MonkeyPa
 
 
 def test_change_that_was_not_taken_is_told_again(seen: Observer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbour, "RETRY", 0.05)
+    monkeypatch.setattr(mirror, "RETRY", 0.05)
     take = seen.take
 
     def fail_once(view: KernelView) -> None:
@@ -399,15 +399,15 @@ def test_change_that_was_not_taken_is_told_again(seen: Observer, monkeypatch: py
 def test_watching_goes_on_after_an_event_that_could_not_be_taken_in(
     seen: Observer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    apply, fails = neighbour._Mirror.apply, iter([True])
+    apply, fails = mirror._Mirror.apply, iter([True])
 
     def fail_once(*args: Any) -> Any:
         if next(fails, False):
             raise ValueError("a message that nobody foresaw")
         return apply(*args)
 
-    monkeypatch.setattr(neighbour, "RETRY", 0.05)
-    monkeypatch.setattr(neighbour._Mirror, "apply", fail_once)
+    monkeypatch.setattr(mirror, "RETRY", 0.05)
+    monkeypatch.setattr(mirror._Mirror, "apply", fail_once)
     with inside(NEAR):
         add_vip("eth0", ip_address("203.0.113.1"))
     seen.until(lambda view: ip_address("203.0.113.1") in view.addresses)

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from fastlb.control import call
+from fastlb.control.server import call
 from tests.netns.balancer import PATIENCE, Balancer, backends, fastlb, until, within
 
 LAB_DIR = Path(__file__).resolve().parents[2] / "netns-lab"
@@ -183,7 +183,7 @@ def test_shares_by_chance(lab: Lab, balancer: Balancer, scheduler: str) -> None:
 
 
 def test_ketama_s_shares_are_those_of_its_ring(lab: Lab, balancer: Balancer) -> None:
-    from fastlb.ketama import build_ring
+    from fastlb.plan.ketama import build_ring
 
     ring = build_ring([key(node, 8080) for node in BACKENDS], list(WEIGHTS.values()), 256, 0)
     assert ring is not None

@@ -21,7 +21,7 @@ from tests.netns.rig import Preload
 sys.path.insert(0, str(ROOT / "netns-lab"))
 from topology import ALL_VIPS, BACKENDS, Lab, own_prefix
 
-from fastlb import guard
+from fastlb.kernel import guard
 
 MODES = ("nat", "fullnat", "dsr", "ipip")
 WAYS = [(mode, 4) for mode in MODES] + [("fullnat", 6)]

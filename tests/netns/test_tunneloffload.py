@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 import pytest
 from pyroute2.ethtool.ioctl import IoctlEthtool
 
-from fastlb import bpf
 from fastlb._core import OFFLOAD_LINKS, OFFLOAD_TYPE
-from fastlb.tunneloffload import PROGRAM_NAME, TunnelOffload, describing_program
+from fastlb.kernel.ebpf import assembler
+from fastlb.kernel.ebpf.tunnel_offload import PROGRAM_NAME, TunnelOffload, describing_program
 from tests.frames import ACK, PSH, checksum, frame
 from tests.netns.balancer import PATIENCE, Balancer, drops, until
 from tests.netns.namespaces import Namespace, veth
@@ -324,7 +324,7 @@ def test_one_datagram_that_leaves_no_room_for_another(rig: Rig, tmp_path: Path) 
 
 def loaded() -> int:
     """How many of them, in the whole kernel."""
-    return list(bpf.programs().values()).count(PROGRAM_NAME)
+    return list(assembler.programs().values()).count(PROGRAM_NAME)
 
 
 def test_it_ends_with_the_process_however_that_ends(rig: Rig, tmp_path: Path) -> None:
@@ -398,9 +398,9 @@ def test_the_first_place_is_given_up_to_others(
         veth(here, "a", there, "b")
         index = here.index("a")
         assert [here.run(offload.follow, [index]) for _ in range(2)] == [[index], [index]]
-        other = bpf.load_program(3, code, "other", "Apache-2.0")
+        other = assembler.load_program(3, code, "other", "Apache-2.0")
         undo.callback(os.close, other)
-        undo.callback(os.close, here.run(bpf.link_to_egress, other, index))
+        undo.callback(os.close, here.run(assembler.link_to_egress, other, index))
         assert [here.run(offload.follow, [index]) for _ in range(2)] == [[], []]
     assert "another one put in front of it" in capsys.readouterr().out
 
@@ -436,7 +436,7 @@ def test_a_kernel_that_refuses_is_not_asked_again_at_once(
         asked.append(interface)
         raise OSError(errno.EINVAL, "Invalid argument")
 
-    monkeypatch.setattr(bpf, "link_to_egress", refuse)
+    monkeypatch.setattr(assembler, "link_to_egress", refuse)
     assert [offload.follow([2, 3]), offload.follow([2, 3])] == [[], []]
     assert asked == [2, 3]
     assert capsys.readouterr().out.count("cut by fastlb") == 2

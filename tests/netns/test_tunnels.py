@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from fastlb import bpf, guard
-from fastlb.bpf import Assembler, Reg, Size
+from fastlb.kernel import guard
+from fastlb.kernel.ebpf import assembler
+from fastlb.kernel.ebpf.assembler import Assembler, Reg, Size
 from tests.netns.balancer import Balancer, drops
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "netns-lab"))
@@ -157,7 +158,7 @@ def without_too_big() -> Assembler:
 @pytest.fixture
 def filtered(lab: Lab) -> Iterator[None]:
     with inside(lab.namespace("client")):
-        program = bpf.load_program(SCHED_CLS, without_too_big().assemble(), "no_too_big", "Apache-2.0")
+        program = assembler.load_program(SCHED_CLS, without_too_big().assemble(), "no_too_big", "Apache-2.0")
         guard.attach("eth0", program)
         os.close(program)
     yield

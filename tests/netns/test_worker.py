@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from fastlb._core import Pipeline, Ring, RingMemory, Routes, Services, Worker
-from fastlb.classifier import Classifier
+from fastlb.kernel.ebpf.classifier import Classifier
 from tests.netns.balancer import until
 from tests.netns.namespaces import Namespace, veth
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import xxhash
 
-from tests.unit.test_maglev import slow_table
+from tests.unit.plan.test_maglev import slow_table
 
 SIZE = 251
 RING = 16

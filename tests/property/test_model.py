@@ -16,8 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fastlb import trace
 from fastlb._core import FlowWalk
+from fastlb.observe import trace
 from tests.balancers import BACKENDS, VIP, Balancer, config, flags
 from tests.frames import frame, take_apart
 from tests.property.model import AFFINITY, OVER, RING, SIZE, TIMEOUTS, Model, Name, Outcome, Sight, Tuple, named

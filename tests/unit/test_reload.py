@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fastlb.datapath import Result
+from fastlb.embedding import Result
 from tests.balancers import BACKENDS, CLIENT, VIP, config, datapath, reply_to, service
 from tests.frames import ACK, frame
 

@@ -1,0 +1,1 @@
+"""The `fastlb` command."""

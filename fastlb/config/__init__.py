@@ -1,0 +1,1 @@
+"""What may be written in a configuration, what it means, and everything that is wrong with what was written."""

@@ -1,0 +1,146 @@
+"""What the control socket answers: a running fastlb looked at, and told what to do.
+
+Everything here runs within the engine's event loop, as all that changes the data path does.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from fastlb import __version__
+from fastlb._core import shard_of_client
+from fastlb.config.fields import drain_time
+from fastlb.config.schema import Address
+from fastlb.control.server import Command
+from fastlb.errors import FastlbError
+from fastlb.observe import flows, status, trace
+from fastlb.plan.backends import Name
+from fastlb.workers.workers import owner_of_shard
+
+if TYPE_CHECKING:
+    from fastlb.daemon.balancer import Engine
+
+MAX_WEIGHT = 65535
+
+log = structlog.get_logger()
+
+
+class Commands:
+    """The commands that one engine answers. Each takes the request, and raises FastlbError to refuse it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def by_name(self) -> Mapping[str, Command]:
+        """For `ControlServer`."""
+        return {
+            "status": self._status, "conns": self._conns, "trace": self._trace,
+            "drain": self._drain, "enable": self._enable, "weight": self._set_weight,
+            "reload": self._reload, "stop": self._stop,
+        }  # fmt: skip
+
+    # --- looking -------------------------------------------------------------------------------------------
+
+    def _status(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        engine = self._engine
+        pipelines, view = engine.pipelines, engine.view
+        offloaded = [view.links[index].name for index in engine.tunnel_offload.interfaces() if index in view.links]
+        found = [pipeline.counters() for pipeline in pipelines]
+        counters = status.add_up((*found, engine.classifier.passed())) | engine.workers.counters()
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "uptime": round(time.monotonic() - engine.started, 1),
+            "interfaces": list(engine.now.config.interfaces),
+            "transmit": engine.paths(),
+            "tunnel_offload": offloaded,
+            "open_blocks": engine.open_blocks,
+            "workers": engine.workers.describe(pipelines, view, engine.links_out()),
+            "counters": status.split_counters(counters),
+            "services": status.describe_services(pipelines, engine.now.plans, engine.standings, time.monotonic()),
+            "flows": status.describe_flows(pipelines[0]) | {"file": engine.flow_file and str(engine.flow_file.path)},
+            "affinity": status.describe_affinity(pipelines[0]),
+        }
+
+    def _conns(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        return flows.answer(self._engine.pipelines[0], self._engine.now.plans, request, flow_clock())
+
+    def _trace(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        engine, packet = self._engine, trace.requested(request)
+        owner = owner_of_shard(shard_of_client(packet.src, packet.sport), engine.count)
+        scene = trace.Scene(
+            engine.now.plans, engine.now.config.services, engine.standings, self._worker_of, self._next_hop,
+            now=time.monotonic(),
+        )  # fmt: skip
+        return trace.explain(engine.pipelines[owner], packet, scene, flow_clock()).as_json()
+
+    def _worker_of(self, shard: int) -> str:
+        return f"{owner_of_shard(shard, self._engine.count)} of {self._engine.count}, "
+
+    def _next_hop(self, address: Address) -> tuple[str, Address] | None:
+        """The interface's name, and the neighbour there."""
+        view = self._engine.view
+        next_hop = view.next_hop(address)
+        if next_hop is None or next_hop[0] not in view.links:
+            return None
+        return view.links[next_hop[0]].name, next_hop[1]
+
+    # --- how backends stand --------------------------------------------------------------------------------
+
+    def _drain(self, request: Mapping[str, Any]) -> dict[str, str]:
+        name, after = self._named(request), request.get("deadline")
+        if after is None:
+            self._engine.standings.drain(name)
+            return self._stands("draining", name)
+        seconds = drain_time(after)
+        self._engine.standings.drain(name, time.monotonic() + seconds)
+        return self._stands("draining", name, seconds=seconds)
+
+    def _enable(self, request: Mapping[str, Any]) -> dict[str, str]:
+        name = self._named(request)
+        self._engine.standings.enable(name, time.monotonic())
+        return self._stands("enabled", name)
+
+    def _set_weight(self, request: Mapping[str, Any]) -> dict[str, str]:
+        name, weight = self._named(request), request.get("weight")
+        if not isinstance(weight, int) or isinstance(weight, bool) or not 0 <= weight <= MAX_WEIGHT:
+            raise FastlbError(f"a weight is a whole number from 0 to {MAX_WEIGHT}, not {weight!r}")
+        self._engine.standings.set_weight(name, weight, time.monotonic())
+        return self._stands("weight set", name, weight=weight)
+
+    def _named(self, request: Mapping[str, Any]) -> Name:
+        return self._engine.standings.find(str(request.get("service")), str(request.get("backend")))
+
+    def _stands(self, event: str, name: Name, **more: object) -> dict[str, str]:
+        log.info(event, service=name[0], backend=name[1], **more)
+        self._engine.plan_again()
+        return {"service": name[0], "backend": name[1]}
+
+    # --- all of it -----------------------------------------------------------------------------------------
+
+    def _reload(self, request: Mapping[str, Any]) -> dict[str, int]:
+        self._engine.reload()
+        return self._engine.now.summary()
+
+    def _stop(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Stop as by SIGTERM; with ``handover``, what stays over a crash stays, and the answer says what that is."""
+        engine, handover = self._engine, request.get("handover") is True
+        engine.stop(handover)
+        if not handover:
+            return {}
+        return {
+            "interfaces": list(engine.now.config.interfaces),
+            "vips": engine.vips.as_json(),
+            "flow_file": None if engine.flow_file is None else str(engine.flow_file.path),
+            "flows": engine.pipelines[0].flow_count(),
+        }
+
+
+def flow_clock() -> int:
+    """The workers' clock: milliseconds, of which the flow table keeps 32 bits."""
+    return time.monotonic_ns() // 1_000_000 & 0xFFFFFFFF

@@ -1,0 +1,46 @@
+"""A configuration, and everything that follows from it and from how its backends stand. A reload makes another one."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from fastlb._core import Services
+from fastlb.config.schema import Config, load_config
+from fastlb.kernel.ebpf.classifier import Keys
+from fastlb.plan import plan
+from fastlb.plan.backends import Standings
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Replaced as a whole by the next one."""
+
+    config: Config
+    ids: plan.BackendIds
+    plans: list[plan.Plan]
+    services: Services
+
+    @classmethod
+    def load(cls, path: str, ids: plan.BackendIds, standings: Standings) -> Generation:
+        """Read the file, and let ``standings`` follow it; ``ids`` are those of the generation before and are not
+        changed. Raises ConfigError."""
+        config, now = load_config(path), time.monotonic()
+        standings.follow(config, now)
+        return cls.of(config, ids, standings, now)
+
+    @classmethod
+    def of(cls, config: Config, ids: plan.BackendIds, standings: Standings, now: float) -> Generation:
+        """The same of a configuration that has been read, as its backends stand."""
+        ids = ids.copy()
+        plans = plan.plan_services(config, ids, now, standings)
+        return cls(config, ids, plans, plan.services_table(config, plans))
+
+    def classifier_keys(self) -> Keys:
+        """What the filter and the guard take of it."""
+        return plan.classifier_keys(self.plans, self.config.icmp_echo)
+
+    def summary(self) -> dict[str, int]:
+        """How much it is, for the log and for who asked for a reload."""
+        backends = sum(len(service.backends) for service in self.config.services)
+        return {"services": len(self.config.services), "backends": backends}

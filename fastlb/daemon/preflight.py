@@ -1,0 +1,137 @@
+"""What must hold before a balancer opens anything: rights, memory, and what the configuration asks of this host."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import structlog
+
+from fastlb.config.schema import Config
+from fastlb.control import server
+from fastlb.errors import ConfigError, FastlbError, KernelError
+from fastlb.kernel import cpus
+from fastlb.kernel.ebpf.classifier import Classifier
+from fastlb.kernel.mirror import KernelView, Watcher
+from fastlb.kernel.source_ports import check_source_ports
+from fastlb.observe import flow_log
+from fastlb.plan import plan, routes
+from fastlb.workers import flow_file, selftest
+
+FLOW_BYTES = 86  # of the flow table, hot and cold, for each of config.flows
+SLOT_BYTES = 8  # of the affinity table, for each of config.affinity_entries
+
+log = structlog.get_logger()
+
+
+def check_privileges() -> None:
+    """Raw sockets, traffic control and eBPF need root, or CAP_NET_RAW, CAP_NET_ADMIN and CAP_BPF."""
+    needed = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13}
+    with open("/proc/self/status") as status:
+        effective = next(int(line.split()[1], 16) for line in status if line.startswith("CapEff:"))
+    missing = [name for name, bit in needed.items() if not effective >> bit & 1]
+    if missing:
+        raise KernelError(f"fastlb run needs root: {' and '.join(missing)} missing")
+
+
+def check_runnable(path: str, config: Config) -> None:
+    """What an embedded configuration may leave out, a running balancer needs."""
+    if not config.interfaces:
+        raise ConfigError.at(path, "interfaces", "fastlb run needs at least one interface, as in interfaces: [eth0]")
+
+
+def check_memory(config: Config, workers: int) -> None:
+    """The kernel hands out memory for rings until none is left for anybody else: refuse what there is not."""
+    rings = config.ring.block_size * config.ring.blocks * len(config.interfaces) * workers >> 20
+    slots = config.affinity_entries * SLOT_BYTES
+    table = max(0, config.flows * FLOW_BYTES - flow_file.held_bytes(config)) + slots >> 20
+    with open("/proc/meminfo") as meminfo:
+        free = next(int(line.split()[1]) for line in meminfo if line.startswith("MemAvailable:")) >> 10
+    if rings > free:
+        raise KernelError(f"the receive rings take {rings} MiB, and {free} MiB are free; try fewer ring.blocks")
+    if rings + table > free:
+        raise KernelError(f"a full flow table takes {table} MiB, and {free} MiB are free; try fewer flows")
+
+
+def check_this_host(path: str, config: Config) -> list[str]:
+    """Whether the configuration can run here, as `fastlb run` would find out; raises FastlbError. What is allowed, and
+    mostly a mistake."""
+    check_runnable(path, config)
+    watcher = Watcher(lambda _: None)
+    view = watcher.start()
+    watcher.close()
+    plans = plan.plan_services(config, plan.BackendIds(), 0.0)
+    check_host(config, plans, view)
+    allowed = len(os.sched_getaffinity(0))
+    workers = cpus.count_workers(config.workers, allowed)
+    check_memory(config, workers)
+    check_places(config)
+    notes = [
+        f"interface is down: {link.name}"
+        for link in view.links.values()
+        if link.name in config.interfaces and not link.up
+    ]
+    if workers > allowed:
+        notes.append(f"workers share cores: {workers} on {allowed}")
+    return notes + [f"{event}: {problem}" for event, problem in host_warnings(config, plans, view)]
+
+
+def check_places(config: Config) -> None:
+    """Files that the configuration names: where they shall be must be there."""
+    if config.flow_file not in ("auto", "none"):
+        flow_file.check_place(Path(config.flow_file))
+    if config.flow_log is not None:
+        flow_log.check_place(config.flow_log)
+    server.check_place(Path(config.control))
+
+
+def host_warnings(config: Config, plans: list[plan.Plan], view: KernelView) -> list[tuple[str, str]]:
+    """What is allowed, because it may be meant, but mostly is a mistake; as event and problem."""
+    elsewhere = routes.replies_elsewhere(view, plans, config.interfaces)
+    narrow = routes.narrow_tunnels(view, plans)
+    foreign = [address for address in config.snat if address not in view.addresses]
+    return [
+        *(("backend unreachable", problem) for problem in routes.without_route(view, plans)),
+        *(("answers must be routed here", f"snat: {address} is no address of this host") for address in foreign),
+        *(("replies will not be seen", problem) for problem in elsewhere),
+        *(("a tunnel is narrow", problem) for problem in narrow),
+    ]
+
+
+def check_host(config: Config, plans: list[plan.Plan], view: KernelView) -> None:
+    """What is asked of the host's links, addresses, routes and ports."""
+    check_interfaces(config, view)
+    check_reachable(view, plans)
+    check_source_ports(config, view.addresses)
+
+
+def check_interfaces(config: Config, view: KernelView) -> None:
+    """Every interface must exist, and have Ethernet addresses."""
+    links = {link.name: link for link in view.links.values()}
+    for name in config.interfaces:
+        if name not in links:
+            raise KernelError(f"interface {name} does not exist; there are: {', '.join(sorted(links))}")
+        if not any(links[name].mac):  # lo has one, of zeros
+            raise KernelError(f"interface {name} has no MAC address; fastlb works on Ethernet interfaces")
+
+
+def check_reachable(view: KernelView, plans: list[plan.Plan]) -> None:
+    """As the host's routes stand now: a dsr backend must be on-link, no way be too narrow, and no backend or VIP prefix
+    be this host."""
+    problems = routes.own_addresses(view, plans) + routes.not_on_link(view, plans)
+    problems += routes.too_narrow(view, plans)
+    problems += plan.vips_of_this_host(plans, view.addresses)
+    if problems:
+        raise FastlbError("\n".join(problems))
+
+
+def open_blocks(config: Config, classifier: Classifier) -> bool:
+    """Whether to read open blocks. Raises KernelError when the configuration insists and it does not work."""
+    if config.ring.open_blocks is False:
+        return False
+    fault = classifier.no_bells or selftest.open_blocks_fault()
+    if fault is not None and config.ring.open_blocks is True:
+        raise KernelError(f"ring.open_blocks: true, but {fault}")
+    if fault is not None:
+        log.warning("open blocks are not read; a lone packet waits for its block", reason=fault)
+    return fault is None

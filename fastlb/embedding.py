@@ -1,0 +1,239 @@
+"""Embedding: the very pipeline that the workers run, without root, sockets or threads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import IntEnum
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+from fastlb._core import FlowMemory, Pipeline, Routes, Services, flow_hash_of
+from fastlb.config.schema import Address, Config
+from fastlb.observe import status, trace
+from fastlb.plan import plan
+from fastlb.plan.backends import Name, Standings
+
+Frame = bytes | bytearray | memoryview
+EVERYWHERE = (ip_network("0.0.0.0/0"), ip_network("::/0"))
+
+
+LEAST_MTU, MOST_MTU = 20, 65535  # bytes: of an IPv4 header, and of the longest packet
+
+
+class Verdict(IntEnum):
+    """How a packet ended."""
+
+    FORWARD = 0
+    PASS = 1
+    DROP = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of one frame.
+
+    ``frames``: what would be sent. ``backend``: the backend's key, ``address:port``, or None. ``reason``: the path
+    ("conntrack", "scheduled", "maglev", "rejected"), or why the packet was passed on or dropped.
+    """
+
+    verdict: Verdict
+    frames: list[bytes]
+    backend: str | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Where the next packet of a client would go, and why: its entry, affinity, or the scheduler. Asking changes
+    nothing.
+
+    ``verdict`` and ``reason`` are what would become of it; ``steps`` how it came to that (fastlb/trace.py).
+    """
+
+    service: str | None
+    backend: str | None
+    why: str
+    state: str | None = None  # of the flow's entry
+    flow_hash: int | None = None
+    slot: int | None = None  # of the service's Maglev table
+    verdict: Verdict = Verdict.PASS
+    reason: str = "no_service"
+    steps: tuple[trace.Step, ...] = field(default=(), compare=False)
+
+
+class Datapath:
+    """A balancer without a network: frames in, verdicts and frames out.
+
+    Every address is on-link: its next hop is itself, reachable once `set_neighbour` has given its MAC. ``mac`` is the
+    balancer's own, the source of what it sends; ``mtu`` is that of the link; ``addresses`` are the balancer's own, one
+    of each IP version at most, from which its tunnels come unless their service says otherwise. Not safe for use by two
+    threads at once. Raises TypeError and ValueError for what is none of these.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        mac: str = "02:00:00:00:00:01",
+        mtu: int = 1500,
+        addresses: Iterable[str] = ("192.0.2.1", "2001:db8::1"),
+    ) -> None:
+        if not isinstance(config, Config):
+            raise TypeError(f"config is what load_config or Config.from_dict returns, not {type(config).__name__}")
+        if not LEAST_MTU <= mtu <= MOST_MTU:
+            raise ValueError(f"an MTU is {LEAST_MTU} to {MOST_MTU} bytes, not {mtu}")
+        networks = [ip_network(address) for address in addresses]
+        if len({network.version for network in networks}) < len(networks):
+            raise ValueError(f"at most one address of each IP version, not {', '.join(map(str, networks))}")
+        self._pipeline = Pipeline(
+            FlowMemory(config.flows, sources=config.snat, ports=config.snat_ports), affinity=config.affinity_entries
+        )
+        self._ids = plan.BackendIds()
+        self._standings = Standings()
+        self._mac = parse_mac(mac)
+        self._mtu = mtu
+        self._sources = {network.version: network for network in networks}
+        self._neighbours: dict[Address, bytes] = {}
+        self.reload(config)
+
+    def reload(self, config: Config, now: float = 0.0) -> None:
+        """Go on with another configuration; flows whose backend is still in it stay where they are.
+
+        Of the others their service's ``on_leave`` decides; a backend that they stay with is known until a reload finds
+        that their last one is long over. ``now`` in seconds, as for `process`. The sizes of the tables, ``flows`` and
+        ``affinity_entries``, stay what they were, and so do ``snat`` and ``snat_ports``.
+        """
+        ids, standings = self._ids.copy(), self._standings.copy()
+        standings.let_go(self._flows_of, now)
+        standings.follow(config, now)
+        plans = plan.plan_services(config, ids, now, standings)
+        services = plan.services_table(config, plans)
+        self._ids, self._config, self._standings = ids, config, standings
+        self._pipeline.renew(ids.reused, ids.services.reused)
+        self._use(plans, services, now)
+
+    def _use(self, plans: list[plan.Plan], services: Services, now: float) -> None:
+        """From the next frame on."""
+        self._plans, self._services, self._planned = plans, services, now
+        self._keys = {member.id: member.key for plan in plans for member in plan.members}
+        self._rising = self._standings.rising(self._config, now)
+        self._stale = True
+
+    def _go_on_with_slow_starts(self, now: float) -> None:
+        if self._rising and self._standings.due(self._planned, now):
+            plans = plan.plan_services(self._config, self._ids, now, self._standings)
+            self._use(plans, plan.services_table(self._config, plans), now)
+
+    def _flows_of(self, backend: Name) -> int:
+        return self._pipeline.backend_stats(self._ids.by_name[backend])["active_flows"]
+
+    def set_neighbour(self, next_hop: str | Address, mac: str) -> None:
+        """The MAC address ("02:00:00:00:00:0b") of a backend or client."""
+        self._neighbours[ip_address(next_hop)] = parse_mac(mac)
+        self._stale = True
+
+    def process(self, frame: Frame, now: float = 0.0) -> Result:
+        """Run one Ethernet frame (bytes-like, not modified) through the pipeline; ``now`` in seconds."""
+        return self.process_batch([frame], now)[0]
+
+    def process_batch(self, frames: Iterable[Frame], now: float = 0.0) -> list[Result]:
+        """Run frames through the pipeline in their order, all at the same time ``now`` in seconds."""
+        self._go_on_with_slow_starts(now)
+        self._publish()
+        milliseconds = round(now * 1000) & 0xFFFFFFFF
+        return [
+            Result(Verdict(verdict), sent, self._keys.get(backend), reason)
+            for verdict, reason, sent, backend, _ in self._pipeline.process(frames, milliseconds)
+        ]
+
+    def trace(
+        self, src: str | Address, sport: int, dst: str | Address, dport: int, proto: str | int
+    ) -> Trace:
+        """Which backend a client's packet would get at this moment, and why."""
+        self._publish()
+        packet = trace.Tuple(
+            ip_address(src), sport, ip_address(dst), dport, plan.PROTOCOL_NAMES[protocol_number(proto)]
+        )
+        scene = trace.Scene(self._plans, self._config.services, self._standings)
+        return _trace_of(trace.explain(self._pipeline, packet, scene, self._pipeline.now_ms))
+
+    def stats(self) -> dict[str, Any]:
+        """Counters by name, services with their backends, and the flow table; as `fastlb status --json` shows them."""
+        return {
+            "counters": status.split_counters(self._pipeline.counters()),
+            "services": status.describe_services([self._pipeline], self._plans, self._standings),
+            "flows": status.describe_flows(self._pipeline),
+            "affinity": status.describe_affinity(self._pipeline),
+        }
+
+    def _publish(self) -> None:
+        """Bring services and neighbours to the pipeline, if they changed since the last frame."""
+        if not self._stale:
+            return
+        hops = [(mac, self._mac, 0, self._mtu, None) for mac in self._neighbours.values()]
+        positions = {address: position for position, address in enumerate(self._neighbours)}
+        unresolved = len(hops)
+        backends = {
+            member.id: positions.get(member.address, unresolved) for plan in self._plans for member in plan.members
+        }
+        routes = Routes(
+            [*hops, (b"", b"", 0, 0, "no_neighbour")],
+            [(network, 0, None) for network in EVERYWHERE],
+            {(0, address): position for address, position in positions.items()},
+            backends,
+            plan.tunnel_sources(self._plans, lambda address: self._sources.get(address.version)),
+        )
+        self._pipeline.publish(self._services, routes)
+        self._stale = False
+
+
+def _trace_of(explained: trace.Explanation) -> Trace:
+    facts = {step.stage: step.facts for step in explained.steps}
+    flow = facts.get("flow", {})
+    why = explained.reason
+    if why == "no_service":
+        why = "no service has this address, port and protocol"
+    elif explained.backend is not None and "scheduler" in facts:
+        why = "affinity" if facts["scheduler"]["affinity"] else facts["scheduler"]["scheduler"]
+    return Trace(
+        explained.service,
+        explained.backend,
+        why,
+        flow.get("state") if not flow.get("void") else None,
+        explained.flow_hash,
+        explained.slot,
+        Verdict[explained.verdict],
+        explained.reason,
+        explained.steps,
+    )
+
+
+def parse_mac(text: str) -> bytes:
+    """Six bytes from "02:00:00:00:00:0b"; raises ValueError otherwise."""
+    if not re.fullmatch(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}", text):
+        raise ValueError(f'{text!r} is not a MAC address like "02:00:00:00:00:0b"')
+    return bytes.fromhex(text.replace(":", ""))
+
+
+def protocol_number(proto: str | int) -> int:
+    """6 or 17, from a number or from "tcp" or "udp"; raises ValueError otherwise."""
+    number = plan.PROTOCOL_NUMBERS.get(proto.lower(), 0) if isinstance(proto, str) else proto
+    if number not in plan.PROTOCOL_NUMBERS.values():
+        raise ValueError(f'protocol {proto!r} is neither "tcp" (6) nor "udp" (17)')
+    return number
+
+
+def flow_hash(
+    src: str | Address, sport: int, dst: str | Address, dport: int, proto: str | int, seed: int = 0
+) -> int:
+    """What a fleet agrees on: XXH3-64 of source, destination, source port, destination port, protocol.
+
+    In network order, 13 bytes for IPv4 and 37 for IPv6; bit-equal to ``xxhash.xxh3_64_intdigest``. ``seed`` is the
+    configuration's ``hash_seed``. Raises ValueError for ports, protocols or address pairs that cannot be.
+    """
+    return flow_hash_of(ip_address(src), sport, ip_address(dst), dport, protocol_number(proto), seed)
+
+
+__all__ = ["Datapath", "Result", "Trace", "Verdict", "flow_hash"]

@@ -1,0 +1,75 @@
+"""Which processor core each worker has to itself.
+
+A worker shares its core with no other thread of fastlb: one Python call there would hold up every packet for as long as
+it takes. Where there are no cores left for the other threads, they run at the lowest priority.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Literal
+
+from fastlb.config.fields import MAX_WORKERS
+
+LOWEST_PRIORITY = 19
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Cores by number. ``others``: of every thread but the workers'; ``crowded``: they meet workers there."""
+
+    workers: tuple[int, ...]
+    others: frozenset[int]
+    crowded: bool
+
+
+def count_workers(wanted: int | Literal["auto"], cores: int) -> int:
+    """The configuration's ``workers`` as a number."""
+    return min(max(1, cores - 1), MAX_WORKERS) if wanted == "auto" else wanted
+
+
+def plan(cores: Collection[int], workers: int) -> Plan:
+    """The highest cores to the workers, the rest to the others; with more workers than cores they share."""
+    ordered = sorted(cores)
+    kept = tuple(ordered[-1 - worker % len(ordered)] for worker in range(workers))
+    others = frozenset(ordered) - set(kept)
+    return Plan(tuple(reversed(kept)), others or frozenset(ordered), crowded=not others)
+
+
+def name_thread(name: str) -> None:
+    """What ps and top call the calling thread: at most 15 bytes."""
+    with open("/proc/thread-self/comm", "w") as comm:
+        comm.write(name)
+
+
+def pin_worker(core: int) -> None:
+    """The calling thread runs on this core, at the normal priority, from now on."""
+    os.sched_setaffinity(0, {core})
+    with suppress(PermissionError):  # back from the lowest one, where fastlb has no CAP_SYS_NICE
+        os.setpriority(os.PRIO_PROCESS, 0, 0)
+
+
+def keep_off(cores: Plan, workers: Collection[int]) -> None:
+    """Move every thread of this process but ``workers`` (thread ids) off the workers' cores.
+
+    What these threads start inherits it.
+    """
+    for thread in _threads():
+        if thread in workers:
+            continue
+        with suppress(ProcessLookupError):  # it has just ended
+            os.sched_setaffinity(thread, cores.others)
+            if cores.crowded:
+                os.setpriority(os.PRIO_PROCESS, thread, LOWEST_PRIORITY)
+
+
+def exists(thread: int) -> bool:
+    """Is there still such a thread in this process? ``thread``: its id, as threading.get_native_id() gives it."""
+    return os.path.exists(f"/proc/self/task/{thread}")
+
+
+def _threads() -> Iterable[int]:
+    return map(int, os.listdir("/proc/self/task"))

@@ -1,0 +1,265 @@
+"""From the kernel's view of links, routes and neighbours to the data path's `Routes`. Pure.
+
+A hop that cannot be used is kept with the reason, so that the data path drops under the right name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_network
+from socket import IPPROTO_GRE, IPPROTO_IPIP, IPPROTO_IPV6, IPPROTO_UDP
+
+from fastlb._core import Routes
+from fastlb.config.fields import TUNNELS, TWO_WAY, Address, Network
+from fastlb.kernel.mirror import KernelView, NextHop
+from fastlb.plan.pathmtu import Tunnelled, Tunnels
+from fastlb.plan.plan import Member, Plan, tunnel_sources
+
+NOTHING_HEARD: Mapping[Address, int] = {}
+LEAST4 = 92  # bytes: 32 of a packet behind the longest IPv4 header, what each piece has at least (pieces.pxd)
+LEAST6 = 1280  # RFC 8200 section 5
+HopTuple = tuple[bytes, bytes, int, int, str | None]  # destination MAC, source MAC, interface, MTU, fault
+
+
+@dataclass
+class _Hops:
+    """Hops in the order in which they were first asked for, each written once."""
+
+    view: KernelView
+    hops: list[HopTuple] = field(default_factory=list)
+    positions: dict[object, int] = field(default_factory=dict)
+
+    def towards(self, next_hop: NextHop, mtu: int = 0) -> int:
+        """The position of the hop to a neighbour; ``mtu`` is the route's, 0 for none.
+
+        Without the neighbour's MAC it is a hop that says no_neighbour.
+        """
+        position = self.positions.get((next_hop, mtu))
+        return self._add((next_hop, mtu), self._describe(next_hop, mtu)) if position is None else position
+
+    def refusing(self, fault: str) -> int:
+        """The position of a hop that only names a fault."""
+        position = self.positions.get(fault)
+        return self._add(fault, (b"", b"", 0, 0, fault)) if position is None else position
+
+    def _add(self, key: object, hop: HopTuple) -> int:
+        self.positions[key] = len(self.hops)
+        self.hops.append(hop)
+        return self.positions[key]
+
+    def _describe(self, next_hop: NextHop, mtu: int) -> HopTuple:
+        index, _ = next_hop
+        link = self.view.links.get(index)
+        if link is None or not link.up or not link.mac:
+            return b"", b"", index, 0, "no_route"
+        mac = self.view.neighbours.get(next_hop)
+        fault = None if mac else "no_neighbour"
+        return mac or b"", link.mac, index, min(mtu or link.mtu, link.mtu), fault
+
+
+def routes_table(view: KernelView, plans: Iterable[Plan], path_mtus: Mapping[Address, int] = NOTHING_HEARD) -> Routes:
+    """The kernel's main table, its neighbours, and the hop of every backend.
+
+    ``path_mtus``: of the ways on which routers have said that tunnels' packets do not fit, by backend.
+    """
+    hops = _Hops(view)
+    neighbours = {next_hop: hops.towards(next_hop, _on_link_mtu(view, next_hop)) for next_hop in view.neighbours}
+    prefixes = []
+    for route in view.routes:
+        if not route.link:
+            position: int | None = hops.refusing("no_route")
+        elif route.gateway is None:
+            position = None
+        else:
+            position = hops.towards((route.link, route.gateway), route.mtu)
+        prefixes.append((route.prefix, route.link, position))
+    plans = list(plans)
+    backends = {}
+    for plan in plans:
+        for member in plan.members:
+            heard = path_mtus.get(member.address, 0) if plan.forward in TUNNELS else 0
+            backends[member.id] = _backend_hop(hops, plan.forward, member.address, heard)
+    sources = tunnel_sources(plans, lambda address: _own_address_towards(view, address))
+    return Routes(hops.hops, prefixes, neighbours, backends, sources)
+
+
+def tunnels(view: KernelView, plans: Iterable[Plan]) -> Tunnels:
+    """What tunnels' packets look like, by backend."""
+    plans = list(plans)
+    sources = tunnel_sources(plans, lambda address: _own_address_towards(view, address))
+    found: dict[Address, set[Tunnelled]] = {}
+    for plan in plans:
+        protocol = {"gre": IPPROTO_GRE, "gue": IPPROTO_UDP}.get(
+            plan.forward, IPPROTO_IPIP if plan.network.version == 4 else IPPROTO_IPV6
+        )
+        port = plan.tunnel.port if plan.forward == "gue" else 0
+        for member in plan.members:
+            if member.id in sources:
+                found.setdefault(member.address, set()).add(Tunnelled(sources[member.id], protocol, port))
+    return found
+
+
+def _own_address_towards(view: KernelView, address: Address) -> Network | None:
+    """An address of this host on the link by which packets to ``address`` leave: best one that the next hop shares."""
+    next_hop = view.next_hop(address)
+    if next_hop is None:
+        return None
+    index, gateway = next_hop
+
+    def preference(placed: tuple[int, int, Address]) -> tuple[bool, int]:
+        _, length, own = placed
+        return gateway not in ip_network(f"{own}/{length}", strict=False), int(own)
+
+    candidates = [
+        placed
+        for placed in view.placed
+        if placed[0] == index and placed[2].version == address.version and not placed[2].is_link_local
+    ]
+    return ip_network(min(candidates, key=preference)[2]) if candidates else None
+
+
+def _on_link_mtu(view: KernelView, next_hop: NextHop) -> int:
+    """The MTU of the on-link route that holds a neighbour, where any such route has one; 0 for the link's."""
+    if not view.has_on_link_mtu:
+        return 0  # spares thousands of neighbours the look-up
+    route = view.route(next_hop[1])
+    return route.mtu if route is not None and route.gateway is None and route.link == next_hop[0] else 0
+
+
+def _backend_hop(hops: _Hops, forward: str, address: Address, path_mtu: int) -> int:
+    route = hops.view.route(address)
+    if route is None:
+        return hops.refusing("no_route")
+    if forward == "dsr" and route.gateway is not None:
+        return hops.refusing("not_on_link")
+    mtu = min(route.mtu, path_mtu) if route.mtu and path_mtu else route.mtu or path_mtu
+    return hops.towards((route.link, route.gateway or address), mtu)
+
+
+def wanted_next_hops(view: KernelView, plans: Iterable[Plan]) -> set[NextHop]:
+    """The neighbours that must stay resolved: those of backends, and every gateway a client may be behind."""
+    gateways = {(route.link, route.gateway) for route in view.routes if route.gateway is not None and route.link}
+    backends = {view.next_hop(member.address) for plan in plans for member in plan.members}
+    return gateways | {next_hop for next_hop in backends if next_hop is not None}
+
+
+def outgoing_links(view: KernelView, plans: Iterable[Plan], interfaces: Iterable[str]) -> set[int]:
+    """The links that frames may leave by: those of next hops, and those of clients, if they are up."""
+    links = {index for index, _ in wanted_next_hops(view, plans)}
+    links |= {link.index for link in view.links.values() if link.name in set(interfaces)}
+    return {index for index in links if index in view.links and view.links[index].up and any(view.links[index].mac)}
+
+
+def tunnel_links(view: KernelView, plans: Iterable[Plan]) -> set[int]:
+    """The links with Ethernet addresses by which tunnels' packets leave."""
+    towards = {view.next_hop(member.address) for plan in plans if plan.forward in TUNNELS for member in plan.members}
+    links = {next_hop[0] for next_hop in towards if next_hop is not None}
+    return {index for index in links & view.links.keys() if any(view.links[index].mac)}
+
+
+def own_addresses(view: KernelView, plans: Iterable[Plan]) -> list[str]:
+    """Backends that are this host: its frames do not leave it, so fastlb cannot send them any."""
+    return [
+        f"service {plan.name}: backend {member.address} is an address of this host; it must be another host's"
+        for plan in plans
+        for member in plan.members
+        if member.address in view.addresses and not member.removed
+    ]
+
+
+def replies_elsewhere(view: KernelView, plans: Iterable[Plan], interfaces: Iterable[str]) -> list[str]:
+    """Backends of the NAT modes that are reached by an interface without a ring: fastlb misses their replies."""
+    rings = set(interfaces)
+    lines = []
+    for plan in plans:
+        for member in plan.members if plan.forward in TWO_WAY else ():
+            next_hop = view.next_hop(member.address)
+            link = view.links.get(next_hop[0]) if next_hop else None
+            if link is not None and link.name not in rings and not member.removed:
+                lines.append(
+                    f"service {plan.name}: backend {member.address} is reached by {link.name}, "
+                    "which is not among the interfaces"
+                )
+    return lines
+
+
+def too_narrow(view: KernelView, plans: Iterable[Plan]) -> list[str]:
+    """Ways to backends whose MTU is below what the service's packets need, as no sender's packets can be that short."""
+    lines = []
+    for plan, member, mtu, room in _ways(view, plans):
+        least = LEAST6 if plan.network.version == 6 and plan.forward not in TUNNELS else LEAST4
+        if room < least:
+            inside = f", which leaves {max(room, 0)} inside {plan.forward}" if plan.forward in TUNNELS else ""
+            what = "a tunnel" if plan.forward in TUNNELS else f"IPv{plan.network.version}"
+            lines.append(
+                f"service {plan.name}: the MTU towards backend {member.address} is {mtu}{inside}; "
+                f"{what} needs {least}: raise that of the link or route"
+            )
+    return lines
+
+
+def narrow_tunnels(view: KernelView, plans: Iterable[Plan]) -> list[str]:
+    """Tunnels that IPv6 fits only in fragments of the tunnel's own packets."""
+    return [
+        f"service {plan.name}: the MTU towards backend {member.address} is {mtu}, which leaves {room} inside "
+        f"{plan.forward}, and IPv6 needs {LEAST6}: longer packets leave in fragments, which fastlb decap does not take"
+        for plan, member, mtu, room in _ways(view, plans)
+        if plan.network.version == 6 and plan.forward in TUNNELS and LEAST4 <= room < LEAST6
+    ]
+
+
+def _ways(view: KernelView, plans: Iterable[Plan]) -> Iterator[tuple[Plan, Member, int, int]]:
+    """Each backend that there is a way to, with the way's MTU, and what a tunnel leaves of it."""
+    for plan in plans:
+        for member in plan.members:
+            route = view.route(member.address)
+            link = view.links.get(route.link) if route else None
+            if route is not None and link is not None:
+                mtu = min(route.mtu or link.mtu, link.mtu)
+                yield plan, member, mtu, mtu - outer_length(plan, member.address.version)
+
+
+def outer_length(plan: Plan, version: int) -> int:
+    """Bytes that a tunnel's headers take, towards a backend of this IP version; 0 in the other modes."""
+    key = 0 if plan.tunnel.key is None else 4
+    behind = {"ipip": 0, "gre": 4 + key, "gue": 12}.get(plan.forward)
+    return 0 if behind is None else behind + (20 if version == 4 else 40)
+
+
+def without_route(view: KernelView, plans: Iterable[Plan]) -> list[str]:
+    """Backends that packets cannot be sent to, for want of a route, or of a tunnel's own address; but those of
+    `not_on_link`."""
+    plans = list(plans)
+    sources = tunnel_sources(plans, lambda address: _own_address_towards(view, address))
+    lines = []
+    for plan in plans:
+        for member in plan.members if plan.forward != "dsr" else ():
+            if member.removed:
+                continue
+            if view.next_hop(member.address) is None:
+                lines.append(f"service {plan.name}: no route to backend {member.address}")
+            elif plan.forward in TUNNELS and member.id not in sources:
+                lines.append(
+                    f"service {plan.name}: no address of IPv{member.address.version} on the link towards backend "
+                    f"{member.address}, which a tunnel's packets could come from: give one, or tunnel.source"
+                )
+    return lines
+
+
+def not_on_link(view: KernelView, plans: Iterable[Plan]) -> list[str]:
+    """What `dsr` cannot reach: one line for each backend behind a gateway, or without a route."""
+    lines = []
+    for plan in plans:
+        for member in plan.members if plan.forward == "dsr" else ():
+            route = view.route(member.address)
+            if member.removed:
+                continue
+            if route is None:
+                lines.append(f"service {plan.name}: no route to dsr backend {member.address}; it must be on-link")
+            elif route.gateway is not None:
+                lines.append(
+                    f"service {plan.name}: dsr backend {member.address} is behind gateway {route.gateway}; "
+                    "it must be on-link (dsr only rewrites the MAC address), or use forward: nat"
+                )
+    return lines
