@@ -108,7 +108,7 @@ def test_another_processor(monkeypatch: pytest.MonkeyPatch, machine: str) -> Non
     ],
 )
 def test_without_a_privilege(capability: str, fault: str) -> None:
-    script = "from fastlb import selftest; print(selftest.open_blocks_fault())"
+    script = "from fastlb.workers import selftest; print(selftest.open_blocks_fault())"
     (said,) = said_by(script, "setpriv", f"--bounding-set=-{capability}")
     assert said.startswith("it cannot be tried here: ")
     assert said.endswith(fault)
