@@ -22,11 +22,13 @@ from sockets import BLOCK_SIZE, PACKET_FANOUT, SO_DETACH_FILTER, SOL_PACKET, Map
 from fastlb._core import Pipeline, Ring, RingMemory, Routes, Worker
 from fastlb.config.schema import Config
 from fastlb.kernel import guard
-from fastlb.kernel.ebpf.classifier import SHARDS, Classifier, Key, Keys
+from fastlb.kernel.ebpf.classifier import Classifier
+from fastlb.model.match import Key, Keys
+from fastlb.model.names import SHARDS, owner_of_shard
 from fastlb.plan import plan
 from fastlb.workers.fanout import Group
 from fastlb.workers.selftest import open_blocks_fault
-from fastlb.workers.workers import open_pipelines, owner_of_shard
+from fastlb.workers.workers import open_pipelines
 
 FILL_MS = 200  # a block that is not full is handed over after this time
 MTU = 1500

@@ -33,7 +33,8 @@ from sockets import (
 )
 
 from fastlb.kernel import guard
-from fastlb.kernel.ebpf.classifier import Classifier, Key, Keys
+from fastlb.kernel.ebpf.classifier import Classifier
+from fastlb.model.match import Key, Keys
 
 WAYS_OUT = ("sendmmsg", "xdp", "tx_ring")
 BLOCKS = 64  # fastlb's default

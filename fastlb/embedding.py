@@ -10,10 +10,12 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 from fastlb._core import FlowMemory, Pipeline, Routes, Services, flow_hash_of
-from fastlb.config.schema import Address, Config
+from fastlb.config.schema import Config
+from fastlb.model.names import BackendName
+from fastlb.model.net import PROTOCOL_NAMES, PROTOCOL_NUMBERS, Address
 from fastlb.observe import status, trace
 from fastlb.plan import plan
-from fastlb.plan.backends import Name, Standings
+from fastlb.plan.backends import Standings
 
 Frame = bytes | bytearray | memoryview
 EVERYWHERE = (ip_network("0.0.0.0/0"), ip_network("::/0"))
@@ -126,7 +128,7 @@ class Datapath:
             plans = plan.plan_services(self._config, self._ids, now, self._standings)
             self._use(plans, plan.services_table(self._config, plans), now)
 
-    def _flows_of(self, backend: Name) -> int:
+    def _flows_of(self, backend: BackendName) -> int:
         return self._pipeline.backend_stats(self._ids.by_name[backend])["active_flows"]
 
     def set_neighbour(self, next_hop: str | Address, mac: str) -> None:
@@ -154,7 +156,7 @@ class Datapath:
         """Which backend a client's packet would get at this moment, and why."""
         self._publish()
         packet = trace.Tuple(
-            ip_address(src), sport, ip_address(dst), dport, plan.PROTOCOL_NAMES[protocol_number(proto)]
+            ip_address(src), sport, ip_address(dst), dport, PROTOCOL_NAMES[protocol_number(proto)]
         )
         scene = trace.Scene(self._plans, self._config.services, self._standings)
         return _trace_of(trace.explain(self._pipeline, packet, scene, self._pipeline.now_ms))
@@ -219,8 +221,8 @@ def parse_mac(text: str) -> bytes:
 
 def protocol_number(proto: str | int) -> int:
     """6 or 17, from a number or from "tcp" or "udp"; raises ValueError otherwise."""
-    number = plan.PROTOCOL_NUMBERS.get(proto.lower(), 0) if isinstance(proto, str) else proto
-    if number not in plan.PROTOCOL_NUMBERS.values():
+    number = PROTOCOL_NUMBERS.get(proto.lower(), 0) if isinstance(proto, str) else proto
+    if number not in PROTOCOL_NUMBERS.values():
         raise ValueError(f'protocol {proto!r} is neither "tcp" (6) nor "udp" (17)')
     return number
 

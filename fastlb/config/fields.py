@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -31,14 +31,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from fastlb.errors import FastlbError
-
-Address = IPv4Address | IPv6Address
-Network = IPv4Network | IPv6Network
-
-TUNNELS = ("ipip", "gre", "gue")
-ONE_WAY = ("dsr", *TUNNELS)
-TWO_WAY = ("nat", "fullnat")
-HASHES = ("maglev", "ketama", "source-hash")
+from fastlb.model.modes import MODES, SCHEDULERS
+from fastlb.model.net import Address, Network, PortRange
 
 MAX_BACKENDS = 65534  # of one service: a Maglev table holds 16-bit positions
 MAX_INTERFACES = 16  # rings of a worker
@@ -54,16 +48,6 @@ LONGEST = 7 * 24 * 3600  # seconds
 LONGEST_AFFINITY = 24 * 3600  # seconds; slots' ends are told apart over six days, affinity.pxd
 MOST_BURST = 3600  # seconds' worth, as in admission.pxd
 MAX_SOURCES = 255  # source addresses of one IP version, as in sourceport.pxd
-
-
-class PortRange(NamedTuple):
-    """From the first port to the last, both included."""
-
-    first: int
-    last: int
-
-    def __str__(self) -> str:
-        return f"{self.first}-{self.last}"
 
 
 def _refusal(message: str) -> PydanticCustomError:
@@ -100,14 +84,13 @@ def _expects(right: str) -> WrapValidator:
     return WrapValidator(validate)
 
 
-def _one_of(*choices: str, later: tuple[str, ...] = ()) -> BeforeValidator:
-    """One of these words; those of later versions are refused as such."""
+def _one_of(*choices: str) -> BeforeValidator:
+    """Accept one of these words."""
 
     def validate(value: object) -> object:
         if value in choices:
             return value
-        reason = "it is not available in this version; " if value in later else ""
-        raise _refusal(f"found {show(value)}; {reason}use one of: {', '.join(choices)}")
+        raise _refusal(f"found {show(value)}; use one of: {', '.join(choices)}")
 
     return BeforeValidator(validate)
 
@@ -423,10 +406,7 @@ FlowFile = Annotated[
     WithJsonSchema({"anyOf": [{"enum": ["auto", "none"]}, {"type": "string", "pattern": "^/"}]}),
 ]
 Flag = Annotated[StrictBool, _expects("true or false")]
-Forward = Annotated[
-    Literal["nat", "fullnat", "dsr", "ipip", "gre", "gue"],
-    _one_of("nat", "fullnat", "dsr", "ipip", "gre", "gue"),
-]
+Forward = Annotated[StrictStr, _one_of(*MODES), WithJsonSchema({"type": "string", "enum": list(MODES)})]
 Source = Annotated[
     Network,
     PlainValidator(_source),
@@ -440,10 +420,7 @@ MssClamp = Annotated[
     StrictBool | Annotated[StrictInt, Field(ge=536, le=65495)],
     _expects("true (what fits), false, or a whole number from 536 to 65495"),
 ]
-Scheduler = Annotated[
-    Literal["maglev", "ketama", "source-hash", "rr", "wrr", "random", "lc", "wlc", "lrt", "p2c"],
-    _one_of("maglev", "ketama", "source-hash", "rr", "wrr", "random", "lc", "wlc", "lrt", "p2c"),
-]
+Scheduler = Annotated[StrictStr, _one_of(*SCHEDULERS), WithJsonSchema({"type": "string", "enum": list(SCHEDULERS)})]
 AffinityBy = Annotated[Literal["client-ip"], _one_of("client-ip")]
 AffinityTimeout = Annotated[
     float,

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fastlb.config import fields
-from fastlb.config.fields import HASHES, MAX_BACKENDS, ONE_WAY, TUNNELS, Address, Network
+from fastlb.config.fields import MAX_BACKENDS
 from fastlb.config.yaml import Loc
 from fastlb.model.match import MAX_SHAPES, Shape
+from fastlb.model.modes import HASHES, ONE_WAY, TUNNELS
+from fastlb.model.net import Address, Network, PortRange
 
 if TYPE_CHECKING:
     from fastlb.config.schema import Backend, Service
@@ -67,9 +69,9 @@ def _listening_twice(services: tuple[Service, ...]) -> Found:
 
 def _overlapping(services: tuple[Service, ...]) -> Found:
     """Ranges of which neither lies within the other: for the ports of both, neither is the more specific."""
-    ranges: dict[tuple[object, str], list[tuple[int, fields.PortRange]]] = {}
+    ranges: dict[tuple[object, str], list[tuple[int, PortRange]]] = {}
     for number, service in enumerate(services):
-        if service.vip and service.protocol and isinstance(service.port, fields.PortRange):
+        if service.vip and service.protocol and isinstance(service.port, PortRange):
             ranges.setdefault((service.vip, service.protocol), []).append((number, service.port))
     for listed in ranges.values():
         for at, (number, ports) in enumerate(listed):

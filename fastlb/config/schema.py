@@ -16,19 +16,18 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Callable, Iterator, Mapping
-from ipaddress import IPv6Address, ip_network
+from ipaddress import ip_network
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from fastlb.config import fields
-from fastlb.config.fields import Address as Address
-from fastlb.config.fields import Network as Network
 from fastlb.config.rules import broken_rules
 from fastlb.config.yaml import Document, Loc, Origin
 from fastlb.errors import ConfigError, Problem
 from fastlb.model.match import ANY_PORT, PORT_BITS, Block, blocks_of
+from fastlb.model.net import Address, Network, PortRange, endpoint_text
 
 SourcePrefixes = Annotated[tuple[fields.ClientNetwork, ...], AfterValidator(fields.all_different)]
 
@@ -222,8 +221,7 @@ class Service(_Model):
         A port that was not given is the service's; with port "any", or a range, it is 0.
         """
         port = backend.port or self.single_port
-        host = f"[{backend.address}]" if isinstance(backend.address, IPv6Address) else backend.address
-        return f"{host}:{port}"
+        return endpoint_text(backend.address, port)
 
     def policy(self, *, leaves: bool, down: bool) -> str:
         """What becomes of the flows of a backend that leaves, is down, or both: keep, rehash or reset."""
@@ -251,7 +249,7 @@ class Service(_Model):
     @property
     def blocks(self) -> tuple[Block, ...]:
         """The service's ports, as tables hold them."""
-        if isinstance(self.port, fields.PortRange):
+        if isinstance(self.port, PortRange):
             return tuple(blocks_of(*self.port))
         return (Block(self.port, PORT_BITS) if isinstance(self.port, int) else ANY_PORT,)
 
@@ -323,7 +321,7 @@ class Config(_Model):
         "one flow per port of snat_ports and protocol",
     )
     snat_ports: fields.SourcePorts = Field(
-        default=fields.PortRange(1024, 32767),
+        default=PortRange(1024, 32767),
         description="the source ports for forward: fullnat; on an address of this host they must not be among those "
         "that the kernel gives to the host's own sockets",
     )

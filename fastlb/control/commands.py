@@ -15,12 +15,12 @@ import structlog
 from fastlb import __version__
 from fastlb._core import shard_of_client
 from fastlb.config.fields import drain_time
-from fastlb.config.schema import Address
 from fastlb.control.server import Command
 from fastlb.errors import FastlbError
+from fastlb.model.clock import flow_clock
+from fastlb.model.names import BackendName, owner_of_shard
+from fastlb.model.net import Address
 from fastlb.observe import flows, status, trace
-from fastlb.plan.backends import Name
-from fastlb.workers.workers import owner_of_shard
 
 if TYPE_CHECKING:
     from fastlb.daemon.balancer import Engine
@@ -113,10 +113,10 @@ class Commands:
         self._engine.standings.set_weight(name, weight, time.monotonic())
         return self._stands("weight set", name, weight=weight)
 
-    def _named(self, request: Mapping[str, Any]) -> Name:
+    def _named(self, request: Mapping[str, Any]) -> BackendName:
         return self._engine.standings.find(str(request.get("service")), str(request.get("backend")))
 
-    def _stands(self, event: str, name: Name, **more: object) -> dict[str, str]:
+    def _stands(self, event: str, name: BackendName, **more: object) -> dict[str, str]:
         log.info(event, service=name[0], backend=name[1], **more)
         self._engine.plan_again()
         return {"service": name[0], "backend": name[1]}
@@ -139,8 +139,3 @@ class Commands:
             "flow_file": None if engine.flow_file is None else str(engine.flow_file.path),
             "flows": engine.pipelines[0].flow_count(),
         }
-
-
-def flow_clock() -> int:
-    """The workers' clock: milliseconds, of which the flow table keeps 32 bits."""
-    return time.monotonic_ns() // 1_000_000 & 0xFFFFFFFF

@@ -23,7 +23,6 @@ from typing import Any, NoReturn
 import structlog
 
 from fastlb._core import FlowMemory, Pipeline
-from fastlb.config.schema import Address
 from fastlb.control.commands import Commands
 from fastlb.control.server import ControlServer
 from fastlb.daemon import leftovers
@@ -39,15 +38,18 @@ from fastlb.daemon.preflight import (
 )
 from fastlb.errors import FastlbError, KernelError
 from fastlb.health.checker import Checker
-from fastlb.kernel import cpus, guard, mirror
+from fastlb.kernel import cpus, guard
 from fastlb.kernel.ebpf.classifier import Classifier, Sources
 from fastlb.kernel.ebpf.tunnel_offload import TunnelOffload
-from fastlb.kernel.mirror import KernelView, Watcher
+from fastlb.kernel.mirror import Watcher
 from fastlb.kernel.netlink import outside_the_loop
 from fastlb.kernel.vips import HeldVips
+from fastlb.model.hostview import KernelView, NextHop
+from fastlb.model.names import BackendName
+from fastlb.model.net import Address
 from fastlb.observe.flow_log import FlowLog
 from fastlb.plan import pathmtu, plan, routes
-from fastlb.plan.backends import Name, Standings
+from fastlb.plan.backends import Standings
 from fastlb.workers import flow_file
 from fastlb.workers.flow_file import FlowFileError
 from fastlb.workers.workers import Workers, open_pipelines
@@ -81,7 +83,7 @@ class Engine:
         self._path_mtus = pathmtu.PathMtus()
         self._narrower: set[Address] = set()  # backends the way to which has become so since the last tick
         self._tunnels: pathmtu.Tunnels | None = None  # as now published; None: not asked for yet
-        self._asked: dict[mirror.NextHop, float] = {}  # clients on our links that packets could not reach
+        self._asked: dict[NextHop, float] = {}  # clients on our links that packets could not reach
         self._reported: list[str] = []
         self._links: dict[str, int] = {}  # the interfaces whose rings are open
         self._down: set[str] = set()  # the interfaces that exist and are down
@@ -458,7 +460,7 @@ class Engine:
 
     # --- how backends stand ----------------------------------------------------------------------------------
 
-    def _checked(self, name: Name, response: float | None, reason: str) -> None:
+    def _checked(self, name: BackendName, response: float | None, reason: str) -> None:
         """A health check has ended."""
         service = next((each for each in self.now.config.services if each.name == name[0]), None)
         if service is not None and self.standings.checked(service, name[1], response, reason, time.monotonic()):
@@ -469,7 +471,7 @@ class Engine:
                 self._forget_response(name)
             self.plan_again()
 
-    def _forget_response(self, name: Name) -> None:
+    def _forget_response(self, name: BackendName) -> None:
         found = {(plan.name, member.key): member.id for plan in self.now.plans for member in plan.members}
         for pipeline in self.pipelines if name in found else ():
             pipeline.forget_response(found[name])
@@ -502,7 +504,7 @@ class Engine:
             self._save_again()
             log.info("removed backends have no flows any more", backends=[" ".join(name) for name in over])
 
-    def _flows_of(self, name: Name) -> int:
+    def _flows_of(self, name: BackendName) -> int:
         number = self.now.ids.by_name[name]
         return sum(pipeline.backend_stats(number)["active_flows"] for pipeline in self.pipelines)
 

@@ -34,14 +34,14 @@ import structlog
 from pyroute2 import IPRoute, NetlinkError
 
 from fastlb._core import TUNNEL_MODES, Decapsulator, Ring, RingMemory
-from fastlb.config.schema import Address
 from fastlb.daemon import leftovers
 from fastlb.errors import KernelError
 from fastlb.kernel import guard
 from fastlb.kernel.ebpf import assembler
 from fastlb.kernel.ebpf.assembler import Assembler, Reg, Size
-from fastlb.kernel.ebpf.classifier import GUARD_NAME
 from fastlb.kernel.ebpf.frame import ETH_HEADER, MAP_LOOKUP, load_bytes
+from fastlb.model.names import GUARD_NAME
+from fastlb.model.net import Address
 
 MODES = tuple(TUNNEL_MODES)
 BLOCK_SIZE, BLOCKS = 256 << 10, 64  # of the ring: four super-frames a block, 16 MiB in all

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fastlb._core import Services
 from fastlb.config.schema import Config, load_config
-from fastlb.kernel.ebpf.classifier import Keys
+from fastlb.model.match import Keys
 from fastlb.plan import plan
 from fastlb.plan.backends import Standings
 

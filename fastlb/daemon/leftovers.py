@@ -11,10 +11,11 @@ import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from fastlb.config.schema import Address, Config
+from fastlb.config.schema import Config
 from fastlb.errors import KernelError
 from fastlb.kernel import guard
 from fastlb.kernel.vips import marked_vips, remove_vip
+from fastlb.model.net import Address
 from fastlb.workers.flow_file import LeftFile, left_files, remove_files
 
 

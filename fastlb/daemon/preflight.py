@@ -12,8 +12,9 @@ from fastlb.control import server
 from fastlb.errors import ConfigError, FastlbError, KernelError
 from fastlb.kernel import cpus
 from fastlb.kernel.ebpf.classifier import Classifier
-from fastlb.kernel.mirror import KernelView, Watcher
+from fastlb.kernel.mirror import Watcher
 from fastlb.kernel.source_ports import check_source_ports
+from fastlb.model.hostview import KernelView
 from fastlb.observe import flow_log
 from fastlb.plan import plan, routes
 from fastlb.workers import flow_file, selftest

@@ -6,13 +6,14 @@ import asyncio
 import random
 from collections.abc import Callable
 
-from fastlb.config.schema import Address, Check, Config
+from fastlb.config.schema import Check, Config
 from fastlb.health.checks import CheckFailedError, run_check
-from fastlb.plan.backends import Name
+from fastlb.model.names import BackendName
+from fastlb.model.net import Address
 
-Target = tuple[Name, Check, Address, int]
+Target = tuple[BackendName, Check, Address, int]
 
-Report = Callable[[Name, float | None, str], None]
+Report = Callable[[BackendName, float | None, str], None]
 """Told the backend, the seconds that its check took (None: it failed) and why it failed."""
 
 

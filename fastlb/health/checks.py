@@ -8,8 +8,9 @@ import os
 import re
 import time
 
-from fastlb.config.schema import Address, Check
+from fastlb.config.schema import Check
 from fastlb.errors import FastlbError
+from fastlb.model.net import Address, endpoint_text
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([0-9]{3})(?: |\r|$)")
 _LONGEST_LINE = 4096  # bytes
@@ -40,8 +41,7 @@ async def _tcp(check: Check, address: Address, port: int) -> None:
 async def _http(check: Check, address: Address, port: int) -> None:
     reader, writer = await asyncio.open_connection(str(address), port, limit=_LONGEST_LINE)
     try:
-        host = f"[{address}]" if address.version == 6 else str(address)
-        request = f"GET {check.path} HTTP/1.1\r\nHost: {check.host or f'{host}:{port}'}\r\n"
+        request = f"GET {check.path} HTTP/1.1\r\nHost: {check.host or endpoint_text(address, port)}\r\n"
         writer.write(f"{request}User-Agent: fastlb\r\nConnection: close\r\n\r\n".encode())
         await writer.drain()
         with contextlib.suppress(ValueError):  # a line without an end

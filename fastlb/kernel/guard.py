@@ -22,7 +22,7 @@ from typing import Any
 from pyroute2 import IPRoute, NetlinkError
 
 from fastlb.errors import KernelError
-from fastlb.kernel.ebpf.classifier import GUARD_NAME
+from fastlb.model.names import GUARD_NAME
 
 # The first preference, so that no filter decides before the guard; a handle that no one gets by chance.
 _PREFERENCE, _HANDLE = 1, 0xFA571B

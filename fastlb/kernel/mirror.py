@@ -28,8 +28,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from enum import Flag, auto
-from functools import cached_property
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import ip_address, ip_network
 from types import MappingProxyType
 from typing import Any
 
@@ -38,10 +37,8 @@ import structlog
 from fastlb.errors import KernelError
 from fastlb.kernel import netlink
 from fastlb.kernel.netlink import Netlink, decode, messages, use_request
-
-Address = IPv4Address | IPv6Address
-Network = IPv4Network | IPv6Network
-NextHop = tuple[int, Address]  # interface index, address on that link
+from fastlb.model.hostview import KernelView, Link, NextHop, Route
+from fastlb.model.net import Address, Network
 
 ASK_INTERVAL = 2.0
 """Seconds between requests (NTF_USE) to resolve a wanted next hop that is missing, FAILED or STALE.
@@ -67,78 +64,6 @@ _NTF_PROXY = 0x08
 _ANYWHERE = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
 
 _log = structlog.get_logger()
-
-
-@dataclass(frozen=True)
-class Link:
-    """One interface. ``mac`` has 6 bytes, or none where the link has no such address; ``mtu`` is in bytes."""
-
-    index: int
-    name: str
-    mac: bytes
-    mtu: int
-    up: bool  # switched on, and with carrier
-
-
-@dataclass(frozen=True)
-class Route:
-    """The way to one prefix. ``gateway`` None: on-link. ``mtu`` 0: the link's.
-
-    ``link`` 0: the kernel refuses the prefix (unreachable, blackhole, prohibit, throw); such a route is kept
-    because it hides the shorter prefixes behind it.
-    """
-
-    prefix: Network
-    gateway: Address | None
-    link: int
-    mtu: int = 0
-
-
-@dataclass(frozen=True)
-class KernelView:
-    """What the kernel knows at one moment. Immutable; compares by value.
-
-    ``routes`` holds one route a prefix: of the next hops of all routes to it (several metrics, ECMP) the one
-    with the lowest metric whose link is up, the first of equals. ``neighbours`` maps (interface index,
-    address) to a 6-byte MAC and holds only usable states. ``addresses`` are the host's own, on every link; ``placed``
-    says where: (interface index, prefix length, address).
-    """
-
-    links: Mapping[int, Link]
-    routes: tuple[Route, ...]
-    neighbours: Mapping[NextHop, bytes]
-    addresses: frozenset[Address]
-    placed: frozenset[tuple[int, int, Address]] = frozenset()
-
-    @cached_property
-    def _by_length(self) -> dict[int, list[tuple[int, dict[int, Route]]]]:
-        """IP version -> [(host bits, {network bits: route})], longest prefix first."""
-        tables: dict[int, dict[int, dict[int, Route]]] = {4: {}, 6: {}}
-        for route in self.routes:
-            prefix = route.prefix
-            host_bits = prefix.max_prefixlen - prefix.prefixlen
-            network = int(prefix.network_address) >> host_bits
-            tables[prefix.version].setdefault(host_bits, {})[network] = route
-        return {version: sorted(table.items()) for version, table in tables.items()}
-
-    @cached_property
-    def has_on_link_mtu(self) -> bool:
-        """Whether an on-link route has an MTU of its own."""
-        return any(route.mtu and route.gateway is None for route in self.routes)
-
-    def route(self, address: Address) -> Route | None:
-        """The route of the longest prefix that holds ``address``; None without one, or when it refuses."""
-        number = int(address)
-        for host_bits, networks in self._by_length[address.version]:
-            route = networks.get(number >> host_bits)
-            if route is not None:
-                return route if route.link else None
-        return None
-
-    def next_hop(self, address: Address) -> NextHop | None:
-        """(interface index, gateway or ``address`` itself) for packets to ``address``; None: no route."""
-        route = self.route(address)
-        return None if route is None else (route.link, route.gateway or address)
 
 
 class Watcher:

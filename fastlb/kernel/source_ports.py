@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fastlb.config.fields import PortRange
-from fastlb.config.schema import Address, Config
+from fastlb.config.schema import Config
 from fastlb.errors import FastlbError
+from fastlb.model.net import Address, PortRange
 
 _SYSCTLS = "/proc/sys/net/ipv4/"  # they hold for IPv6 too
 

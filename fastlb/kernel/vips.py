@@ -16,9 +16,9 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl.ifaddrmsg import IFA_F_NODAD
 
-from fastlb.config.schema import Address
 from fastlb.errors import KernelError
 from fastlb.kernel.netlink import outside_the_loop
+from fastlb.model.net import Address
 
 VIP_PROTO = 0xFB
 """IFA_PROTO of the addresses that fastlb adds; the kernel's own values end at 3."""

@@ -1,4 +1,4 @@
-"""The words that every room shares: addresses and prefixes, how tables match packets, what the host has.
+"""The words that every room shares: addresses and prefixes, how tables match packets, modes, what a host has.
 
-Values only. Nothing here decides, opens anything or knows a clock, and nothing here imports another room.
+Values only: nothing here decides or opens anything, and nothing here imports another room.
 """

@@ -8,10 +8,13 @@ for the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import NamedTuple
 
+from fastlb.model.net import Address
+
 PORT_BITS = 16
+LATER = 0x80  # in the protocol of a key: for fragments without ports, as LATER_BIT of types.pxd
 MAX_SHAPES = 31  # of VIPs, and again of replies: what fits into a byte beside the IP version
 
 
@@ -46,3 +49,35 @@ def blocks_of(first: int, last: int) -> Iterator[Block]:
             size >>= 1
         yield Block(first, PORT_BITS + 1 - size.bit_length())
         first += size
+
+
+class Key(NamedTuple):
+    """An endpoint: where clients send to (a VIP), or where replies come from (a backend)."""
+
+    address: Address
+    port: int  # 0: any
+    protocol: int  # IPPROTO_TCP or IPPROTO_UDP; with port 0 also LATER + one of them, and 0: echo requests
+    prefix: int | None = None  # how many bits of the address count; None: all
+    port_bits: int | None = None  # and of the port; None: all, or none with port 0
+
+    @property
+    def shape(self) -> Shape:
+        """What the entry looks at."""
+        bits = PORT_BITS if self.port or not 0 < self.protocol < LATER else 0
+        return Shape(
+            self.address.version,
+            self.address.max_prefixlen if self.prefix is None else self.prefix,
+            bits if self.port_bits is None else self.port_bits,
+        )
+
+
+class Keys(NamedTuple):
+    """What is ours, apart from the source ports of full NAT."""
+
+    vips: Set[Key] = frozenset()
+    replies: Set[Key] = frozenset()  # of nat
+    full_replies: Set[Key] = frozenset()  # of fullnat
+
+    def __and__(self, other: Keys) -> Keys:
+        """What is in both."""
+        return Keys(*(mine & theirs for mine, theirs in zip(self, other, strict=True)))

@@ -7,22 +7,19 @@ be found by what a server's own log shows. `time` is when the flow began, or whe
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TextIO
 
 from fastlb._core import FlowMemory, Pipeline
-from fastlb.config.schema import Address
 from fastlb.errors import FastlbError
-from fastlb.plan.backends import Name
-from fastlb.plan.plan import PROTOCOL_NAMES, Plan
+from fastlb.model.clock import flow_clock, seconds_between
+from fastlb.model.names import BackendName
+from fastlb.model.net import PROTOCOL_NAMES, Address, endpoint_text, parse_endpoint
+from fastlb.plan.plan import Plan
 
 MOST = 20_000  # lines of each worker at a time, so that writing them holds up nothing else for long
-
-_WRAP = 1 << 32  # of the data path's clock, in milliseconds
 
 
 class FlowLog:
@@ -53,16 +50,15 @@ class FlowLog:
             for member in plan.members:
                 self._names[member.id] = (plan.name, member.address, member.port)
 
-    def know_names(self, backends: Mapping[Name, int]) -> None:
+    def know_names(self, backends: Mapping[BackendName, int]) -> None:
         """The same of another process' backends, by service and key, with the ids that they had."""
         for (service, key), number in backends.items():
-            address, port = key.rsplit(":", 1)
-            self._names[number] = service, ip_address(address.strip("[]")), int(port)
+            self._names[number] = service, *parse_endpoint(key)
 
     def write(self, whose: Iterable[Pipeline | FlowMemory]) -> int:
         """What began and ended since the last call, but no more than MOST lines of each; how many lines it was."""
         now = datetime.now(timezone.utc).timestamp()
-        clock = time.monotonic_ns() // 1_000_000 % _WRAP
+        clock = flow_clock()
         lines = 0
         for each in whose:
             for event in each.take_logged(MOST):
@@ -76,16 +72,16 @@ class FlowLog:
         service, address, port = self._names.get(backend, ("?", "?", 0))
         line = {
             "event": "start" if began else "end",
-            "time": _time_of(now - (clock - when) % _WRAP / 1000),
+            "time": _time_of(now - seconds_between(when, clock)),
             "service": service,
             "protocol": PROTOCOL_NAMES[protocol],
-            "client": _endpoint(client, cport),
-            "vip": _endpoint(vip, vport),
-            "source": _endpoint(source or client, sport or cport),
-            "backend": _endpoint(address, port or vport),
+            "client": endpoint_text(client, cport),
+            "vip": endpoint_text(vip, vport),
+            "source": endpoint_text(source or client, sport or cport),
+            "backend": endpoint_text(address, port or vport),
             "state": state,
         }
-        return line if began else line | {"seconds": (when - since) % _WRAP / 1000}
+        return line if began else line | {"seconds": seconds_between(since, when)}
 
     def close(self) -> None:
         self._file.close()
@@ -102,7 +98,3 @@ def check_place(path: str) -> None:
 
 def _time_of(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds")
-
-
-def _endpoint(address: Address | str, port: int) -> str:
-    return f"[{address}]:{port}" if ":" in str(address) else f"{address}:{port}"

@@ -16,9 +16,9 @@ from ipaddress import ip_network
 from typing import Any
 
 from fastlb._core import FlowWalk, Pipeline, flow_states
-from fastlb.config.schema import Network
 from fastlb.errors import FastlbError
-from fastlb.plan.plan import PROTOCOL_NAMES, Member, Plan
+from fastlb.model.net import PROTOCOL_NAMES, Network, endpoint_text
+from fastlb.plan.plan import Member, Plan
 
 SLICE = 1 << 17  # entries looked at for one request: a few milliseconds
 ROOM = 1000  # flows in one answer
@@ -94,10 +94,10 @@ def _described(placed: Placed, row: tuple[Any, ...]) -> dict[str, Any]:
     return {
         "service": plan.name,
         "protocol": PROTOCOL_NAMES[protocol],
-        "client": endpoint(client, client_port),
-        "vip": endpoint(vip, vip_port),
+        "client": endpoint_text(client, client_port),
+        "vip": endpoint_text(vip, vip_port),
         "backend": member.key,
-        "source": endpoint(source, source_port) if source else None,
+        "source": endpoint_text(source, source_port) if source else None,
         "state": state,
         "age": age / 1000,
         "idle": idle / 1000,
@@ -112,11 +112,6 @@ def _counted(placed: Mapping[int, Placed], counts: Mapping[tuple[int, str], int]
         if number in placed:
             plan, member = placed[number]
             yield {"service": plan.name, "backend": member.key, "states": states}
-
-
-def endpoint(address: object, port: int) -> str:
-    """ "198.51.100.7:40000", or "[2001:db8::7]:40000"."""
-    return f"[{address}]:{port}" if ":" in str(address) else f"{address}:{port}"
 
 
 # --- the side of whoever asks ----------------------------------------------------------------------------------------

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fastlb._core import Pipeline, reason_names, verdict_number
+from fastlb.model.net import PROTOCOL_NAMES
 from fastlb.plan.backends import Standings
-from fastlb.plan.plan import PROTOCOL_NAMES, Member, Plan
+from fastlb.plan.plan import Member, Plan
 
 _FORWARD, _PASS, _DROP = 0, 1, 2
 

@@ -15,21 +15,20 @@ meets the stages, up to its verdict. Asking changes nothing: no turn is taken, n
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
 from textwrap import wrap
 from typing import Any, NamedTuple
 
 from fastlb._core import FlowMemory, Pipeline, Routes, look_up
-from fastlb.config.fields import TUNNELS, PortRange
-from fastlb.config.schema import Address, Config, Service
+from fastlb.config.schema import Config, Service
 from fastlb.errors import FastlbError
-from fastlb.observe.flows import endpoint
+from fastlb.model.modes import TUNNELS
+from fastlb.model.net import PROTOCOL_NUMBERS, Address, PortRange, endpoint_text, parse_endpoint
 from fastlb.plan import plan
 from fastlb.plan.backends import Standings
-from fastlb.plan.plan import PROTOCOL_NUMBERS, Member, Plan
+from fastlb.plan.plan import Member, Plan
 
 EVENLY = ("rr", "lc")  # weights do not count
 TURNED_AWAY = ("denied", "source_limit", "new_flow_rate")  # before a backend is chosen, or in spite of it
@@ -47,7 +46,7 @@ class Tuple(NamedTuple):
     protocol: str
 
     def __str__(self) -> str:
-        return f"{endpoint(self.src, self.sport)} -> {endpoint(self.dst, self.dport)}/{self.protocol}"
+        return f"{endpoint_text(self.src, self.sport)} -> {endpoint_text(self.dst, self.dport)}/{self.protocol}"
 
 
 @dataclass(frozen=True)
@@ -103,20 +102,10 @@ def parse_tuple(source: str, destination: str) -> Tuple:
     destination, _, protocol = destination.partition("/")
     if protocol not in PROTOCOL_NUMBERS:
         raise ValueError(f"a destination ends in /tcp or /udp, as in 203.0.113.10:443/tcp, not in {protocol!r}")
-    packet = Tuple(*_endpoint(source), *_endpoint(destination), protocol)
+    packet = Tuple(*parse_endpoint(source), *parse_endpoint(destination), protocol)
     if packet.src.version != packet.dst.version:
         raise ValueError(f"{packet.src} and {packet.dst} are of different IP versions")
     return packet
-
-
-def _endpoint(text: str) -> tuple[Address, int]:
-    matched = re.fullmatch(r"(?:\[([^]]*)\]|([^:]*)):([0-9]{1,5})", text)
-    if not matched or int(matched[3]) > 0xFFFF:
-        raise ValueError(f"{text!r} is not ADDRESS:PORT, as in 198.51.100.7:40000 or [2001:db8::7]:40000")
-    try:
-        return ip_address(matched[1] or matched[2]), int(matched[3])
-    except ValueError as error:
-        raise ValueError(f"{text!r}: {error}") from None
 
 
 def explain(pipeline: Pipeline, packet: Tuple, scene: Scene, now_ms: int) -> Explanation:
@@ -164,14 +153,14 @@ def _reply(packet: Tuple, scene: Scene, found: Mapping[str, Any]) -> Explanation
     """Of a backend of the NAT modes, to its client."""
     reply = found["reply"]
     placed = _members(scene.plans).get(reply["backend"])
-    whose = endpoint(packet.src, packet.sport)
+    whose = endpoint_text(packet.src, packet.sport)
     steps = [Step("service", f"{whose} is a backend of nat or fullnat: what it sends counts as an answer to a client")]
     if placed is None:
         steps += [Step("flow", "no flow has this backend and client, and no hash explains one", {"entry": False}),
                   Step("verdict", "DROP reply_unknown")]  # fmt: skip
         return Explanation(packet, None, None, "DROP", "reply_unknown", tuple(steps))
     plan, member = placed
-    flow = f"{endpoint(reply['client'], reply['client_port'])} -> {endpoint(reply['vip'], reply['vip_port'])}"
+    flow = f"{endpoint_text(reply['client'], reply['client_port'])} -> {endpoint_text(reply['vip'], reply['vip_port'])}"
     if reply["state"] is None:
         says = f"no entry; by the hash of {plan.name}, {flow} would be at {member.key}"
         reason = "maglev" if reply["remembered"] else "overload"
@@ -261,7 +250,7 @@ class _Client:
             return Step("flow", "no entry: a new flow" + self._remembered(), {"entry": False})
         member = self.members.get(entry["backend"])
         at = f" at {member.key}" if member else ""
-        source = endpoint(entry["source"], entry["source_port"]) if entry["source"] else None
+        source = endpoint_text(entry["source"], entry["source_port"]) if entry["source"] else None
         says = f"{entry['state']}{at}, {_seconds(entry['age'])} old, idle for {_seconds(entry['idle'])}"
         if source:
             says += f", source {source}"
@@ -428,7 +417,7 @@ class _Client:
         link, gateway = towards or (None, member.address)
         mac = hop["mac"].hex(":") if hop["mac"] else None
         facts |= {"interface": link, "next_hop": str(gateway), "mac": mac, "mtu": hop["mtu"], "fault": hop["fault"]}
-        target = endpoint(member.address, member.port or self.packet.dport)
+        target = endpoint_text(member.address, member.port or self.packet.dport)
         if self.plan.forward in TUNNELS or self.plan.forward == "dsr":
             target = str(member.address)
         says = f"{self.plan.forward} to {target}"

@@ -29,8 +29,8 @@ from pydantic import ValidationError
 from fastlb.config.fields import MAX_BACKENDS
 from fastlb.config.schema import Backend, Config, Service, SlowStart
 from fastlb.errors import FastlbError
+from fastlb.model.names import BackendName
 
-Name = tuple[str, str]  # service, backend key
 SCALE = 100  # of weights, while a backend of the service is in slow start
 STEPS = 20  # of a slow start: so often its tables are built anew
 KEEP = 0.7  # of the response time, when a check brings a shorter one
@@ -126,9 +126,9 @@ class Share:
 class Standings:
     """Of all backends, by service and key."""
 
-    by_backend: dict[Name, Standing] = field(default_factory=dict)
+    by_backend: dict[BackendName, Standing] = field(default_factory=dict)
     removed: dict[str, dict[str, Removed]] = field(default_factory=dict)  # the oldest first, of services that have any
-    timed: set[Name] = field(default_factory=set)  # those with a deadline
+    timed: set[BackendName] = field(default_factory=set)  # those with a deadline
     config: Config = field(default_factory=Config)  # the one that holds
 
     def copy(self) -> Standings:
@@ -199,7 +199,7 @@ class Standings:
         self._keep_removed(config, before, now)
         self.config = config
 
-    def _keep_removed(self, config: Config, before: Mapping[Name, Standing], now: float) -> None:
+    def _keep_removed(self, config: Config, before: Mapping[BackendName, Standing], now: float) -> None:
         """Of each service those that it has no more, as many as there is room for beside those it has."""
         earlier = {service.name: service for service in self.config.services}
         removed, self.removed = self.removed, {}
@@ -215,7 +215,7 @@ class Standings:
             if room := dict(kept[: MAX_BACKENDS - len(service.backends)]):
                 self.removed[service.name] = room
 
-    def let_go(self, flows: Callable[[Name], int], now: float) -> list[Name]:
+    def let_go(self, flows: Callable[[BackendName], int], now: float) -> list[BackendName]:
         """Forget removed backends that have had no flow for as long as closed ones are remembered; which those are.
 
         ``flows`` counts those of a backend that are not over. The time, a second at least, is also what workers need to
@@ -310,18 +310,18 @@ class Standings:
 
     # --- the operator ------------------------------------------------------------------------------------------
 
-    def drain(self, name: Name, deadline: float | None = None) -> None:
+    def drain(self, name: BackendName, deadline: float | None = None) -> None:
         """No new flows, until `enable`; from the deadline on (None: never) flows that it still has go, too."""
         self.by_backend[name].draining = True
         self.by_backend[name].deadline = deadline
         self.timed.add(name)
 
-    def drains_ended(self, since: float, now: float) -> list[Name]:
+    def drains_ended(self, since: float, now: float) -> list[BackendName]:
         """The backends whose deadline passed after ``since``, and up to ``now``."""
         deadlines = ((name, self.by_backend[name].deadline) for name in sorted(self.timed))
         return [name for name, deadline in deadlines if deadline is not None and since < deadline <= now]
 
-    def enable(self, name: Name, now: float) -> None:
+    def enable(self, name: BackendName, now: float) -> None:
         """Take back `drain` and `set_weight`."""
         standing = self.by_backend[name]
         if standing.draining:
@@ -330,17 +330,17 @@ class Standings:
         self._weigh(name, None, now)
         self.timed.discard(name)
 
-    def set_weight(self, name: Name, weight: int, now: float) -> None:
+    def set_weight(self, name: BackendName, weight: int, now: float) -> None:
         """Another weight than the configuration's, until `enable`."""
         self._weigh(name, weight, now)
 
-    def _weigh(self, name: Name, weight: int | None, now: float) -> None:
+    def _weigh(self, name: BackendName, weight: int | None, now: float) -> None:
         standing, configured = self.by_backend[name], self._configured()[name]
         before, standing.weight = standing.chosen_weight(configured), weight
         if before == 0 and standing.chosen_weight(configured) > 0:
             standing.slow_since = now
 
-    def _configured(self) -> dict[Name, int]:
+    def _configured(self) -> dict[BackendName, int]:
         """The weights that the configuration gives."""
         return {
             (service.name, service.key(backend)): backend.weight
@@ -348,7 +348,7 @@ class Standings:
             for backend in service.backends
         }
 
-    def find(self, service: str, backend: str) -> Name:
+    def find(self, service: str, backend: str) -> BackendName:
         """By the service's name, and the backend's key or address; raises FastlbError when that is not one."""
         services = {name for name, _ in self.by_backend}
         if service not in services:

@@ -15,13 +15,11 @@ import socket
 import struct
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
 from fastlb.errors import KernelError
-
-Address = IPv4Address | IPv6Address
-Network = IPv4Network | IPv6Network
+from fastlb.model.net import Address, Network
 
 FORGET_AFTER = 600.0  # seconds until a longer packet is tried again (RFC 1191 section 6.3, RFC 8201 section 5.3)
 MIN_MTU = {4: 552, 6: 1280}  # the kernel's own net.ipv4.route.min_pmtu, and RFC 8200 section 5

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from socket import IPPROTO_TCP, IPPROTO_UDP
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from fastlb._core import KetamaRing, MaglevTable, Rotation, Services
-from fastlb.config.fields import TUNNELS, PortRange
-from fastlb.config.schema import Address, Backend, Config, Network, Service, Tunnel
+from fastlb.config.schema import Backend, Config, Service, Tunnel
 from fastlb.errors import FastlbError
-from fastlb.kernel.ebpf.classifier import LATER, Key, Keys
-from fastlb.model.match import PORT_BITS, Block
+from fastlb.model.match import LATER, PORT_BITS, Block, Key, Keys
+from fastlb.model.modes import TUNNELS
+from fastlb.model.net import PROTOCOL_NUMBERS, Address, Network, PortRange
 from fastlb.plan.affinity import Near, Place, PlaceNumbers, Stickiness, group_of, stickiness_of
 from fastlb.plan.backends import Share, Standings
 from fastlb.plan.ketama import build_ring
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
 
 Name = TypeVar("Name")
 
-PROTOCOL_NUMBERS = {"tcp": IPPROTO_TCP, "udp": IPPROTO_UDP}
-PROTOCOL_NAMES = {number: name for name, number in PROTOCOL_NUMBERS.items()}
 CLAMP_TO_PATH = 65535
 MAX_FLOWS = 1 << 30
 MAX_BACKEND_ID = (1 << 20) - 1

@@ -11,8 +11,9 @@ from ipaddress import ip_network
 from socket import IPPROTO_GRE, IPPROTO_IPIP, IPPROTO_IPV6, IPPROTO_UDP
 
 from fastlb._core import Routes
-from fastlb.config.fields import TUNNELS, TWO_WAY, Address, Network
-from fastlb.kernel.mirror import KernelView, NextHop
+from fastlb.model.hostview import KernelView, NextHop
+from fastlb.model.modes import TUNNELS, TWO_WAY
+from fastlb.model.net import Address, Network
 from fastlb.plan.pathmtu import Tunnelled, Tunnels
 from fastlb.plan.plan import Member, Plan, tunnel_sources
 

@@ -36,6 +36,7 @@ from fastlb import __version__
 from fastlb._core import FlowMemory, Services, flow_layout
 from fastlb.config.schema import Config
 from fastlb.errors import FastlbError
+from fastlb.model.clock import flow_clock
 
 MAGIC, VERSION = b"fastlb\0\n", 3
 SHARED_MEMORY = Path("/dev/shm")
@@ -291,7 +292,7 @@ class FlowFile:
         """
         memory = self.memory(config)
         try:
-            clock = time.monotonic_ns() // 1_000_000 % (1 << 32)
+            clock = flow_clock()
             kept, unwanted, damaged = memory.take_over(services, highest, clock, config.flow_log is not None)
         except ValueError as error:
             backends = self.found or {}

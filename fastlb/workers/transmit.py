@@ -18,7 +18,7 @@ import structlog
 
 from fastlb._core import Worker
 from fastlb.errors import KernelError
-from fastlb.kernel.mirror import KernelView
+from fastlb.model.hostview import KernelView
 
 START_PATIENCE = 1.0  # seconds at the start: the kernel frees a queue some time after its last socket was closed
 ASK_SOON, ASK_LATE = 0.1, 30.0  # seconds after a failure until a socket is asked for again: at first, and at most

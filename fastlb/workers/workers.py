@@ -27,8 +27,9 @@ from fastlb._core import AffinityMemory, FlowMemory, Pipeline, Ring, RingMemory,
 from fastlb.config.schema import Config
 from fastlb.errors import KernelError
 from fastlb.kernel import cpus
-from fastlb.kernel.ebpf.classifier import SHARDS, Classifier
-from fastlb.kernel.mirror import KernelView
+from fastlb.kernel.ebpf.classifier import Classifier
+from fastlb.model.hostview import KernelView
+from fastlb.model.names import SHARDS, owner_of_shard
 from fastlb.observe import status
 from fastlb.workers.fanout import Group
 from fastlb.workers.transmit import TransmitPaths
@@ -45,11 +46,6 @@ _COUNTERS = (  # of a worker, which may have no ring yet
 _BELL_BUFFER = 1  # bytes that are asked for; the kernel makes it its minimum, a few frames' worth
 
 log = structlog.get_logger()
-
-
-def owner_of_shard(shard: int, workers: int) -> int:
-    """Neighbouring shards have the same worker, so that counters of different workers lie apart."""
-    return shard * workers // SHARDS
 
 
 def open_pipelines(config: Config, workers: int, memory: FlowMemory | None = None) -> list[Pipeline]:

@@ -20,8 +20,9 @@ import pytest
 from fastlb import Config, Datapath, Verdict
 from fastlb.errors import KernelError
 from fastlb.kernel.ebpf import assembler, classifier, fragments
-from fastlb.kernel.ebpf.classifier import LATER, SHARDS, Classifier, Key, Keys, Sources
-from fastlb.model.match import blocks_of
+from fastlb.kernel.ebpf.classifier import Classifier, Sources
+from fastlb.model.match import LATER, Key, Keys, blocks_of
+from fastlb.model.names import SHARDS
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: loads eBPF programs")
 

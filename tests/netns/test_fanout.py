@@ -22,7 +22,8 @@ import pytest
 from fastlb.errors import KernelError
 from fastlb.kernel.ebpf import assembler
 from fastlb.kernel.ebpf.assembler import Assembler, Reg, Size
-from fastlb.kernel.ebpf.classifier import SHARDS, Classifier
+from fastlb.kernel.ebpf.classifier import Classifier
+from fastlb.model.names import SHARDS
 from fastlb.workers.fanout import PACKET_FANOUT, SOL_PACKET, Group
 from tests.netns import test_classifier as table
 from tests.netns.balancer import until

@@ -30,7 +30,9 @@ from fastlb.errors import KernelError
 from fastlb.kernel import guard
 from fastlb.kernel.ebpf import assembler
 from fastlb.kernel.ebpf.assembler import Assembler, Reg
-from fastlb.kernel.ebpf.classifier import BELL_NAME, FILTER_NAME, GUARD_NAME, Classifier, Key, Keys
+from fastlb.kernel.ebpf.classifier import BELL_NAME, FILTER_NAME, Classifier
+from fastlb.model.match import Key, Keys
+from fastlb.model.names import GUARD_NAME
 from tests.netns import test_classifier as table
 from tests.netns.namespaces import Namespace, veth
 
@@ -297,7 +299,8 @@ CRASHING = """
 import sys
 from ipaddress import ip_address
 from fastlb.kernel import guard
-from fastlb.kernel.ebpf.classifier import Classifier, Key, Keys
+from fastlb.kernel.ebpf.classifier import Classifier
+from fastlb.model.match import Key, Keys
 classified = Classifier()
 classified.replace(Keys({Key(ip_address(sys.argv[1]), int(sys.argv[2]), 17)}))
 guard.attach("h0", classified.guard_fd)

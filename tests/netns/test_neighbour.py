@@ -24,8 +24,9 @@ from pyroute2 import IPRoute, netns
 
 from fastlb.errors import KernelError
 from fastlb.kernel import mirror, netlink
-from fastlb.kernel.mirror import KernelView, Route, Watcher
+from fastlb.kernel.mirror import Watcher
 from fastlb.kernel.vips import add_vip, remove_vip
+from fastlb.model.hostview import KernelView, Route
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
 

@@ -54,7 +54,6 @@ from fastlb.kernel.ebpf.frame import (
     ETH_HEADER,
     KEY_PORT,
     KEY_PROTOCOL,
-    LATER,
     NUMBER,
     PORTS,
     SOURCE,
@@ -69,10 +68,11 @@ from fastlb.kernel.ebpf.frame import (
     widen_addresses,
 )
 from fastlb.kernel.ebpf.host_counters import PASSED, count_passed
+from fastlb.model.match import LATER
+from fastlb.model.names import SHARDS
 
 Emit: TypeAlias = Callable[[Assembler], None]  # adds instructions to a program
 
-SHARDS = 64  # of the flow table, by the client's address and port
 ACT_SHOT = 2  # what the guard returns for a frame that is ours
 CACHE_LINE = 64
 

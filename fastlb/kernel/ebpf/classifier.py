@@ -17,64 +17,29 @@ from __future__ import annotations
 import os
 import struct
 import threading
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from ipaddress import IPv4Address, IPv6Address, ip_network
+from ipaddress import ip_network
 from types import TracebackType
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from fastlb.errors import KernelError
 from fastlb.kernel.ebpf import assembler, classification, fragments
 from fastlb.kernel.ebpf.classification import ACT_SHOT, CACHE_LINE, Maps
-from fastlb.kernel.ebpf.classification import SHARDS as SHARDS
 from fastlb.kernel.ebpf.frame import KEY_SIZE, LAST, SHAPE_BITS, SLOT_SHIFT, SLOTS_AT, Lookup
-from fastlb.kernel.ebpf.frame import LATER as LATER
 from fastlb.kernel.ebpf.host_counters import COUNTER_SIZE, PASSED
-from fastlb.model.match import MAX_SHAPES, PORT_BITS, Shape
-
-Address: TypeAlias = "IPv4Address | IPv6Address"
+from fastlb.model.match import LATER, MAX_SHAPES, PORT_BITS, Key, Keys, Shape
+from fastlb.model.names import GUARD_NAME, SHARDS
+from fastlb.model.net import Address
 
 MAX_ENTRIES = 262_144  # of each map: 10,000 services, or their backends, many times over
 FILTER_NAME = "fastlb_filter"
-GUARD_NAME = "fastlb_guard"
 STEER_NAME = "fastlb_steer"
 BELL_NAME = "fastlb_bell"
 NOTHING_NAME = "fastlb_nothing"
 
 _SOCKET_FILTER, _SCHED_CLS = 1, 3  # BPF_PROG_TYPE_*
 _VALUE = struct.pack("=I", 1)
-
-
-class Key(NamedTuple):
-    """An endpoint: where clients send to (a VIP), or where replies come from (a backend)."""
-
-    address: Address
-    port: int  # 0: any
-    protocol: int  # IPPROTO_TCP or IPPROTO_UDP; with port 0 also LATER + one of them, and 0: echo requests
-    prefix: int | None = None  # how many bits of the address count; None: all
-    port_bits: int | None = None  # and of the port; None: all, or none with port 0
-
-    @property
-    def shape(self) -> Shape:
-        """What the entry looks at."""
-        bits = PORT_BITS if self.port or not 0 < self.protocol < LATER else 0
-        return Shape(
-            self.address.version,
-            self.address.max_prefixlen if self.prefix is None else self.prefix,
-            bits if self.port_bits is None else self.port_bits,
-        )
-
-
-class Keys(NamedTuple):
-    """What is ours, apart from the source ports of full NAT."""
-
-    vips: Set[Key] = frozenset()
-    replies: Set[Key] = frozenset()  # of nat
-    full_replies: Set[Key] = frozenset()  # of fullnat
-
-    def __and__(self, other: Keys) -> Keys:
-        """What is in both."""
-        return Keys(*(mine & theirs for mine, theirs in zip(self, other, strict=True)))
 
 
 class Sources(NamedTuple):

@@ -22,7 +22,6 @@ from fastlb.kernel.ebpf.frame import (
     DATAGRAM,
     DESTINATION,
     FIRST,
-    LATER,
     MAP_DELETE,
     MAP_UPDATE,
     SOURCE,
@@ -32,6 +31,7 @@ from fastlb.kernel.ebpf.frame import (
     complete_key,
     if_found,
 )
+from fastlb.model.match import LATER
 
 _, R1, _, R3, R4, _, R6, R7, R8, _, FP = Reg
 

@@ -30,7 +30,6 @@ KEY_PORT, KEY_PROTOCOL, KEY_FAMILY = 16, 18, 19  # in a key
 
 ETH_HEADER, VLAN_TAG = 14, 4  # bytes
 TCP, UDP = 6, 17
-LATER = 0x80  # in a key's protocol: fragments without ports
 FIRST, AGAIN = 0x100, 0x200  # above it: a first fragment; one that is asked about as a later one
 
 KEY_SIZE = 20

@@ -10,7 +10,6 @@ from fastlb.kernel.ebpf.assembler import Assembler, Reg, Size
 from fastlb.kernel.ebpf.frame import (
     DESTINATION,
     ETH_HEADER,
-    LATER,
     TCP,
     UDP,
     VLAN_TAG,
@@ -21,6 +20,7 @@ from fastlb.kernel.ebpf.frame import (
     load_bytes,
     widen_addresses,
 )
+from fastlb.model.match import LATER
 
 _, R1, R2, _, _, _, R6, R7, R8, R9, FP = Reg
 

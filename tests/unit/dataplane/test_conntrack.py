@@ -13,9 +13,10 @@ import pytest
 
 from fastlb._core import FlowMemory, Pipeline, look_up
 from fastlb.config.schema import Config
+from fastlb.model.names import owner_of_shard
 from fastlb.plan import plan
 from fastlb.plan.backends import Standings
-from fastlb.workers.workers import open_pipelines, owner_of_shard
+from fastlb.workers.workers import open_pipelines
 from tests.balancers import BACKENDS, CLIENT, HOSTS, KEY, VIP, Balancer, config, flags, reply_to, service
 from tests.frames import ACK, FIN, RST, SYN, UDP, frame
 

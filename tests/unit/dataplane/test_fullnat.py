@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from fastlb import Datapath, Verdict
 from fastlb._core import FlowMemory, Pipeline
-from fastlb.config.fields import PortRange
 from fastlb.errors import FastlbError
 from fastlb.kernel.source_ports import _clash, check_source_ports
+from fastlb.model.net import PortRange
 from fastlb.observe.flow_log import FlowLog
 from fastlb.plan import plan
 from fastlb.workers.workers import open_pipelines

@@ -14,7 +14,7 @@ from fastlb import Config
 from fastlb.config.schema import Check
 from fastlb.health.checker import Checker
 from fastlb.health.checks import CheckFailedError, run_check
-from fastlb.plan.backends import Name
+from fastlb.model.names import BackendName
 from tests.balancers import config, service
 
 HOST = ip_address("127.0.0.1")
@@ -115,7 +115,7 @@ def checked(port: int) -> Config:
 
 def test_the_checker_follows_a_configuration() -> None:
     """Results come again and again, from the check that is configured now, and end with it."""
-    results: list[tuple[Name, bool]] = []
+    results: list[tuple[BackendName, bool]] = []
 
     async def until(wanted: Callable[[], bool]) -> None:
         async def look() -> None:

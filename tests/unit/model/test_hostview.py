@@ -6,7 +6,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from fastlb.kernel.mirror import KernelView, Link, Route
+from fastlb.model.hostview import KernelView, Link, Route
 
 
 def route(prefix: str, gateway: str | None, link: int, mtu: int = 0) -> Route:

@@ -9,7 +9,7 @@ import pytest
 
 import fastlb
 from fastlb.errors import FastlbError
-from fastlb.kernel.ebpf.classifier import LATER, Key, Keys
+from fastlb.model.match import LATER, Key, Keys
 from fastlb.plan import plan
 from fastlb.plan.plan import ID_QUARANTINE, BackendIds, plan_services
 from tests.balancers import BACKENDS, VIP, config, service

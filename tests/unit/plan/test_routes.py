@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from fastlb._core import Pipeline
-from fastlb.config.fields import TUNNELS
-from fastlb.kernel.mirror import KernelView, Link, Route
+from fastlb.model.hostview import KernelView, Link, Route
+from fastlb.model.modes import TUNNELS
 from fastlb.plan import plan, routes
 from tests.balancers import CLIENT, KEY, VIP, config, service
 from tests.frames import frame, mac_bytes, mac_of

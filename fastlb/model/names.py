@@ -1,0 +1,17 @@
+"""Names and numbers on which two rooms must agree."""
+
+from __future__ import annotations
+
+BackendName = tuple[str, str]
+"""What a backend is called: the name of its service, and its key there, ``ADDR:PORT``."""
+
+GUARD_NAME = "fastlb_guard"
+"""The name of the ingress guard's program, by which a later process finds it again."""
+
+SHARDS = 64
+"""Parts of the flow table, each with one owner among the workers; held against flowhash.pxd by a test."""
+
+
+def owner_of_shard(shard: int, workers: int) -> int:
+    """Return the worker that owns a shard. Neighbouring shards have one owner, so that their counters lie together."""
+    return shard * workers // SHARDS
