@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_network
-from socket import IPPROTO_GRE, IPPROTO_IPIP, IPPROTO_IPV6, IPPROTO_UDP
 
 from fastlb._core import Routes
 from fastlb.model.hostview import KernelView, NextHop
-from fastlb.model.modes import TUNNELS, TWO_WAY
+from fastlb.model.modes import MODES, TUNNELS, TWO_WAY
 from fastlb.model.net import Address, Network
 from fastlb.plan.pathmtu import Tunnelled, Tunnels
 from fastlb.plan.plan import Member, Plan, tunnel_sources
@@ -91,10 +90,11 @@ def tunnels(view: KernelView, plans: Iterable[Plan]) -> Tunnels:
     sources = tunnel_sources(plans, lambda address: _own_address_towards(view, address))
     found: dict[Address, set[Tunnelled]] = {}
     for plan in plans:
-        protocol = {"gre": IPPROTO_GRE, "gue": IPPROTO_UDP}.get(
-            plan.forward, IPPROTO_IPIP if plan.network.version == 4 else IPPROTO_IPV6
-        )
-        port = plan.tunnel.port if plan.forward == "gue" else 0
+        mode = MODES[plan.forward]
+        if mode.outer_protocols is None:
+            continue
+        protocol = mode.outer_protocols[plan.network.version]
+        port = plan.tunnel.port if "port" in mode.options else 0
         for member in plan.members:
             if member.id in sources:
                 found.setdefault(member.address, set()).add(Tunnelled(sources[member.id], protocol, port))
@@ -132,7 +132,7 @@ def _backend_hop(hops: _Hops, forward: str, address: Address, path_mtu: int) -> 
     route = hops.view.route(address)
     if route is None:
         return hops.refusing("no_route")
-    if forward == "dsr" and route.gateway is not None:
+    if MODES[forward].on_link and route.gateway is not None:
         return hops.refusing("not_on_link")
     mtu = min(route.mtu, path_mtu) if route.mtu and path_mtu else route.mtu or path_mtu
     return hops.towards((route.link, route.gateway or address), mtu)
@@ -222,20 +222,20 @@ def _ways(view: KernelView, plans: Iterable[Plan]) -> Iterator[tuple[Plan, Membe
 
 
 def outer_length(plan: Plan, version: int) -> int:
-    """Bytes that a tunnel's headers take, towards a backend of this IP version; 0 in the other modes."""
-    key = 0 if plan.tunnel.key is None else 4
-    behind = {"ipip": 0, "gre": 4 + key, "gue": 12}.get(plan.forward)
-    return 0 if behind is None else behind + (20 if version == 4 else 40)
+    """Return the bytes that a tunnel's headers take, towards a backend of this IP version; 0 in the other modes."""
+    return MODES[plan.forward].outer_bytes(version, plan.tunnel.key)
 
 
 def without_route(view: KernelView, plans: Iterable[Plan]) -> list[str]:
-    """Backends that packets cannot be sent to, for want of a route, or of a tunnel's own address; but those of
-    `not_on_link`."""
+    """Report backends without a route, or without an address that a tunnel's packets can come from.
+
+    Those of modes that need on-link backends are for `not_on_link` to report.
+    """
     plans = list(plans)
     sources = tunnel_sources(plans, lambda address: _own_address_towards(view, address))
     lines = []
     for plan in plans:
-        for member in plan.members if plan.forward != "dsr" else ():
+        for member in () if MODES[plan.forward].on_link else plan.members:
             if member.removed:
                 continue
             if view.next_hop(member.address) is None:
@@ -249,18 +249,20 @@ def without_route(view: KernelView, plans: Iterable[Plan]) -> list[str]:
 
 
 def not_on_link(view: KernelView, plans: Iterable[Plan]) -> list[str]:
-    """What `dsr` cannot reach: one line for each backend behind a gateway, or without a route."""
+    """Report backends behind a gateway, or without a route, in modes that need them on-link."""
     lines = []
     for plan in plans:
-        for member in plan.members if plan.forward == "dsr" else ():
+        for member in plan.members if MODES[plan.forward].on_link else ():
             route = view.route(member.address)
             if member.removed:
                 continue
             if route is None:
-                lines.append(f"service {plan.name}: no route to dsr backend {member.address}; it must be on-link")
+                lines.append(
+                    f"service {plan.name}: no route to {plan.forward} backend {member.address}; it must be on-link"
+                )
             elif route.gateway is not None:
                 lines.append(
-                    f"service {plan.name}: dsr backend {member.address} is behind gateway {route.gateway}; "
-                    "it must be on-link (dsr only rewrites the MAC address), or use forward: nat"
+                    f"service {plan.name}: {plan.forward} backend {member.address} is behind gateway {route.gateway}; "
+                    f"it must be on-link ({plan.forward} only rewrites the MAC address), or use forward: nat"
                 )
     return lines
