@@ -82,7 +82,7 @@ def packets_out(lab: Lab) -> int:
 @contextmanager
 def started(lab: Lab, config: Path) -> Iterator[subprocess.Popen[bytes]]:
     """`fastlb run`, answering; stopped at the end, unless it has ended. Raises ForwarderError with its log."""
-    path = lab.run_dir / "fastlb.observe.log"
+    path = lab.run_dir / "fastlb.log"
     with path.open("wb") as log:
         process = lab.run("lb", command_line("run", "-c", config), stdout=log, stderr=log, cwd=HERE.parent)
     try:

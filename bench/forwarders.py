@@ -45,7 +45,7 @@ def fastlb(place: Place, config: Path, socket: Path) -> Iterator[dict[str, Any]]
         answers.extend(status(socket))
         return bool(answers)
 
-    with running(place, command_line("run", "-c", config), "fastlb.observe.log", is_ready):
+    with running(place, command_line("run", "-c", config), "fastlb.log", is_ready):
         yield answers[0]
 
 

@@ -10,8 +10,7 @@ from fastlb.config.schema import Config, load_config
 from fastlb.embedding import Datapath, Result, Trace, Verdict, flow_hash
 from fastlb.errors import ConfigError, ControlError, FastlbError, KernelError, Problem
 from fastlb.plan.maglev import maglev_table
-
-__version__ = "0.1.0"
+from fastlb.version import __version__
 
 __all__ = [
     "Config",
@@ -24,6 +23,7 @@ __all__ = [
     "Result",
     "Trace",
     "Verdict",
+    "__version__",
     "flow_hash",
     "get_include",
     "load_config",

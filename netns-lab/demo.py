@@ -73,7 +73,7 @@ def fastlb(*words: str | Path) -> list[str | Path]:
 
 def log_path(lab: Lab) -> Path:
     """Where fastlb's log goes; shown when something did not hold, then removed with the lab."""
-    return lab.run_dir / "fastlb.observe.log"
+    return lab.run_dir / "fastlb.log"
 
 
 def read_status(lab: Lab) -> dict[str, Any] | None:

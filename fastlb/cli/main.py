@@ -12,7 +12,6 @@ from dataclasses import asdict
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, Any
 
-from fastlb import __version__
 from fastlb._core import flow_states
 from fastlb.config.fields import drain_time
 from fastlb.config.schema import Config, control_path, json_schema, load_config
@@ -21,6 +20,7 @@ from fastlb.errors import FastlbError
 from fastlb.model.modes import TWO_WAY
 from fastlb.observe import log, trace
 from fastlb.observe.flows import collect, count
+from fastlb.version import __version__
 
 if TYPE_CHECKING:  # only commands that need them load netlink and eBPF
     from fastlb.daemon.leftovers import Leftover

@@ -8,22 +8,21 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import structlog
 
-from fastlb import __version__
 from fastlb._core import shard_of_client
 from fastlb.config.fields import drain_time
+from fastlb.control.balancer import Balancer
 from fastlb.control.server import Command
 from fastlb.errors import FastlbError
 from fastlb.model.clock import flow_clock
+from fastlb.model.counters import add_up
 from fastlb.model.names import BackendName, owner_of_shard
 from fastlb.model.net import Address
 from fastlb.observe import flows, status, trace
-
-if TYPE_CHECKING:
-    from fastlb.daemon.balancer import Engine
+from fastlb.version import __version__
 
 MAX_WEIGHT = 65535
 
@@ -33,7 +32,7 @@ log = structlog.get_logger()
 class Commands:
     """The commands that one engine answers. Each takes the request, and raises FastlbError to refuse it."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Balancer) -> None:
         self._engine = engine
 
     def by_name(self) -> Mapping[str, Command]:
@@ -51,7 +50,7 @@ class Commands:
         pipelines, view = engine.pipelines, engine.view
         offloaded = [view.links[index].name for index in engine.tunnel_offload.interfaces() if index in view.links]
         found = [pipeline.counters() for pipeline in pipelines]
-        counters = status.add_up((*found, engine.classifier.passed())) | engine.workers.counters()
+        counters = add_up((*found, engine.classifier.passed())) | engine.workers.counters()
         return {
             "version": __version__,
             "pid": os.getpid(),

@@ -6,9 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fastlb._core import Pipeline, reason_names, verdict_number
+from fastlb.model.counters import add_up
 from fastlb.model.net import PROTOCOL_NAMES
 from fastlb.plan.backends import Standings
 from fastlb.plan.plan import Member, Plan
+
+Pipelines = Sequence[Pipeline]
+"""Those of all workers."""
 
 _FORWARD, _PASS, _DROP = 0, 1, 2
 
@@ -21,15 +25,6 @@ def split_counters(counters: Mapping[str, int]) -> dict[str, Any]:
     for name in names:
         by_verdict[verdict_number(name)][name] = counters[name]
     return totals | {"paths": by_verdict[0], "passed": by_verdict[_PASS], "drops": by_verdict[_DROP]}
-
-
-def add_up(counters: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """The sum of each counter, over all workers."""
-    totals: dict[str, int] = {}
-    for each in counters:
-        for name, value in each.items():
-            totals[name] = totals.get(name, 0) + value
-    return totals
 
 
 def describe_services(

@@ -32,11 +32,11 @@ from typing import Any
 
 import structlog
 
-from fastlb import __version__
 from fastlb._core import FlowMemory, Services, flow_layout
 from fastlb.config.schema import Config
 from fastlb.errors import FastlbError
 from fastlb.model.clock import flow_clock
+from fastlb.version import __version__
 
 MAGIC, VERSION = b"fastlb\0\n", 3
 SHARED_MEMORY = Path("/dev/shm")

@@ -28,9 +28,9 @@ from fastlb.config.schema import Config
 from fastlb.errors import KernelError
 from fastlb.kernel import cpus
 from fastlb.kernel.ebpf.classifier import Classifier
+from fastlb.model.counters import add_up
 from fastlb.model.hostview import KernelView
 from fastlb.model.names import SHARDS, owner_of_shard
-from fastlb.observe import status
 from fastlb.workers.fanout import Group
 from fastlb.workers.transmit import TransmitPaths
 
@@ -217,12 +217,12 @@ class Workers:
         """What each worker counts of rings and transmission; after the end too."""
         totals = list(self._totals)
         for member in self._members:
-            totals[member.number] = status.add_up((totals[member.number], member.worker.counters()))
+            totals[member.number] = add_up((totals[member.number], member.worker.counters()))
         return totals
 
     def counters(self) -> dict[str, int]:
         """The sum of ``totals``."""
-        return status.add_up(self.totals())
+        return add_up(self.totals())
 
     def transmit_paths(self, view: KernelView, links_out: set[int]) -> dict[str, str]:
         """The way out by interface: "xdp", "sendmmsg", or "xdp+sendmmsg" where the workers' ways differ."""

@@ -72,7 +72,7 @@ class Balancer:
         self.namespace = namespace
         self.config_path = directory / "fastlb.yaml"
         self.socket_path = directory / "fastlb.sock"
-        self.log_path = directory / "fastlb.observe.log"
+        self.log_path = directory / "fastlb.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._log_shown = 0
         self.configure(config)

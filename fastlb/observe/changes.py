@@ -1,0 +1,64 @@
+"""What the log says when the states of backends change: a line each of a few, one line of many. Pure.
+
+A rack that loses its power takes thousands of backends down within one tick. Somebody who reads the log then wants the
+number, some names and the reason, and not thousands of lines.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+MAX_LINES = 5  # changes to one state that get a line each
+MAX_NAMES = 3  # backends that the one line of more changes names
+
+Level = Literal["info", "warning"]
+Event = tuple[Level, str, dict[str, Any]]
+"""A level of the log, the event, and its fields."""
+
+
+class Change(NamedTuple):
+    """A backend's new state; ``reason``: why its last check failed, or ""."""
+
+    service: str
+    backend: str
+    state: str
+    reason: str = ""
+
+
+def summarize_changes(changes: Iterable[Change]) -> Iterator[Event]:
+    """Yield what to log of the changes of one tick, in the order in which their states were first met.
+
+    Up to MAX_LINES changes to one state are a line each. More are one line, which has their ``count``, the first of
+    the ``backends``, the number of ``services`` and the most frequent ``reason``.
+    """
+    by_state: dict[str, list[Change]] = {}
+    for change in changes:
+        by_state.setdefault(change.state, []).append(change)
+    for state, alike in by_state.items():
+        if len(alike) <= MAX_LINES:
+            yield from map(_describe_one, alike)
+        else:
+            yield _describe_many(state, alike)
+
+
+def _level(state: str) -> Level:
+    return "warning" if state == "down" else "info"
+
+
+def _describe_one(change: Change) -> Event:
+    why = {"reason": change.reason} if change.reason else {}
+    return _level(change.state), f"backend {change.state}", {"service": change.service, "backend": change.backend} | why
+
+
+def _describe_many(state: str, changes: Sequence[Change]) -> Event:
+    reasons = Counter(change.reason for change in changes if change.reason)
+    fields: dict[str, Any] = {
+        "count": len(changes),
+        "services": len({change.service for change in changes}),
+        "backends": [f"{change.service} {change.backend}" for change in changes[:MAX_NAMES]],
+    }
+    if reasons:
+        fields["reason"], fields["with_this_reason"] = reasons.most_common(1)[0]
+    return _level(state), f"backends {state}", fields
