@@ -1,6 +1,6 @@
 """What the control socket answers: a running fastlb looked at, and told what to do.
 
-Everything here runs within the engine's event loop, as all that changes the data path does.
+Everything here runs within the balancer's event loop, as all that changes the data path does.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Any
 
 import structlog
 
-from fastlb._core import shard_of_client
 from fastlb.config.fields import drain_time
 from fastlb.control.balancer import Balancer
 from fastlb.control.server import Command
@@ -30,10 +29,10 @@ log = structlog.get_logger()
 
 
 class Commands:
-    """The commands that one engine answers. Each takes the request, and raises FastlbError to refuse it."""
+    """The commands that one balancer answers. Each takes the request, and raises FastlbError to refuse it."""
 
-    def __init__(self, engine: Balancer) -> None:
-        self._engine = engine
+    def __init__(self, balancer: Balancer) -> None:
+        self._balancer = balancer
 
     def by_name(self) -> Mapping[str, Command]:
         """For `ControlServer`."""
@@ -46,44 +45,47 @@ class Commands:
     # --- looking -------------------------------------------------------------------------------------------
 
     def _status(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        engine = self._engine
-        pipelines, view = engine.pipelines, engine.view
-        offloaded = [view.links[index].name for index in engine.tunnel_offload.interfaces() if index in view.links]
+        balancer = self._balancer
+        pipelines, view = balancer.pipelines, balancer.view
+        offloaded = [view.links[index].name for index in balancer.tunnel_offload.interfaces() if index in view.links]
         found = [pipeline.counters() for pipeline in pipelines]
-        counters = add_up((*found, engine.classifier.passed())) | engine.workers.counters()
+        counters = add_up((*found, balancer.classifier.passed())) | balancer.workers.counters()
         return {
             "version": __version__,
             "pid": os.getpid(),
-            "uptime": round(time.monotonic() - engine.started, 1),
-            "interfaces": list(engine.now.config.interfaces),
-            "transmit": engine.paths(),
+            "uptime": round(time.monotonic() - balancer.started, 1),
+            "interfaces": list(balancer.now.config.interfaces),
+            "transmit": balancer.paths(),
             "tunnel_offload": offloaded,
-            "open_blocks": engine.open_blocks,
-            "workers": engine.workers.describe(pipelines, view, engine.links_out()),
+            "open_blocks": balancer.open_blocks,
+            "workers": balancer.workers.describe(pipelines, view, balancer.links_out()),
             "counters": status.split_counters(counters),
-            "services": status.describe_services(pipelines, engine.now.plans, engine.standings, time.monotonic()),
-            "flows": status.describe_flows(pipelines[0]) | {"file": engine.flow_file and str(engine.flow_file.path)},
+            "services": status.describe_services(pipelines, balancer.now.plans, balancer.standings, time.monotonic()),
+            "flows": status.describe_flows(pipelines[0]) | {"file": self._flow_file()},
             "affinity": status.describe_affinity(pipelines[0]),
         }
 
+    def _flow_file(self) -> str | None:
+        return str(self._balancer.flow_file.path) if self._balancer.flow_file is not None else None
+
     def _conns(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        return flows.answer(self._engine.pipelines[0], self._engine.now.plans, request, flow_clock())
+        return flows.answer(self._balancer.pipelines[0], self._balancer.now.plans, request, flow_clock())
 
     def _trace(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        engine, packet = self._engine, trace.requested(request)
-        owner = owner_of_shard(shard_of_client(packet.src, packet.sport), engine.count)
+        balancer, packet = self._balancer, trace.requested(request)
+        owner = trace.owner_of(packet, balancer.count)
         scene = trace.Scene(
-            engine.now.plans, engine.now.config.services, engine.standings, self._worker_of, self._next_hop,
+            balancer.now.plans, balancer.now.config.services, balancer.standings, self._worker_of, self._next_hop,
             now=time.monotonic(),
         )  # fmt: skip
-        return trace.explain(engine.pipelines[owner], packet, scene, flow_clock()).as_json()
+        return trace.explain(balancer.pipelines[owner], packet, scene, flow_clock()).as_json()
 
     def _worker_of(self, shard: int) -> str:
-        return f"{owner_of_shard(shard, self._engine.count)} of {self._engine.count}, "
+        return f"{owner_of_shard(shard, self._balancer.count)} of {self._balancer.count}, "
 
     def _next_hop(self, address: Address) -> tuple[str, Address] | None:
         """The interface's name, and the neighbour there."""
-        view = self._engine.view
+        view = self._balancer.view
         next_hop = view.next_hop(address)
         if next_hop is None or next_hop[0] not in view.links:
             return None
@@ -94,47 +96,47 @@ class Commands:
     def _drain(self, request: Mapping[str, Any]) -> dict[str, str]:
         name, after = self._named(request), request.get("deadline")
         if after is None:
-            self._engine.standings.drain(name)
+            self._balancer.standings.drain(name)
             return self._stands("draining", name)
         seconds = drain_time(after)
-        self._engine.standings.drain(name, time.monotonic() + seconds)
+        self._balancer.standings.drain(name, time.monotonic() + seconds)
         return self._stands("draining", name, seconds=seconds)
 
     def _enable(self, request: Mapping[str, Any]) -> dict[str, str]:
         name = self._named(request)
-        self._engine.standings.enable(name, time.monotonic())
+        self._balancer.standings.enable(name, time.monotonic())
         return self._stands("enabled", name)
 
     def _set_weight(self, request: Mapping[str, Any]) -> dict[str, str]:
         name, weight = self._named(request), request.get("weight")
         if not isinstance(weight, int) or isinstance(weight, bool) or not 0 <= weight <= MAX_WEIGHT:
             raise FastlbError(f"a weight is a whole number from 0 to {MAX_WEIGHT}, not {weight!r}")
-        self._engine.standings.set_weight(name, weight, time.monotonic())
+        self._balancer.standings.set_weight(name, weight, time.monotonic())
         return self._stands("weight set", name, weight=weight)
 
     def _named(self, request: Mapping[str, Any]) -> BackendName:
-        return self._engine.standings.find(str(request.get("service")), str(request.get("backend")))
+        return self._balancer.standings.find(str(request.get("service")), str(request.get("backend")))
 
     def _stands(self, event: str, name: BackendName, **more: object) -> dict[str, str]:
         log.info(event, service=name[0], backend=name[1], **more)
-        self._engine.plan_again()
+        self._balancer.plan_again()
         return {"service": name[0], "backend": name[1]}
 
     # --- all of it -----------------------------------------------------------------------------------------
 
     def _reload(self, request: Mapping[str, Any]) -> dict[str, int]:
-        self._engine.reload()
-        return self._engine.now.summary()
+        self._balancer.reload()
+        return self._balancer.now.summary()
 
     def _stop(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Stop as by SIGTERM; with ``handover``, what stays over a crash stays, and the answer says what that is."""
-        engine, handover = self._engine, request.get("handover") is True
-        engine.stop(handover)
+        balancer, handover = self._balancer, request.get("handover") is True
+        balancer.stop(handover)
         if not handover:
             return {}
         return {
-            "interfaces": list(engine.now.config.interfaces),
-            "vips": engine.vips.as_json(),
-            "flow_file": None if engine.flow_file is None else str(engine.flow_file.path),
-            "flows": engine.pipelines[0].flow_count(),
+            "interfaces": list(balancer.now.config.interfaces),
+            "vips": balancer.vips.as_json(),
+            "flow_file": self._flow_file(),
+            "flows": balancer.pipelines[0].flow_count(),
         }

@@ -21,10 +21,11 @@ from ipaddress import ip_network
 from textwrap import wrap
 from typing import Any, NamedTuple
 
-from fastlb._core import FlowMemory, Pipeline, Routes, look_up
+from fastlb._core import FlowMemory, Pipeline, Routes, look_up, shard_of_client
 from fastlb.config.schema import Config, Service
 from fastlb.errors import FastlbError
 from fastlb.model.modes import TUNNELS
+from fastlb.model.names import owner_of_shard
 from fastlb.model.net import PROTOCOL_NUMBERS, Address, PortRange, endpoint_text, parse_endpoint
 from fastlb.plan import plan
 from fastlb.plan.backends import Standings
@@ -106,6 +107,11 @@ def parse_tuple(source: str, destination: str) -> Tuple:
     if packet.src.version != packet.dst.version:
         raise ValueError(f"{packet.src} and {packet.dst} are of different IP versions")
     return packet
+
+
+def owner_of(packet: Tuple, workers: int) -> int:
+    """Return which of the workers has the packet's flow, and with it the pipeline to ask."""
+    return owner_of_shard(shard_of_client(packet.src, packet.sport), workers)
 
 
 def explain(pipeline: Pipeline, packet: Tuple, scene: Scene, now_ms: int) -> Explanation:

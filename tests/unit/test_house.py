@@ -33,7 +33,7 @@ ROOMS: dict[str, set[str]] = {
     "health": {"config", "model"},
     "kernel": {"kernel.ebpf", "model"},
     "kernel.ebpf": {"model"},
-    "workers": {"kernel", "kernel.ebpf", "config", "model", "_core"},
+    "workers": {"kernel", "kernel.ebpf", "config", "model", "_core", "version"},
     "observe": {"plan", "config", "model", "_core"},
     "control": {"observe", "plan", "config", "model", "version"},
     "daemon": {
@@ -57,21 +57,13 @@ MOST_LINES = 22  # of nine functions in ten
 
 # (rule, what breaks it): the work that is left.
 NOT_YET: set[tuple[str, str]] = {
-    ("a room imports only what its row names", "cli.main -> __init__"),
     ("a room imports only what its row names", "cli.main -> _core"),
     ("a room imports only what its row names", "cli.main -> workers.flow_file"),
-    ("a room imports only what its row names", "control.commands -> __init__"),
-    ("a room imports only what its row names", "control.commands -> _core"),
-    ("a room imports only what its row names", "control.commands -> daemon.balancer"),
     ("a room imports only what its row names", "kernel.cpus -> config.fields"),
     ("a room imports only what its row names", "kernel.ebpf.tunnel_offload -> _core"),
     ("a room imports only what its row names", "kernel.source_ports -> config.schema"),
-    ("a room imports only what its row names", "workers.flow_file -> __init__"),
-    ("a room imports only what its row names", "workers.workers -> observe.status"),
     ("no circle of imports", "config.rules"),
     ("no circle of imports", "config.schema"),
-    ("no circle of imports", "control.commands"),
-    ("no circle of imports", "daemon.balancer"),
     ("a .pxi uses only what is included before it", "admission.pxi: addr_from of snapshot.pxi"),
     ("a .pxi uses only what is included before it", "admission.pxi: zeroed of snapshot.pxi"),
     ("a .pxi uses only what is included before it", "affinity.pxi: map_zeroed of pipeline.pxi"),
