@@ -31,7 +31,7 @@ from sockets import mac_of, open_sender
 from topology import add_address, index_of, own_prefix, remove_abandoned
 
 from fastlb.kernel import guard
-from fastlb.kernel.ebpf import assembler
+from fastlb.kernel.ebpf import syscall
 from fastlb.kernel.ebpf.assembler import Assembler, Reg
 
 PREFIX = own_prefix("bench")
@@ -264,5 +264,5 @@ def redirecting(ifindex: int) -> Assembler:
 
 def load_classifier(name: str, program: Assembler) -> int:
     """A descriptor of the loaded program, for `guard.attach`."""
-    assembler.raise_memlock_limit()
-    return assembler.load_program(SCHED_CLS, program.assemble(), name, "Apache-2.0")
+    syscall.raise_memlock_limit()
+    return syscall.load_program(SCHED_CLS, program.assemble(), name)

@@ -32,11 +32,11 @@ from pydantic_core import PydanticCustomError
 
 from fastlb.errors import FastlbError
 from fastlb.model.modes import MODES, SCHEDULERS
+from fastlb.model.names import MAX_WORKERS
 from fastlb.model.net import Address, Network, PortRange
 
 MAX_BACKENDS = 65534  # of one service: a Maglev table holds 16-bit positions
 MAX_INTERFACES = 16  # rings of a worker
-MAX_WORKERS = 64  # shards of the flow table
 MAGLEV_SIZES = (  # primes
     *(251, 509, 1021, 2039, 4093, 8191, 16381, 32749),
     *(65537, 131071, 262139, 524287, 1048573),

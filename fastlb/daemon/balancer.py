@@ -38,11 +38,12 @@ from fastlb.daemon.preflight import (
 )
 from fastlb.errors import FastlbError, KernelError
 from fastlb.health.checker import Checker
-from fastlb.kernel import cpus, guard
+from fastlb.kernel import cpus, guard, icmp
+from fastlb.kernel.claim import claim
 from fastlb.kernel.ebpf.classifier import Classifier, Sources
 from fastlb.kernel.ebpf.tunnel_offload import TunnelOffload
 from fastlb.kernel.mirror import Watcher
-from fastlb.kernel.netlink import outside_the_loop
+from fastlb.kernel.netlink import run_in_thread
 from fastlb.kernel.vips import HeldVips
 from fastlb.model.hostview import KernelView, NextHop
 from fastlb.model.names import BackendName
@@ -174,7 +175,7 @@ class Engine:
         self.pipelines[0].release_fragments()
         try:
             for interface in self._interface_links(self.view):
-                outside_the_loop(guard.attach, interface, self.classifier.guard_fd)
+                run_in_thread(guard.attach, interface, self.classifier.guard_fd)
             self._open_workers(earlier=self.workers.totals())
             self.workers.start(self.view, self.links_out())
             self._closed_since = None
@@ -206,7 +207,7 @@ class Engine:
         try:
             self.vips.drop()  # first, so that the host never answers for them
             for interface in self.now.config.interfaces:
-                outside_the_loop(self._detach_guard, interface)
+                run_in_thread(self._detach_guard, interface)
             self._close_flow_file()
             self._control.close()
             sys.stderr.flush()
@@ -220,7 +221,7 @@ class Engine:
 
     def _claim_interfaces(self, stack: ExitStack) -> None:
         for interface in self.now.config.interfaces:
-            stack.enter_context(leftovers.claim(interface))
+            stack.enter_context(claim(interface))
 
     def _follow_kernel(self, stack: ExitStack) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -299,7 +300,7 @@ class Engine:
     def _listen_for_errors(self, stack: ExitStack) -> None:
         self._listeners = {}
         for version in (4, 6):
-            listener = pathmtu.listen(version)
+            listener = icmp.listen(version)
             if listener is not None:
                 self._listeners[version] = stack.enter_context(listener)
 
@@ -371,7 +372,7 @@ class Engine:
         """Log what is allowed, because it may be meant, but mostly is a mistake."""
         for event, problem in host_warnings(self.now.config, self.now.plans, view):
             log.warning(event, problem=problem)
-        for leftover in outside_the_loop(leftovers.interfaces):
+        for leftover in run_in_thread(leftovers.interfaces):
             if not leftover.in_use:
                 log.warning("a crash left a guard on an interface that this configuration does not use; "
                             "fastlb guard remove removes it", interface=leftover.interface)
@@ -394,7 +395,7 @@ class Engine:
         self._plan_in_time()
         self._let_go_of_removed()
         self._write_flow_log(self.pipelines)
-        self.workers.follow(self.view, self.links_out())
+        self.workers.poll(self.view, self.links_out())
         self._offload_tunnels()
 
     def _write_flow_log(self, whose: Sequence[Pipeline | FlowMemory]) -> int:
@@ -444,7 +445,7 @@ class Engine:
         """A router says that a tunnel's packet did not fit: clients are told from the next tick on."""
         if self._tunnels is None:
             self._tunnels = routes.tunnels(self.view, self.now.plans)
-        for error in pathmtu.read(self._listeners[version]):
+        for error in icmp.read(self._listeners[version]):
             backend = self._path_mtus.hear(error, version, self._tunnels, time.monotonic())
             if backend is not None:
                 self._narrower.add(backend)
@@ -562,7 +563,7 @@ class Engine:
 
     def _offload_tunnels(self) -> None:
         links = routes.tunnel_links(self.view, self.now.plans) if self.now.config.tunnel_offload else set()
-        self.workers.offload_tunnels(self.tunnel_offload.follow(links))
+        self.workers.offload_tunnels(self.tunnel_offload.apply(links))
 
     def paths(self) -> dict[str, str]:
         return self.workers.transmit_paths(self.view, self.links_out())

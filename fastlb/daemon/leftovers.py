@@ -2,18 +2,18 @@
 
 The guard stays on purpose: without it the host would answer clients with RST. With vip_address: interface the VIPs stay
 too, and without the guard they would have the host answer. So both are taken over by the next start, with the file of
-the flow table (flowfile.py), or removed together by `fastlb guard remove`.
+the flow table (fastlb/workers/flow_file.py), or removed together by `fastlb guard remove`.
 """
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fastlb.config.schema import Config
 from fastlb.errors import KernelError
 from fastlb.kernel import guard
+from fastlb.kernel.claim import is_claimed
 from fastlb.kernel.vips import marked_vips, remove_vip
 from fastlb.model.net import Address
 from fastlb.workers.flow_file import LeftFile, left_files, remove_files
@@ -27,30 +27,6 @@ class Leftover:
     program_id: int | None  # of the guard; None: there is none
     vips: tuple[str, ...]
     in_use: bool  # a running fastlb holds the interface
-
-
-def claim(interface: str) -> socket.socket:
-    """Keep a second fastlb off the interface, one with another configuration: it would forward every packet again.
-
-    The name of an abstract socket belongs to a network namespace, as interfaces do, and goes with its process.
-    Raises KernelError when another fastlb has it.
-    """
-    holder = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        holder.bind(f"\0fastlb on {interface}")
-    except OSError as error:
-        holder.close()
-        raise KernelError(f"another fastlb is running on interface {interface}") from error
-    return holder
-
-
-def is_claimed(interface: str) -> bool:
-    """Whether a running fastlb holds the interface."""
-    try:
-        claim(interface).close()
-    except KernelError:
-        return True
-    return False
 
 
 def show(config: Config | None = None) -> tuple[list[Leftover], list[LeftFile]]:

@@ -103,7 +103,7 @@ def check_host(config: Config, plans: list[plan.Plan], view: KernelView) -> None
     """What is asked of the host's links, addresses, routes and ports."""
     check_interfaces(config, view)
     check_reachable(view, plans)
-    check_source_ports(config, view.addresses)
+    check_source_ports(config.snat, config.snat_ports, view.addresses)
 
 
 def check_interfaces(config: Config, view: KernelView) -> None:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
-from fastlb.config.fields import MAX_WORKERS
+from fastlb.model.names import MAX_WORKERS
 
 LOWEST_PRIORITY = 19
 

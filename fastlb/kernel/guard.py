@@ -11,17 +11,14 @@ Everything here acts on the network namespace of the calling thread and needs CA
 from __future__ import annotations
 
 import errno
-import os
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from socket import if_nametoindex
 from typing import Any
 
 from pyroute2 import IPRoute, NetlinkError
 
 from fastlb.errors import KernelError
+from fastlb.kernel.netlink import interface_index, iproute
 from fastlb.model.names import GUARD_NAME
 
 # The first preference, so that no filter decides before the guard; a handle that no one gets by chance.
@@ -52,8 +49,8 @@ def attach(interface: str, program_fd: int) -> None:
 
     Other people's filters stay. Raises KernelError; then the interface is as it was.
     """
-    with _iproute(f"{interface}: cannot attach the guard") as ipr:
-        index = _index(interface)
+    with iproute(f"{interface}: cannot attach the guard", _HINTS) as ipr:
+        index = interface_index(interface)
         made_clsact = _add_clsact(ipr, index)
         try:
             ipr.tc("replace-filter", fd=program_fd, name=GUARD_NAME, direct_action=True, **_place(index))
@@ -68,9 +65,9 @@ def detach(interface: str) -> bool:
 
     Returns whether there was a guard; an interface that is gone has none. Raises KernelError.
     """
-    with _iproute(f"{interface}: cannot remove the guard") as ipr:
+    with iproute(f"{interface}: cannot remove the guard", _HINTS) as ipr:
         try:
-            index = _index(interface)
+            index = interface_index(interface)
         except OSError:
             return False
         if _guard_program(ipr, index) is None:
@@ -83,29 +80,10 @@ def detach(interface: str) -> bool:
 
 def show() -> list[GuardInfo]:
     """Every guard in this network namespace, whichever process put it there. Raises KernelError."""
-    with _iproute("cannot list the guards") as ipr:
+    with iproute("cannot list the guards", _HINTS) as ipr:
         names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in ipr.get_links()}
         programs = {index: _guard_program(ipr, index) for index in _qdiscs(ipr)}
         return [GuardInfo(names[at], program) for at, program in programs.items() if program and at in names]
-
-
-@contextmanager
-def _iproute(what: str) -> Iterator[IPRoute]:
-    """A netlink socket; whatever the kernel refuses becomes a KernelError that starts with ``what``."""
-    try:
-        with IPRoute() as ipr:
-            yield ipr
-    except (NetlinkError, OSError) as error:
-        code = (error.code if isinstance(error, NetlinkError) else error.errno) or 0
-        hint = f" ({_HINTS[code]})" if code in _HINTS else ""
-        raise KernelError(f"{what}: {os.strerror(code)}{hint}") from error
-
-
-def _index(interface: str) -> int:
-    try:
-        return if_nametoindex(interface)
-    except OSError as error:
-        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV)) from error
 
 
 def _place(index: int) -> dict[str, Any]:

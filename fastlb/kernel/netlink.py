@@ -5,7 +5,8 @@ returns. So whatever is read next answers the last request, and no request needs
 
 pyroute2's own sockets are not used here: they tie an asyncio loop to the thread that opened them, queue
 events without bound and report an overrun as a made-up message, while a thread that follows the kernel needs
-a prompt stop and has to see ENOBUFS itself. Who does use them, to change things, does so `outside_the_loop`.
+a prompt stop and has to see ENOBUFS itself. What changes things does use them: by `iproute`, and within an event loop
+by `run_in_thread`.
 
 Nothing in here knows what the tables mean. A datagram holds messages (RFC 3549, section 2.2), each at a
 multiple of 4 bytes; numbers are in host order, addresses as on the wire:
@@ -22,11 +23,14 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv6Address
+from types import MappingProxyType
 from typing import Any, ParamSpec, TypeVar
 
+from pyroute2 import IPRoute, NetlinkError
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.ndmsg import ndmsg
@@ -68,10 +72,41 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def outside_the_loop(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call it in a thread of its own and wait: pyroute2's sockets run an event loop, which cannot be inside another."""
+def run_in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function in a thread of its own, and wait for its result.
+
+    pyroute2's sockets run an event loop, which cannot be inside another one.
+    """
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(function, *args, **kwargs).result()
+
+
+@contextmanager
+def iproute(what: str, hints: Mapping[int, str] = MappingProxyType({})) -> Iterator[IPRoute]:
+    """Open a socket of pyroute2's; what the kernel refuses meanwhile becomes a KernelError that begins with ``what``.
+
+    ``hints``: what would help, by errno.
+    """
+    try:
+        with IPRoute() as route:
+            yield route
+    except (NetlinkError, OSError) as error:
+        code = error_code(error)
+        hint = f" ({hints[code]})" if code in hints else ""
+        raise KernelError(f"{what}: {os.strerror(code)}{hint}") from error
+
+
+def error_code(error: NetlinkError | OSError) -> int:
+    """Return the errno of what the kernel refused; 0 where there is none."""
+    return int((error.code if isinstance(error, NetlinkError) else error.errno) or 0)
+
+
+def interface_index(name: str) -> int:
+    """Return the number of an interface of this network namespace. Raises OSError, ENODEV, when there is none."""
+    try:
+        return socket.if_nametoindex(name)
+    except OSError as error:
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV)) from error
 
 
 def messages(data: bytes) -> Iterator[tuple[int, int, bytes, int]]:

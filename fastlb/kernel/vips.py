@@ -7,17 +7,15 @@ Everything here acts on the network namespace of the calling thread and needs CA
 from __future__ import annotations
 
 import errno
-import socket
 from collections.abc import Collection
 from ipaddress import ip_address
 
 import structlog
-from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl.ifaddrmsg import IFA_F_NODAD
 
 from fastlb.errors import KernelError
-from fastlb.kernel.netlink import outside_the_loop
+from fastlb.kernel.netlink import error_code, interface_index, iproute, run_in_thread
 from fastlb.model.net import Address
 
 VIP_PROTO = 0xFB
@@ -31,12 +29,12 @@ class HeldVips:
 
     def __init__(self, interface: str) -> None:
         self._interface = interface
-        self._held = {vip for name, vip in outside_the_loop(marked_vips) if name == interface}
+        self._held = {vip for name, vip in run_in_thread(marked_vips) if name == interface}
 
     def add(self, wanted: Collection[Address]) -> None:
         """Put what is missing of ``wanted`` on the interface. Raises KernelError."""
         for address in sorted(set(wanted) - self._held, key=str):
-            if outside_the_loop(add_vip, self._interface, address):
+            if run_in_thread(add_vip, self._interface, address):
                 self._held.add(address)  # else it is the administrator's, and stays his
 
     def drop(self, keep: Collection[Address] = ()) -> None:
@@ -44,7 +42,7 @@ class HeldVips:
         for address in sorted(self._held - set(keep), key=str):
             self._held.discard(address)
             try:
-                outside_the_loop(remove_vip, self._interface, address)
+                run_in_thread(remove_vip, self._interface, address)
             except KernelError as error:  # an interface that is gone took its addresses with it
                 log.warning("VIP not removed", vip=str(address), error=str(error))
 
@@ -77,26 +75,22 @@ def marked_vips() -> list[tuple[str, Address]]:
 
     Linux before 5.18 does not keep the mark, and shows none. Raises KernelError.
     """
-    try:
-        with IPRoute() as route:
-            names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in route.get_links()}
-            return [
-                (names[message["index"]], ip_address(message.get_attr("IFA_ADDRESS")))
-                for message in route.get_addr()
-                if message.get_attr("IFA_PROTO") == VIP_PROTO and message["index"] in names
-            ]
-    except (NetlinkError, OSError) as error:
-        raise KernelError(f"cannot list the host's addresses: {error}") from error
+    with iproute("cannot list the host's addresses") as route:
+        names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in route.get_links()}
+        return [
+            (names[message["index"]], ip_address(message.get_attr("IFA_ADDRESS")))
+            for message in route.get_addr()
+            if message.get_attr("IFA_PROTO") == VIP_PROTO and message["index"] in names
+        ]
 
 
 def _change_vip(verb: str, link: int | str, address: Address, *harmless: int, **options: int) -> bool:
-    try:
-        index = socket.if_nametoindex(link) if isinstance(link, str) else link
-        with IPRoute() as route:
+    with iproute(f"cannot {verb} the address {address} on {link}") as route:
+        try:
+            index = interface_index(link) if isinstance(link, str) else link
             route.addr(verb, index=index, address=str(address), prefixlen=address.max_prefixlen, **options)
-    except (NetlinkError, OSError) as error:
-        number = error.code if isinstance(error, NetlinkError) else error.errno or errno.ENODEV
-        if number in harmless:
-            return False
-        raise KernelError(f"cannot {verb} the address {address} on {link}: {error}") from error
+        except (NetlinkError, OSError) as error:
+            if error_code(error) in harmless:
+                return False
+            raise
     return True

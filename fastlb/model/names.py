@@ -12,6 +12,16 @@ SHARDS = 64
 """Parts of the flow table, each with one owner among the workers; held against flowhash.pxd by a test."""
 
 
+MAX_WORKERS = SHARDS
+"""Threads that forward packets: each owns at least one shard."""
+
+OFFLOAD_TYPE = 0x88B5
+"""EtherType between the core and the program of tunnel offload: for local experiments (IEEE 802, section 9.2.4)."""
+
+OFFLOAD_LINKS = 16
+"""Interfaces at most behind which tunnels are cut by the kernel; both numbers are held against the core by a test."""
+
+
 def owner_of_shard(shard: int, workers: int) -> int:
     """Return the worker that owns a shard. Neighbouring shards have one owner, so that their counters lie together."""
     return shard * workers // SHARDS

@@ -2,7 +2,8 @@
 
 Such an error comes to the tunnel's source and often quotes too little of the client's packet to be passed on. So it is
 kept as what it says of the way to that backend (the soft state of RFC 2003, section 5.1), and the client is told when
-its next packet is too long. The kernel hands over every error that comes to an address of this host.
+its next packet is too long. The kernel hands over every error that comes to an
+address of this host (fastlb/kernel/icmp.py).
 
 Anyone can send such an error. Believed is one that quotes a packet as fastlb sends them to this very backend
 (addresses, protocol, port), longer than what is said to fit; and nothing below MIN_MTU, with which flows still work.
@@ -10,23 +11,16 @@ Anyone can send such an error. Believed is one that quotes a packet as fastlb se
 
 from __future__ import annotations
 
-import errno
 import socket
-import struct
 from collections.abc import Collection, Mapping
-from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
-from fastlb.errors import KernelError
 from fastlb.model.net import Address, Network
 
 FORGET_AFTER = 600.0  # seconds until a longer packet is tried again (RFC 1191 section 6.3, RFC 8201 section 5.3)
 MIN_MTU = {4: 552, 6: 1280}  # the kernel's own net.ipv4.route.min_pmtu, and RFC 8200 section 5
-ERRORS_PER_TURN = 64  # read at once: a flood of them must not hold up the event loop
 _UNREACHABLE, _FRAGMENTATION_NEEDED, _PACKET_TOO_BIG = 3, 4, 2
-_SOL_RAW, _ICMP_FILTER, _ICMP6_FILTER = 255, 1, 1
-_RECEIVE_BUFFER = 64 << 10  # bytes: a flood is lost here
 
 
 class Tunnelled(NamedTuple):
@@ -122,36 +116,3 @@ def _parse6(icmp: bytes) -> _Said | None:
 def _port(protocol: int, transport: bytes) -> int:
     """UDP's destination; 0 for other protocols, and where it is cut off."""
     return int.from_bytes(transport[2:4], "big") if protocol == socket.IPPROTO_UDP and len(transport) >= 4 else 0
-
-
-def listen(version: int) -> socket.socket | None:
-    """A socket for `read`, with errors of the kinds that `PathMtus.hear` takes; None where the kernel has no IPv6.
-
-    Raises KernelError when the kernel refuses it otherwise.
-    """
-    family, protocol = (
-        (socket.AF_INET, socket.IPPROTO_ICMP) if version == 4 else (socket.AF_INET6, socket.IPPROTO_ICMPV6)
-    )
-    try:
-        listener = socket.socket(family, socket.SOCK_RAW | socket.SOCK_NONBLOCK, protocol)
-    except OSError as error:
-        if error.errno == errno.EAFNOSUPPORT:
-            return None
-        raise KernelError(f"cannot listen for ICMP errors about tunnels: {error.strerror}") from error
-    if version == 4:
-        listener.setsockopt(_SOL_RAW, _ICMP_FILTER, struct.pack("=I", ~(1 << _UNREACHABLE) & 0xFFFFFFFF))
-    else:
-        blocked = [0xFFFFFFFF] * 8
-        blocked[_PACKET_TOO_BIG >> 5] &= ~(1 << (_PACKET_TOO_BIG & 31))
-        listener.setsockopt(socket.IPPROTO_ICMPV6, _ICMP6_FILTER, struct.pack("=8I", *blocked))
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
-    return listener
-
-
-def read(listener: socket.socket) -> list[bytes]:
-    """The next ERRORS_PER_TURN errors, or fewer."""
-    errors: list[bytes] = []
-    with suppress(BlockingIOError):
-        while len(errors) < ERRORS_PER_TURN:
-            errors.append(listener.recv(2048))
-    return errors

@@ -20,19 +20,20 @@ from itertools import islice
 
 from fastlb._core import Ring, RingMemory
 from fastlb.errors import KernelError
-from fastlb.kernel.ebpf import assembler
+from fastlb.kernel.ebpf import syscall
+from fastlb.kernel.ebpf.classification import everything_program
 
 ROUNDS = 16
 FRAMES = 120  # a round: less than the ring holds, so that none may be lost
 BLOCK_SIZE, BLOCKS = 128 << 10, 2
 TIMEOUT_MS = 200  # so that a block is open until it is full
 PATIENCE = 1.0  # seconds without a frame
-LONGEST = 1600  # bytes of a frame
+MAX_FRAME = 1600  # bytes of a frame
 HEADER = bytes(12) + b"\x88\xb5"  # to lo's own address of zeros; EtherType for local experiments (IEEE 802, 9.2.4)
+PROGRAM_NAME = "fastlb_selftest"
 
 _CLONE_NEWNET = 0x40000000
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
-_SOCKET_FILTER = 1  # BPF_PROG_TYPE_*
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -53,7 +54,7 @@ def make_frames(count: int) -> list[bytes]:
     """Ethernet frames that tell their place, of lengths and contents that repeat from run to run."""
     drawn = random.Random(count)
     return [
-        HEADER + struct.pack("!I", number) + drawn.randbytes(drawn.randrange(42, LONGEST - len(HEADER) - 4))
+        HEADER + struct.pack("!I", number) + drawn.randbytes(drawn.randrange(42, MAX_FRAME - len(HEADER) - 4))
         for number in range(count)
     ]
 
@@ -77,7 +78,7 @@ def _try(frames: Sequence[bytes]) -> list[tuple[bytes, bool]]:
         hint = " (a network namespace needs CAP_SYS_ADMIN)" if code == errno.EPERM else ""
         raise OSError(code, os.strerror(code) + hint)
     _set_up("lo")
-    everything = _everything_fd()
+    everything = syscall.load_program(syscall.SOCKET_FILTER, everything_program(), PROGRAM_NAME)
     memory = RingMemory(1, BLOCK_SIZE, BLOCKS)
     try:
         ring = Ring("lo", everything, memory, TIMEOUT_MS, open_blocks=True)
@@ -112,11 +113,3 @@ def _set_up(interface: str) -> None:
         request = struct.pack("16sH22x", interface.encode(), 0)
         (flags,) = struct.unpack_from("H", fcntl.ioctl(any_socket, _SIOCGIFFLAGS, request), 16)
         fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sH22x", interface.encode(), flags | _IFF_UP))
-
-
-def _everything_fd() -> int:
-    """A socket filter that keeps every frame."""
-    program = assembler.Assembler()
-    program.alu(assembler.Reg.R0, "=", 0x7FFFFFFF)
-    program.exit()
-    return assembler.load_program(_SOCKET_FILTER, program.assemble(), "fastlb_selftest", "Apache-2.0")

@@ -72,7 +72,7 @@ class TransmitPaths:
                 raise KernelError(f"transmit: xdp cannot be had on {view.links[index].name}: {self._words(error)}")
             self._refused(view, index, error)
 
-    def follow(self, view: KernelView, links: Iterable[int]) -> None:
+    def poll(self, view: KernelView, links: Iterable[int]) -> None:
         """From then on, several times a second: open what is missing on ``links``, forget interfaces that are gone."""
         if self._mode == "sendmmsg":
             return

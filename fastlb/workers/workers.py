@@ -177,10 +177,10 @@ class Workers:
             group.start(self._classifier.steer_fd)
         cpus.keep_off(self._plan, [member.thread_id for member in self._members])
 
-    def follow(self, view: KernelView, links_out: set[int]) -> None:
+    def poll(self, view: KernelView, links_out: set[int]) -> None:
         """Several times a second: open ways out that are missing."""
         for member in self._members:
-            member.paths.follow(view, links_out)
+            member.paths.poll(view, links_out)
 
     def offload_tunnels(self, links: Sequence[int]) -> None:
         """The interfaces with the program of tunneloffload.py, from now on."""

@@ -8,19 +8,20 @@ import sys
 import pytest
 
 from fastlb.errors import KernelError
-from fastlb.kernel.ebpf import assembler
-from fastlb.kernel.ebpf.assembler import Assembler, HashMap, RecentMap, Reg, SharedValue, Size, Value, Word
+from fastlb.kernel.ebpf import syscall
+from fastlb.kernel.ebpf.assembler import Assembler, Reg, Size
+from fastlb.kernel.ebpf.syscall import SCHED_CLS, HashMap, RecentMap, SharedValue, Value
+from tests import ebpf
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes eBPF maps and programs")
 
-SCHED_CLS = 3
 FRAME = bytes(60)
 
 
 def program(emit_result: Assembler) -> int:
     """Load "r0 = ..., exit" as a tc classifier."""
     emit_result.exit()
-    return assembler.load_program(SCHED_CLS, emit_result.assemble(), "bpf_test", "Apache-2.0")
+    return syscall.load_program(SCHED_CLS, emit_result.assemble(), "bpf_test")
 
 
 def test_a_hash_map_holds_what_was_put_until_it_is_deleted() -> None:
@@ -28,12 +29,12 @@ def test_a_hash_map_holds_what_was_put_until_it_is_deleted() -> None:
     try:
         for key in (b"aaaa", b"bbbb", b"cccc", b"bbbb"):
             table.put(key, b"\1\0\0\0")
-        assert sorted(table.keys()) == [b"aaaa", b"bbbb", b"cccc"]
+        assert sorted(ebpf.keys(table, 4)) == [b"aaaa", b"bbbb", b"cccc"]
         with pytest.raises(KernelError, match="the map bpf_test is full: its limit is 3"):
             table.put(b"dddd", b"\1\0\0\0")
         table.delete(b"bbbb")
         table.delete(b"zzzz")
-        assert sorted(table.keys()) == [b"aaaa", b"cccc"]
+        assert sorted(ebpf.keys(table, 4)) == [b"aaaa", b"cccc"]
         with pytest.raises(ValueError, match="3 bytes for a field of 4"):
             table.put(b"aaa", b"\1\0\0\0")
     finally:
@@ -41,7 +42,7 @@ def test_a_hash_map_holds_what_was_put_until_it_is_deleted() -> None:
 
 
 def test_a_program_reads_the_word_as_it_is_now() -> None:
-    word, code = Word("bpf_test"), Assembler()
+    word, code = ebpf.Word("bpf_test"), Assembler()
     code.map_value(Reg.R1, word.fd)
     code.load(Reg.R0, Reg.R1, 0, Size.U32)
     fd = program(code)
@@ -49,7 +50,7 @@ def test_a_program_reads_the_word_as_it_is_now() -> None:
         seen = []
         for number in (0, 7, 0xFFFF_FFFF, 1):
             word.set(number)
-            seen.append(assembler.run_program(fd, FRAME)[0])
+            seen.append(syscall.run_program(fd, FRAME)[0])
         assert seen == [0, 7, 0xFFFF_FFFF, 1]
     finally:
         os.close(fd)
@@ -65,7 +66,7 @@ def test_a_program_adds_to_a_value_that_can_be_read() -> None:
     fd = program(code)
     try:
         value.write((5).to_bytes(8, sys.byteorder) + (1 << 32).to_bytes(8, sys.byteorder))
-        assembler.run_program(fd, FRAME, repeat=4)
+        syscall.run_program(fd, FRAME, repeat=4)
         words = memoryview(value.read()).cast("Q")
         assert list(words) == [5, (1 << 32) + 12]
     finally:
@@ -78,7 +79,7 @@ def test_a_full_map_of_the_recent_gives_up_others() -> None:
     try:
         for number in range(1000):
             table.put(number.to_bytes(4, "big"), bytes(4))
-        held = sorted(table.keys())
+        held = sorted(ebpf.keys(table, 4))
         assert 0 < len(held) <= 64
         assert held[-1] == (999).to_bytes(4, "big")
     finally:
@@ -92,7 +93,7 @@ def test_a_program_reads_a_value_at_an_offset() -> None:
     fd = program(code)
     try:
         value.write(b"".join(number.to_bytes(4, sys.byteorder) for number in range(64)))
-        assert assembler.run_program(fd, FRAME)[0] == 18
+        assert syscall.run_program(fd, FRAME)[0] == 18
         with pytest.raises(ValueError, match="4 bytes for a field of 256"):
             value.write(bytes(4))
     finally:
@@ -108,7 +109,7 @@ def test_a_program_and_this_process_share_a_value() -> None:
     fd, view = program(code), shared.view(64, 4)
     try:
         view[:] = b"\5\0\0\0"
-        assert assembler.run_program(fd, FRAME)[0] == 5
+        assert syscall.run_program(fd, FRAME)[0] == 5
         assert bytes(view) == b"\x09\0\0\0"
         shared.write(bytes(64) + b"\7" + bytes(63))
         assert bytes(view) == b"\7\0\0\0"
@@ -125,7 +126,7 @@ def test_shared_memory_stays_until_its_last_view_has_gone() -> None:
     with pytest.raises(ValueError, match="released"):
         shared.view(0, 4)
     view[0] = 3
-    assert (view[0], "bpf_shared" in assembler.maps().values()) == (3, True)
+    assert (view[0], "bpf_shared" in ebpf.maps().values()) == (3, True)
     view.release()
     assert os.listdir("/proc/self/fd") == before
 
@@ -135,8 +136,8 @@ def test_what_is_loaded_is_listed_by_name() -> None:
     code.alu(Reg.R0, "=", 0)
     fd = program(code)
     try:
-        assert "bpf_listed_map" in assembler.maps().values()
-        assert "bpf_test" in assembler.programs().values()
+        assert "bpf_listed_map" in ebpf.maps().values()
+        assert "bpf_test" in ebpf.programs().values()
     finally:
         os.close(fd)
         table.close()

@@ -19,10 +19,12 @@ import pytest
 
 from fastlb import Config, Datapath, Verdict
 from fastlb.errors import KernelError
-from fastlb.kernel.ebpf import assembler, classifier, fragments
+from fastlb.kernel.ebpf import classifier, fragments, syscall
 from fastlb.kernel.ebpf.classifier import Classifier, Sources
 from fastlb.model.match import LATER, Key, Keys, blocks_of
 from fastlb.model.names import SHARDS
+from tests import ebpf
+from tests.ebpf import is_taken
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: loads eBPF programs")
 
@@ -377,7 +379,7 @@ def shard_of(client: str, port: int) -> int:
 
 
 def run(program_fd: int, frame: bytes, ethernet_header: bytes = b"") -> int:
-    result, _duration = assembler.run_program(program_fd, ethernet_header + frame)
+    result, _duration = syscall.run_program(program_fd, ethernet_header + frame)
     return result
 
 
@@ -400,7 +402,7 @@ def bells(classified: Classifier, frame: bytes) -> list[int]:
 def takers(classified: Classifier, frame: bytes) -> dict[str, bool]:
     """What each of the programs makes of a frame."""
     return {
-        "guard": classified.test(frame),
+        "guard": is_taken(classified, frame),
         "filter": run(classified.filter_fd, frame, frame[:14]) > 0,
         "steering": run(classified.steer_fd, frame) > 0,
         "bell": len(bells(classified, frame)) == 1,
@@ -457,8 +459,8 @@ def test_shapes_come_and_go() -> None:
             for length in range(8, 31):
                 inside = f"{2 * length}.0.0.1"
                 outside = str(ip_address(f"{2 * length}.0.0.0") + (1 << 32 - length))
-                assert classified.test(ipv4(CLIENT, 1, inside, 80)) is (length in lengths)
-                assert not classified.test(ipv4(CLIENT, 1, outside, 80))
+                assert is_taken(classified, ipv4(CLIENT, 1, inside, 80)) is (length in lengths)
+                assert not is_taken(classified, ipv4(CLIENT, 1, outside, 80))
 
 
 def test_more_shapes_than_numbers_are_refused_and_change_nothing() -> None:
@@ -468,8 +470,8 @@ def test_more_shapes_than_numbers_are_refused_and_change_nothing() -> None:
         classified.replace(Keys(few))
         with pytest.raises(KernelError, match=r"fastlb_vips would have to hold 55 kinds of prefixes and port ranges"):
             classified.replace(Keys(more))
-        assert classified.test(ipv4(CLIENT, 1, "10.0.0.1", 80))
-        assert not classified.test(ipv6(CLIENT6, 1, "2001:db8::1", 80))
+        assert is_taken(classified, ipv4(CLIENT, 1, "10.0.0.1", 80))
+        assert not is_taken(classified, ipv6(CLIENT6, 1, "2001:db8::1", 80))
 
 
 @pytest.fixture(scope="module")
@@ -521,7 +523,7 @@ PROGRAMS = ("filter", "steering", "guard", "bell")
 def sees(classified: Classifier, program: str, frame: bytes) -> bool:
     """One of the programs alone is given a frame: is it ours?"""
     if program == "guard":
-        return classified.test(frame)
+        return is_taken(classified, frame)
     if program == "steering":
         return run(classified.steer_fd, frame) > 0
     if program == "filter":
@@ -593,13 +595,13 @@ def test_headers_before_the_fragment_header_are_stepped_over(
 def test_a_note_is_about_one_datagram(with_everything: Classifier) -> None:
     """Of these addresses, this protocol and this number."""
     number = next(numbers)
-    assert not with_everything.test(part(CLIENT, 40000, VIP, 81, TCP, "first", number))
-    assert not with_everything.test(part(CLIENT, 40000, VIP, 81, TCP, "last", number))
+    assert not is_taken(with_everything, part(CLIENT, 40000, VIP, 81, TCP, "first", number))
+    assert not is_taken(with_everything, part(CLIENT, 40000, VIP, 81, TCP, "last", number))
     for source, target, protocol, other in (
         (ELSEWHERE, VIP, TCP, number), (CLIENT, VIP_ANY, TCP, number), (CLIENT, VIP, UDP, number),
         (CLIENT, VIP, TCP, next(numbers)),
     ):  # fmt: skip
-        assert with_everything.test(part(source, 40000, target, 81, protocol, "last", other))
+        assert is_taken(with_everything, part(source, 40000, target, 81, protocol, "last", other))
 
 
 def test_only_datagrams_that_would_be_taken_are_noted() -> None:
@@ -608,14 +610,14 @@ def test_only_datagrams_that_would_be_taken_are_noted() -> None:
         fill(classified)
         for number in range(100):
             for way in ((CLIENT, 1, ELSEWHERE, 2, UDP), (BACKEND_ANY, 514, OWN, 1, UDP), (CLIENT, 1, VIP, 80, TCP)):
-                classified.test(part(*way, "first", number))
-        assert not list(classified._datagrams.keys())
-        many = fragments.MOST * 2
+                is_taken(classified, part(*way, "first", number))
+        assert not list(ebpf.keys(classified.datagrams, fragments.KEY_SIZE))
+        many = fragments.MAX_NOTED * 2
         for number in range(many):
             client = str(ip_address("10.64.0.0") + number)
-            assert not classified.test(part(client, 1, VIP, 81, TCP, "first", 5))
-            assert not classified.test(part(client, 1, VIP, 81, TCP, "last", 5))
-        assert 0 < len(list(classified._datagrams.keys())) <= fragments.MOST
+            assert not is_taken(classified, part(client, 1, VIP, 81, TCP, "first", 5))
+            assert not is_taken(classified, part(client, 1, VIP, 81, TCP, "last", 5))
+        assert 0 < len(list(ebpf.keys(classified.datagrams, fragments.KEY_SIZE))) <= fragments.MAX_NOTED
 
 
 # What the guard counts of what it leaves to the host; None: nothing.
@@ -692,7 +694,7 @@ def test_the_guard_counts_what_is_odd_at_a_vip(
     for program in ("filter", "steering", "bell"):
         sees(with_everything, program, frame)
     assert with_everything.passed() == before
-    with_everything.test(frame)
+    is_taken(with_everything, frame)
     after = with_everything.passed()
     assert {name: after[name] - before[name] for name in after if after[name] != before[name]} == (
         {reason: 1} if reason else {}
@@ -812,7 +814,7 @@ def test_more_workers_than_shards_are_refused(workers: int) -> None:
 
 
 def test_a_kernel_without_shared_memory_has_no_bells(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assembler, "_F_MMAPABLE", 1 << 30)  # a flag that this kernel does not know
+    monkeypatch.setattr(syscall, "_F_MMAPABLE", 1 << 30)  # a flag that this kernel does not know
     with Classifier(2) as classified:
         fill(classified)
         assert (classified.no_bells or "").startswith("cannot create the map fastlb_asleep: ")
@@ -849,7 +851,7 @@ def test_replace_leaves_exactly_what_was_asked_for() -> None:
         seen = []
         for _name, (vips, replies, locals_), _ours in CHANGES:
             classified.replace(Keys(vips, replies), [ip_address(address) for address in locals_])
-            seen.append((classified.test(TO_VIP), classified.test(TO_CLIENT)))
+            seen.append((is_taken(classified, TO_VIP), is_taken(classified, TO_CLIENT)))
         assert seen == [ours for _, _, ours in CHANGES]
 
 
@@ -857,9 +859,9 @@ def test_set_locals_changes_the_hosts_addresses_alone() -> None:
     with Classifier() as classified:
         fill(classified)
         classified.set_locals([ip_address(CLIENT)])
-        assert (classified.test(TO_VIP), classified.test(TO_CLIENT)) == (True, False)
+        assert (is_taken(classified, TO_VIP), is_taken(classified, TO_CLIENT)) == (True, False)
         classified.set_locals([])
-        assert (classified.test(TO_VIP), classified.test(TO_CLIENT)) == (True, True)
+        assert (is_taken(classified, TO_VIP), is_taken(classified, TO_CLIENT)) == (True, True)
 
 
 def test_thousands_of_services() -> None:
@@ -867,9 +869,9 @@ def test_thousands_of_services() -> None:
     many = [Key(ip_address(first + number), 80, TCP) for number in range(20_000)]
     with Classifier() as classified:
         classified.replace(Keys(set(many)))
-        assert all(classified.test(ipv4(CLIENT, 1, str(key.address), 80)) for key in many[::199])
+        assert all(is_taken(classified, ipv4(CLIENT, 1, str(key.address), 80)) for key in many[::199])
         classified.replace(Keys(set(many[:1])))
-        assert [classified.test(ipv4(CLIENT, 1, str(key.address), 80)) for key in many[:3]] == [
+        assert [is_taken(classified, ipv4(CLIENT, 1, str(key.address), 80)) for key in many[:3]] == [
             True,
             False,
             False,
@@ -882,7 +884,7 @@ def test_more_than_the_limit_is_refused_and_changes_nothing(monkeypatch: pytest.
         classified.replace(Keys({VIP_80}))
         with pytest.raises(KernelError, match=r"fastlb_replies would have to hold 3 entries.* limit is 2"):
             classified.replace(Keys(replies={Key(ip_address(BACKEND), port, TCP) for port in (8080, 2, 3)}))
-        assert (classified.test(TO_VIP), classified.test(TO_CLIENT)) == (True, False)
+        assert (is_taken(classified, TO_VIP), is_taken(classified, TO_CLIENT)) == (True, False)
 
 
 def test_without_privilege_the_error_says_what_would_help() -> None:

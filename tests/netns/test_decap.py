@@ -32,7 +32,7 @@ import pytest
 from fastlb._core import Decapsulator
 from fastlb.daemon.decap import load_programs, open_tun
 from fastlb.kernel import guard
-from fastlb.kernel.ebpf.assembler import run_program
+from fastlb.kernel.ebpf.syscall import run_program
 from tests.frames import (
     BALANCER_MAC,
     DEST_OPTS,

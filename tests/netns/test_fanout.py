@@ -20,11 +20,13 @@ from contextlib import ExitStack
 import pytest
 
 from fastlb.errors import KernelError
-from fastlb.kernel.ebpf import assembler
+from fastlb.kernel.ebpf import syscall
 from fastlb.kernel.ebpf.assembler import Assembler, Reg, Size
 from fastlb.kernel.ebpf.classifier import Classifier
+from fastlb.kernel.ebpf.syscall import SOCKET_FILTER
 from fastlb.model.names import SHARDS
 from fastlb.workers.fanout import PACKET_FANOUT, SOL_PACKET, Group
+from tests.ebpf import Word
 from tests.netns import test_classifier as table
 from tests.netns.balancer import until
 from tests.netns.namespaces import Namespace, veth
@@ -32,7 +34,7 @@ from tests.netns.test_classifier import OWNERS, WORKERS, shard_of
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
 
-ETH_P_ALL, SOCKET_FILTER, WHOLE_FRAME = 3, 1, 0x7FFF_FFFF
+ETH_P_ALL, WHOLE_FRAME = 3, 0x7FFF_FFFF
 SO_DETACH_FILTER, SO_RCVBUFFORCE, SO_ATTACH_BPF = 27, 33, 50
 PACKET_IGNORE_OUTGOING = 23
 NUMBER = 4  # bytes
@@ -342,7 +344,7 @@ def test_a_bell_follows_its_shards_and_the_link(rig: Rig) -> None:
     assert ([len(each) for each in bells.rung()], bells.armed()) == ([0, 0, 1], [0, 1])
 
 
-def word_program(word: assembler.Word, write: bool) -> int:
+def word_program(word: Word, write: bool) -> int:
     """A socket filter that keeps as many bytes as the word says; before that it may write "all"."""
     code = Assembler()
     code.map_value(Reg.R1, word.fd)
@@ -350,13 +352,13 @@ def word_program(word: assembler.Word, write: bool) -> int:
         code.store(Reg.R1, 0, WHOLE_FRAME, Size.U32)
     code.load(Reg.R0, Reg.R1, 0, Size.U32)
     code.exit()
-    return assembler.load_program(SOCKET_FILTER, code.assemble(), "fanout_test", "Apache-2.0")
+    return syscall.load_program(SOCKET_FILTER, code.assemble(), "fanout_test")
 
 
 def test_a_bell_that_was_bound_before_the_group_is_asked_after_it(rig: Rig) -> None:
     """So the frame is in the ring when the bell rings, and a worker that looks once more before it sleeps sees it."""
     with ExitStack() as undo:
-        word = assembler.Word("fanout_test")
+        word = Word("fanout_test")
         undo.callback(word.close)
         ring, bell = word_program(word, write=True), word_program(word, write=False)
         for fd in (ring, bell):

@@ -28,11 +28,12 @@ import pytest
 
 from fastlb.errors import KernelError
 from fastlb.kernel import guard
-from fastlb.kernel.ebpf import assembler
+from fastlb.kernel.ebpf import syscall
 from fastlb.kernel.ebpf.assembler import Assembler, Reg
 from fastlb.kernel.ebpf.classifier import BELL_NAME, FILTER_NAME, Classifier
 from fastlb.model.match import Key, Keys
 from fastlb.model.names import GUARD_NAME
+from tests import ebpf
 from tests.netns import test_classifier as table
 from tests.netns.namespaces import Namespace, veth
 
@@ -176,7 +177,7 @@ def held(process: int) -> set[tuple[str, int]]:
 
 def names(objects: set[tuple[str, int]]) -> list[str]:
     """Names of those of the objects that the kernel still has."""
-    alive = {"prog_id": assembler.programs(), "map_id": assembler.maps()}
+    alive = {"prog_id": ebpf.programs(), "map_id": ebpf.maps()}
     return sorted(alive[kind][identity] for kind, identity in objects if identity in alive[kind])
 
 
@@ -185,7 +186,7 @@ def add_filter(rig: Rig, name: str, result: int, parent: int = INGRESS) -> None:
     code = Assembler()
     code.alu(Reg.R0, "=", result)
     code.exit()
-    fd = assembler.load_program(SCHED_CLS, code.assemble(), name, "Apache-2.0")
+    fd = syscall.load_program(SCHED_CLS, code.assemble(), name)
     place = {"index": rig.host.index("h0"), "handle": 1, "parent": parent, "prio": 5}
     rig.host.rtnl(lambda ipr: ipr.tc("add-filter", "bpf", fd=fd, name=name, direct_action=True, **place))
     os.close(fd)

@@ -23,7 +23,7 @@ import pytest
 import yaml
 from pyroute2 import IPRoute
 
-from fastlb.kernel.ebpf import assembler
+from tests import ebpf
 from tests.netns.balancer import PATIENCE, Balancer, backends, fastlb, snmp, until, within
 
 LAB_DIR = Path(__file__).resolve().parents[2] / "netns-lab"
@@ -53,7 +53,7 @@ def lab() -> Iterator[Lab]:
 def remains(lab: Lab) -> set[str]:
     """Everything of the balancer's node that a fastlb makes and could forget."""
     found = within(lab.namespace("lb"), _of_the_namespace)
-    for kind, objects in (("program", assembler.programs()), ("map", assembler.maps())):
+    for kind, objects in (("program", ebpf.programs()), ("map", ebpf.maps())):
         found |= {f"{kind} {name} #{number}" for number, name in objects.items() if name.startswith("fastlb_")}
     return found
 

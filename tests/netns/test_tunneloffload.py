@@ -21,9 +21,10 @@ from typing import Any, NamedTuple
 import pytest
 from pyroute2.ethtool.ioctl import IoctlEthtool
 
-from fastlb._core import OFFLOAD_LINKS, OFFLOAD_TYPE
-from fastlb.kernel.ebpf import assembler
+from fastlb.kernel.ebpf import syscall
 from fastlb.kernel.ebpf.tunnel_offload import PROGRAM_NAME, TunnelOffload, describing_program
+from fastlb.model.names import OFFLOAD_LINKS, OFFLOAD_TYPE
+from tests import ebpf
 from tests.frames import ACK, PSH, checksum, frame
 from tests.netns.balancer import PATIENCE, Balancer, drops, until
 from tests.netns.namespaces import Namespace, veth
@@ -324,7 +325,7 @@ def test_one_datagram_that_leaves_no_room_for_another(rig: Rig, tmp_path: Path) 
 
 def loaded() -> int:
     """How many of them, in the whole kernel."""
-    return list(assembler.programs().values()).count(PROGRAM_NAME)
+    return list(ebpf.programs().values()).count(PROGRAM_NAME)
 
 
 def test_it_ends_with_the_process_however_that_ends(rig: Rig, tmp_path: Path) -> None:
@@ -374,8 +375,8 @@ def test_a_worker_goes_by_so_many_interfaces(offload: TunnelOffload) -> None:
         for number in range(OFFLOAD_LINKS + 1):
             veth(here, f"a{number}", there, f"b{number}")
         indices = [here.index(f"a{number}") for number in range(OFFLOAD_LINKS + 1)]
-        assert here.run(offload.follow, indices) == indices[:-1]
-        assert here.run(offload.follow, indices[1:]) == indices[1:]
+        assert here.run(offload.apply, indices) == indices[:-1]
+        assert here.run(offload.apply, indices[1:]) == indices[1:]
 
 
 def test_one_that_is_no_longer_wanted_keeps_it_until_workers_know(offload: TunnelOffload) -> None:
@@ -385,9 +386,9 @@ def test_one_that_is_no_longer_wanted_keeps_it_until_workers_know(offload: Tunne
     with Namespace() as here, Namespace() as there:
         veth(here, "a", there, "b")
         before = linked()
-        assert here.run(offload.follow, [here.index("a")]) == [here.index("a")]
-        assert (here.run(offload.follow, []), linked() - before) == ([], 1)
-        assert (here.run(offload.follow, []), linked() - before) == ([], 0)
+        assert here.run(offload.apply, [here.index("a")]) == [here.index("a")]
+        assert (here.run(offload.apply, []), linked() - before) == ([], 1)
+        assert (here.run(offload.apply, []), linked() - before) == ([], 0)
 
 
 def test_the_first_place_is_given_up_to_others(
@@ -397,11 +398,11 @@ def test_the_first_place_is_given_up_to_others(
     with Namespace() as here, Namespace() as there, ExitStack() as undo:
         veth(here, "a", there, "b")
         index = here.index("a")
-        assert [here.run(offload.follow, [index]) for _ in range(2)] == [[index], [index]]
-        other = assembler.load_program(3, code, "other", "Apache-2.0")
+        assert [here.run(offload.apply, [index]) for _ in range(2)] == [[index], [index]]
+        other = syscall.load_program(3, code, "other")
         undo.callback(os.close, other)
-        undo.callback(os.close, here.run(assembler.link_to_egress, other, index))
-        assert [here.run(offload.follow, [index]) for _ in range(2)] == [[], []]
+        undo.callback(os.close, here.run(syscall.link_to_egress, other, index))
+        assert [here.run(offload.apply, [index]) for _ in range(2)] == [[], []]
     assert "another one put in front of it" in capsys.readouterr().out
 
 
@@ -409,7 +410,7 @@ def test_frames_of_others_with_that_type_pass(offload: TunnelOffload) -> None:
     """It is a public one, for experiments."""
     with Namespace() as here, Namespace() as there, ExitStack() as undo:
         veth(here, "a", there, "b")
-        here.run(offload.follow, [here.index("a")])
+        here.run(offload.apply, [here.index("a")])
         sender, receiver = (
             undo.enter_context(side.run(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, socket.htons(OFFLOAD_TYPE)))
             for side in (here, there)
@@ -423,7 +424,7 @@ def test_frames_of_others_with_that_type_pass(offload: TunnelOffload) -> None:
 def test_an_interface_that_has_just_gone_is_passed_over(offload: TunnelOffload) -> None:
     with Namespace() as here, Namespace() as there:
         veth(here, "a", there, "b")
-        assert here.run(offload.follow, [9999, here.index("a")]) == [here.index("a")]
+        assert here.run(offload.apply, [9999, here.index("a")]) == [here.index("a")]
 
 
 def test_a_kernel_that_refuses_is_not_asked_again_at_once(
@@ -436,7 +437,7 @@ def test_a_kernel_that_refuses_is_not_asked_again_at_once(
         asked.append(interface)
         raise OSError(errno.EINVAL, "Invalid argument")
 
-    monkeypatch.setattr(assembler, "link_to_egress", refuse)
-    assert [offload.follow([2, 3]), offload.follow([2, 3])] == [[], []]
+    monkeypatch.setattr(syscall, "link_to_egress", refuse)
+    assert [offload.apply([2, 3]), offload.apply([2, 3])] == [[], []]
     assert asked == [2, 3]
     assert capsys.readouterr().out.count("cut by fastlb") == 2

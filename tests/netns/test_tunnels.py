@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from fastlb.kernel import guard
-from fastlb.kernel.ebpf import assembler
+from fastlb.kernel.ebpf import syscall
 from fastlb.kernel.ebpf.assembler import Assembler, Reg, Size
 from tests.netns.balancer import Balancer, drops
 
@@ -158,7 +158,7 @@ def without_too_big() -> Assembler:
 @pytest.fixture
 def filtered(lab: Lab) -> Iterator[None]:
     with inside(lab.namespace("client")):
-        program = assembler.load_program(SCHED_CLS, without_too_big().assemble(), "no_too_big", "Apache-2.0")
+        program = syscall.load_program(SCHED_CLS, without_too_big().assemble(), "no_too_big")
         guard.attach("eth0", program)
         os.close(program)
     yield

@@ -140,12 +140,22 @@ def bell_program(maps: Maps, worker: int, asleep_fd: int, owners_fd: int | None)
     return _classification(maps, _FROM_ETHERNET, _bell(worker, asleep_fd, owners_fd), _NOTHING, asleep)
 
 
-def nothing_program() -> bytes:
-    """A socket filter that keeps nothing."""
+def constant_program(result: int) -> bytes:
+    """A program that returns the same for every frame."""
     a = Assembler()
-    a.alu(R0, "=", 0)
+    a.alu(R0, "=", result)
     a.exit()
     return a.assemble()
+
+
+def nothing_program() -> bytes:
+    """A socket filter that keeps nothing."""
+    return constant_program(_NOTHING)
+
+
+def everything_program() -> bytes:
+    """A socket filter that keeps every frame whole."""
+    return constant_program(_WHOLE_FRAME)
 
 
 # --- their code -----------------------------------------------------------------------------------------------------

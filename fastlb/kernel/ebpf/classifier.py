@@ -24,10 +24,11 @@ from types import TracebackType
 from typing import NamedTuple
 
 from fastlb.errors import KernelError
-from fastlb.kernel.ebpf import assembler, classification, fragments
-from fastlb.kernel.ebpf.classification import ACT_SHOT, CACHE_LINE, Maps
+from fastlb.kernel.ebpf import classification, fragments, syscall
+from fastlb.kernel.ebpf.classification import CACHE_LINE, Maps
 from fastlb.kernel.ebpf.frame import KEY_SIZE, LAST, SHAPE_BITS, SLOT_SHIFT, SLOTS_AT, Lookup
 from fastlb.kernel.ebpf.host_counters import COUNTER_SIZE, PASSED
+from fastlb.kernel.ebpf.syscall import SCHED_CLS, SOCKET_FILTER
 from fastlb.model.match import LATER, MAX_SHAPES, PORT_BITS, Key, Keys, Shape
 from fastlb.model.names import GUARD_NAME, SHARDS
 from fastlb.model.net import Address
@@ -38,7 +39,6 @@ STEER_NAME = "fastlb_steer"
 BELL_NAME = "fastlb_bell"
 NOTHING_NAME = "fastlb_nothing"
 
-_SOCKET_FILTER, _SCHED_CLS = 1, 3  # BPF_PROG_TYPE_*
 _VALUE = struct.pack("=I", 1)
 
 
@@ -74,7 +74,7 @@ class Classifier:
         """
         if not 1 <= workers <= SHARDS:
             raise ValueError(f"1 to {SHARDS} workers, not {workers}")
-        assembler.raise_memlock_limit()
+        syscall.raise_memlock_limit()
         self.workers = workers
         self._lock = threading.Lock()
         with ExitStack() as undo:
@@ -84,17 +84,17 @@ class Classifier:
                     ("vips", True), ("replies", True), ("full", True), ("sources", False), ("locals", False)
                 )
             )  # fmt: skip
-            self._datagrams = fragments.new_map()
-            undo.callback(self._datagrams.close)
+            self.datagrams = fragments.new_map()
+            undo.callback(self.datagrams.close)
             self._source_ports = None
             if sources is not None:
                 self._source_ports = (sources.first, sources.last)
                 self._sources.add({Key(address, 0, 0) for address in sources.addresses})
-            self.filter_fd = _load(_SOCKET_FILTER, classification.filter_program(self._maps()), FILTER_NAME, undo)
-            self._passed = assembler.Value("fastlb_passed", COUNTER_SIZE * len(PASSED))
+            self.filter_fd = _load(SOCKET_FILTER, classification.filter_program(self._maps()), FILTER_NAME, undo)
+            self._passed = syscall.Value("fastlb_passed", COUNTER_SIZE * len(PASSED))
             undo.callback(self._passed.close)
             guard = classification.guard_program(self._maps(), self._passed.fd)
-            self.guard_fd = _load(_SCHED_CLS, guard, GUARD_NAME, undo)
+            self.guard_fd = _load(SCHED_CLS, guard, GUARD_NAME, undo)
             if workers > 1:
                 self._load_steering(undo)
             self._load_bells(undo)
@@ -160,16 +160,6 @@ class Classifier:
         """What the guard has left to the host though it was sent to a VIP, by reason. Raises KernelError."""
         return dict(zip(PASSED, struct.unpack(f"={len(PASSED)}Q", self._passed.read()), strict=True))
 
-    def test(self, frame: bytes) -> bool:
-        """Whether the guard would take this Ethernet frame.
-
-        KernelError for one of 14 bytes or fewer, or without a whole IP header where its type promises one.
-        The kernel runs it as if received by the loopback device: a destination MAC of zeros is PACKET_HOST,
-        every other one is not. A tag in the frame is an inline one (the outer has already been taken out).
-        """
-        result, _duration = assembler.run_program(self.guard_fd, frame)
-        return result == ACT_SHOT
-
     def close(self) -> None:
         """Give up maps and programs; those that are attached stay, and keep the maps as they are now."""
         self._resources.close()
@@ -185,19 +175,19 @@ class Classifier:
     def _maps(self) -> Maps:
         return Maps(
             self._vips.lookup, self._replies.lookup, self._full_replies.lookup, self._sources.lookup.map,
-            self._locals.lookup.map, self._datagrams.fd, self._source_ports,
+            self._locals.lookup.map, self.datagrams.fd, self._source_ports,
         )  # fmt: skip
 
     def _load_steering(self, undo: ExitStack) -> None:
-        self._owners = assembler.Value("fastlb_owners", SHARDS * 4)
+        self._owners = syscall.Value("fastlb_owners", SHARDS * 4)
         undo.callback(self._owners.close)
         code = classification.steering_program(self._maps(), self._owners.fd)
-        self.steer_fd = _load(_SOCKET_FILTER, code, STEER_NAME, undo)
-        self.nothing_fd = _load(_SOCKET_FILTER, classification.nothing_program(), NOTHING_NAME, undo)
+        self.steer_fd = _load(SOCKET_FILTER, code, STEER_NAME, undo)
+        self.nothing_fd = _load(SOCKET_FILTER, classification.nothing_program(), NOTHING_NAME, undo)
 
     def _load_bells(self, undo: ExitStack) -> None:
         try:
-            self._asleep = assembler.SharedValue("fastlb_asleep", self.workers * CACHE_LINE)
+            self._asleep = syscall.SharedValue("fastlb_asleep", self.workers * CACHE_LINE)
         except KernelError as error:
             self.no_bells = str(error)
             return
@@ -206,7 +196,7 @@ class Classifier:
         codes = (
             classification.bell_program(self._maps(), worker, self._asleep.fd, owners) for worker in range(self.workers)
         )
-        self._bells = [_load(_SOCKET_FILTER, code, BELL_NAME, undo) for code in codes]
+        self._bells = [_load(SOCKET_FILTER, code, BELL_NAME, undo) for code in codes]
 
 
 class _MirroredMap:
@@ -217,13 +207,13 @@ class _MirroredMap:
     """
 
     def __init__(self, name: str, undo: ExitStack, shaped: bool) -> None:
-        self._map = assembler.HashMap(name, KEY_SIZE, len(_VALUE), MAX_ENTRIES)
+        self._map = syscall.HashMap(name, KEY_SIZE, len(_VALUE), MAX_ENTRIES)
         undo.callback(self._map.close)
         self._held: set[Key] = set()
         self._numbers: dict[Shape, int] = {}
         self.lookup = Lookup(self._map.fd, -1)
         if shaped:
-            self._slots = assembler.Value("fastlb_shapes", SLOTS_AT + (MAX_SHAPES << SLOT_SHIFT))
+            self._slots = syscall.Value("fastlb_shapes", SLOTS_AT + (MAX_SHAPES << SLOT_SHIFT))
             undo.callback(self._slots.close)
             self.lookup = Lookup(self._map.fd, self._slots.fd)
 
@@ -289,6 +279,6 @@ def _kind(shape: Shape, number: int) -> int:
 
 
 def _load(kind: int, code: bytes, name: str, undo: ExitStack) -> int:
-    fd = assembler.load_program(kind, code, name, "Apache-2.0")
+    fd = syscall.load_program(kind, code, name)
     undo.callback(os.close, fd)
     return fd

@@ -7,7 +7,7 @@ fragments the map is only read. A key is 40 bytes (scratch.py), in network order
 
     source (16) | destination (16) | 0 (2) | protocol (1) | family (1) | number (4)
 
-In it are only datagrams of which the later fragments would otherwise be ours, and of those the MOST that were used
+In it are only datagrams of which the later fragments would otherwise be ours, and of those the MAX_NOTED that were used
 last. One leaves when a datagram that is ours has its number again. A later fragment that overtakes its first is judged
 before anything is known of it, so by its addresses: the ring takes it, holds it, and drops it by name. (One that
 another processor receives in the very moment of its first may be taken by the ring and left to the host as well; the
@@ -16,7 +16,7 @@ ring's is dropped.) Notes know no time: only Linux 5.8 and later give it to prog
 
 from __future__ import annotations
 
-from fastlb.kernel.ebpf.assembler import Assembler, RecentMap, Reg, Size
+from fastlb.kernel.ebpf.assembler import Assembler, Reg, Size
 from fastlb.kernel.ebpf.frame import (
     AGAIN,
     DATAGRAM,
@@ -31,12 +31,13 @@ from fastlb.kernel.ebpf.frame import (
     complete_key,
     if_found,
 )
+from fastlb.kernel.ebpf.syscall import RecentMap
 from fastlb.model.match import LATER
 
 _, R1, _, R3, R4, _, R6, R7, R8, _, FP = Reg
 
 KEY_SIZE = 40
-MOST = 16_384  # 2 MB; fragments of one datagram leave their sender back to back
+MAX_NOTED = 16_384  # 2 MB; fragments of one datagram leave their sender back to back
 MAP_NAME = "fastlb_datagram"
 
 _VALUE_SIZE = 4  # of no meaning
@@ -44,7 +45,7 @@ _VALUE_SIZE = 4  # of no meaning
 
 def new_map() -> RecentMap:
     """Empty. Raises KernelError."""
-    return RecentMap(MAP_NAME, KEY_SIZE, _VALUE_SIZE, MOST)
+    return RecentMap(MAP_NAME, KEY_SIZE, _VALUE_SIZE, MAX_NOTED)
 
 
 def ask_of_fragment(a: Assembler, noted_fd: int) -> None:

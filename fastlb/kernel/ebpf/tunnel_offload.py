@@ -9,7 +9,7 @@ bpf-helpers(7)): from there on the kernel knows where the inner packet begins, a
 in the device, where its driver offers that for such a tunnel, else in software just before.
 
 Nothing else sends a frame of OFFLOAD_TYPE as a packet of IP. One that met no program, because that was taken away a
-moment ago, is refused by the kernel or ignored by whoever gets it. `follow` looks for that, and for programs in front,
+moment ago, is refused by the kernel or ignored by whoever gets it. `apply` looks for that, and for programs in front,
 which would see such frames, and could keep them from this one.
 
 What gue sums up needs no program: the datagrams that the core has cut leave as a super-frame of UDP, which a
@@ -30,22 +30,20 @@ from contextlib import suppress
 
 import structlog
 
-from fastlb._core import OFFLOAD_LINKS, OFFLOAD_TYPE
 from fastlb.errors import KernelError
-from fastlb.kernel.ebpf import assembler
+from fastlb.kernel.ebpf import syscall
 from fastlb.kernel.ebpf.assembler import Assembler, Reg, Size
 from fastlb.kernel.ebpf.frame import ETH_HEADER, load_bytes
+from fastlb.model.names import OFFLOAD_LINKS, OFFLOAD_TYPE
 
 PROGRAM_NAME = "fastlb_tunnel"
 ASK_AGAIN = 60.0  # seconds
-
-_SCHED_CLS = 3  # BPF_PROG_TYPE_SCHED_CLS
 
 log = structlog.get_logger()
 
 
 class TunnelOffload:
-    """The program, on those interfaces that tunnels leave by. ``follow`` keeps it there, in front of all others."""
+    """The program, on those interfaces that tunnels leave by. ``apply`` keeps it there, in front of all others."""
 
     def __init__(self) -> None:
         self._links: dict[int, int] = {}  # descriptors, by interface
@@ -54,7 +52,7 @@ class TunnelOffload:
         self._program: int | None = None
         self._id = 0
 
-    def follow(self, interfaces: Iterable[int]) -> list[int]:
+    def apply(self, interfaces: Iterable[int]) -> list[int]:
         """The interfaces, of those that tunnels leave by, behind which super-frames are cut: for
         ``Worker.offload_tunnels``, before this is called again.
 
@@ -72,13 +70,13 @@ class TunnelOffload:
         missing = sorted(index for index in wanted - self._links.keys() if self._again.get(index, 0.0) <= now)
         for index in missing[: OFFLOAD_LINKS - len(self._links)]:
             try:
-                self._links[index] = assembler.link_to_egress(self._load(), index)
+                self._links[index] = syscall.link_to_egress(self._load(), index)
             except (KernelError, OSError) as error:
                 self._refused(index, now, error)
         return sorted(self._links)
 
     def interfaces(self) -> list[int]:
-        """Those that the last ``follow`` has found."""
+        """Those that the last ``apply`` has found."""
         return sorted(self._links)
 
     def close(self) -> None:
@@ -92,13 +90,13 @@ class TunnelOffload:
 
     def _load(self) -> int:
         if self._program is None:
-            self._program = assembler.load_program(_SCHED_CLS, describing_program(), PROGRAM_NAME, "Apache-2.0")
-            self._id = assembler.program_id(self._program)
+            self._program = syscall.load_program(syscall.SCHED_CLS, describing_program(), PROGRAM_NAME)
+            self._id = syscall.program_id(self._program)
         return self._program
 
     def _is_first(self, index: int) -> bool:
         with suppress(OSError):  # the interface has gone
-            return assembler.first_at_egress(index) == self._id
+            return syscall.first_at_egress(index) == self._id
         return False
 
     def _refused(self, index: int, now: float, error: KernelError | OSError) -> None:

@@ -17,8 +17,6 @@ from hypothesis import strategies as st
 from fastlb import Datapath, Verdict
 from fastlb._core import FlowMemory, Pipeline
 from fastlb.errors import FastlbError
-from fastlb.kernel.source_ports import _clash, check_source_ports
-from fastlb.model.net import PortRange
 from fastlb.observe.flow_log import FlowLog
 from fastlb.plan import plan
 from fastlb.workers.workers import open_pipelines
@@ -465,27 +463,6 @@ def test_a_log_that_cannot_be_written(tmp_path: Path, place: str, problem: str) 
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(FastlbError, match=rf"^flow_log: {problem}"):
         FlowLog(str(tmp_path / place))
-
-
-# --- the host's own ports -----------------------------------------------------
-
-
-@pytest.mark.parametrize(("wanted", "reserved", "clash"), [
-    ((1024, 32767), [], None), ((1024, 32768), [], 32768), ((61000, 65535), [], None), ((60999, 65535), [], 60999),
-    ((40000, 40100), [], 40000), ((40000, 40100), [(40000, 40100)], None), ((40000, 40100), [(40000, 40050)], 40051),
-    ((40000, 40100), [(40051, 50000), (39000, 40050)], None), ((1024, 65535), [(32768, 60999)], None),
-])  # fmt: skip
-def test_ports_of_the_host(wanted: tuple[int, int], reserved: list[tuple[int, int]], clash: int | None) -> None:
-    ranges = [PortRange(*each) for each in reserved]
-    assert _clash(PortRange(*wanted), PortRange(32768, 60999), ranges) == clash
-
-
-def test_only_on_an_address_of_the_host_can_they_collide() -> None:
-    settings = config(full(), snat=SNAT[4], snat_ports="1024-65535")
-    check_source_ports(settings, [])
-    check_source_ports(config(full(), snat=SNAT[4]), settings.snat)
-    with pytest.raises(FastlbError, match=r"snat_ports: 1024-65535, but the kernel gives port \d+ of 10\.3\.0\.5 to"):
-        check_source_ports(settings, settings.snat)
 
 
 @pytest.mark.parametrize("ports", [(0, 9), (9, 8), (1, 65536)])

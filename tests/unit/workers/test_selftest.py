@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fastlb.workers import selftest
-from fastlb.workers.selftest import BLOCK_SIZE, BLOCKS, FRAMES, LONGEST, make_frames, open_blocks_fault, verify
+from fastlb.workers.selftest import BLOCK_SIZE, BLOCKS, FRAMES, MAX_FRAME, make_frames, open_blocks_fault, verify
 
 ROOT = Path(__file__).parents[3]
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
@@ -52,7 +52,7 @@ def test_what_is_sent() -> None:
     assert len(set(frames)) == len(frames)
     lengths = [len(frame) for frame in frames]
     assert 60 <= min(lengths) < 100
-    assert LONGEST - 40 < max(lengths) <= LONGEST
+    assert MAX_FRAME - 40 < max(lengths) <= MAX_FRAME
     assert {length % 8 for length in lengths} == set(range(8))
     slots = [(158 + length + 7) // 8 * 8 for length in lengths]  # with the headers and the headroom in front
     rounds = [sum(slots[at : at + FRAMES]) for at in range(0, len(slots), FRAMES)]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from fastlb.kernel.ebpf.assembler import Assembler, HashMap, Reg, Size
+from fastlb.kernel.ebpf.assembler import Assembler, Reg, Size
 
 R0, R1, R2, R3, R6, R10 = Reg.R0, Reg.R1, Reg.R2, Reg.R3, Reg.R6, Reg.R10
 
@@ -112,8 +112,3 @@ def test_misuse(emit: Callable[[Assembler], None], error: type[Exception]) -> No
 
     with pytest.raises(error):
         assemble()
-
-
-def test_a_name_that_the_kernel_would_cut_is_refused() -> None:
-    with pytest.raises(ValueError, match="15 bytes"):
-        HashMap("sixteen_letters_", 4, 4, 1)
