@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from fastlb.config import fields
 from fastlb.config.fields import MAX_BACKENDS
 from fastlb.config.yaml import Loc
-from fastlb.model.match import MAX_SHAPES, Shape
+from fastlb.model.match import MAX_MASKS, Mask
 from fastlb.model.modes import HASHES, ONE_WAY, TUNNELS
 from fastlb.model.net import Address, Network, PortRange
 
@@ -29,7 +29,7 @@ def broken_rules(
     yield from _named_twice(services)
     yield from _listening_twice(services)
     yield from _overlapping(services)
-    yield from _shapes(services)
+    yield from _masks(services)
     yield from _groups(services)
     vips = _Vips(services)
     for number, service in enumerate(services):
@@ -85,19 +85,19 @@ def _overlapping(services: tuple[Service, ...]) -> Found:
                     )
 
 
-def _shapes(services: tuple[Service, ...]) -> Found:
-    shapes = {
-        Shape(service.network.version, service.network.prefixlen, block.bits)
+def _masks(services: tuple[Service, ...]) -> Found:
+    masks = {
+        Mask(service.network.version, service.network.prefixlen, block.bits)
         for service in services
         if service.vip and service.port
         for block in service.blocks
     }
-    uncommon = [shape for shape in shapes if not shape.is_whole]
-    if len(uncommon) > MAX_SHAPES:
+    uncommon = [mask for mask in masks if not mask.is_whole]
+    if len(uncommon) > MAX_MASKS:
         yield (
             ("services",),
             f"the prefixes and port ranges of VIPs take {len(uncommon)} look-ups of different kinds, and at most "
-            f"{MAX_SHAPES} are made; use fewer lengths of prefixes, or ranges that begin and end at multiples of a "
+            f"{MAX_MASKS} are made; use fewer lengths of prefixes, or ranges that begin and end at multiples of a "
             "power of two (8000-8063, 32768-49151), or any",
         )
 

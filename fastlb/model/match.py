@@ -1,7 +1,7 @@
 """How much of an address and a port an entry of a table looks at.
 
 A service for a prefix or for a range of ports is found by leading bits. Entries that look at the same number of bits of
-address and port have one *shape*, and a shape costs one look-up, however many entries it has: tuple space search
+address and port have one *mask*, and a mask costs one look-up, however many entries it has: tuple space search
 (Srinivasan, Suri and Varghese, SIGCOMM 1999). Whole addresses with whole ports are asked for first, so they do not pay
 for the others.
 """
@@ -15,7 +15,7 @@ from fastlb.model.net import Address
 
 PORT_BITS = 16
 LATER = 0x80  # in the protocol of a key: for fragments without ports, as LATER_BIT of types.pxd
-MAX_SHAPES = 31  # of VIPs, and again of replies: what fits into a byte beside the IP version
+MAX_MASKS = 31  # of VIPs, and again of replies: what fits into a byte beside the IP version
 
 
 class Block(NamedTuple):
@@ -28,7 +28,7 @@ class Block(NamedTuple):
 ANY_PORT = Block(0, 0)
 
 
-class Shape(NamedTuple):
+class Mask(NamedTuple):
     """How many bits count, of an address and of a port."""
 
     version: int
@@ -37,12 +37,12 @@ class Shape(NamedTuple):
 
     @property
     def is_whole(self) -> bool:
-        """Every bit of both."""
+        """Return True if every bit of both counts."""
         return self.bits == PORT_BITS and self.prefix == (32 if self.version == 4 else 128)
 
 
 def blocks_of(first: int, last: int) -> Iterator[Block]:
-    """The fewest blocks that make up a range of ports, both ends included; at most 30."""
+    """Yield the fewest blocks that make up a range of ports, both ends included; at most 30."""
     while first <= last:
         size = first & -first or 1 << PORT_BITS
         while first + size - 1 > last:
@@ -61,10 +61,10 @@ class Key(NamedTuple):
     port_bits: int | None = None  # and of the port; None: all, or none with port 0
 
     @property
-    def shape(self) -> Shape:
-        """What the entry looks at."""
+    def mask(self) -> Mask:
+        """Return which bits of an address and a port the entry looks at."""
         bits = PORT_BITS if self.port or not 0 < self.protocol < LATER else 0
-        return Shape(
+        return Mask(
             self.address.version,
             self.address.max_prefixlen if self.prefix is None else self.prefix,
             bits if self.port_bits is None else self.port_bits,
@@ -79,5 +79,5 @@ class Keys(NamedTuple):
     full_replies: Set[Key] = frozenset()  # of fullnat
 
     def __and__(self, other: Keys) -> Keys:
-        """What is in both."""
+        """Return the keys that are in both."""
         return Keys(*(mine & theirs for mine, theirs in zip(self, other, strict=True)))

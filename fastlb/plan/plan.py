@@ -352,7 +352,7 @@ def _key(address: Address, block: Block, protocol: int, prefix: int) -> Key:
 
 
 def portless_key(plan: Plan, protocol: int) -> Key:
-    """Under which echo requests or later fragments to the VIP are found, by a shape that the service has anyway."""
+    """Under which echo requests or later fragments to the VIP are found, by a mask that the service has anyway."""
     if plan.network.num_addresses == 1:
         return Key(plan.network.network_address, 0, protocol)
     return Key(plan.network.network_address, 0, protocol, plan.network.prefixlen, plan.blocks[0].bits)

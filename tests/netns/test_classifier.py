@@ -434,7 +434,7 @@ def test_frame(filled: Classifier, frame: bytes, ours: bool) -> None:
 
 
 @pytest.fixture(scope="module")
-def with_shapes() -> Iterator[Classifier]:
+def with_masks() -> Iterator[Classifier]:
     with Classifier(WORKERS) as classified:
         classified.replace(Keys(keys(VIPS) | SHAPED, keys(REPLIES) | SHAPED_REPLIES), map(ip_address, LOCALS))
         classified.set_workers(OWNERS)
@@ -444,12 +444,12 @@ def with_shapes() -> Iterator[Classifier]:
 @pytest.mark.parametrize(
     ("frame", "ours"), [row[1:] for row in SHAPED_FRAMES + FRAMES], ids=[row[0] for row in SHAPED_FRAMES + FRAMES]
 )
-def test_frame_with_shapes(with_shapes: Classifier, frame: bytes, ours: bool) -> None:
-    assert takers(with_shapes, frame) == all_say(ours)
+def test_frame_with_masks(with_masks: Classifier, frame: bytes, ours: bool) -> None:
+    assert takers(with_masks, frame) == all_say(ours)
 
 
-def test_shapes_come_and_go() -> None:
-    """Numbers are used again, and never by two shapes at once."""
+def test_masks_come_and_go() -> None:
+    """Numbers are used again, and never by two masks at once."""
     rng = random.Random(4)
     with Classifier() as classified:
         for _ in range(20):
@@ -463,7 +463,7 @@ def test_shapes_come_and_go() -> None:
                 assert not is_taken(classified, ipv4(CLIENT, 1, outside, 80))
 
 
-def test_more_shapes_than_numbers_are_refused_and_change_nothing() -> None:
+def test_more_masks_than_numbers_are_refused_and_change_nothing() -> None:
     few = {Key(ip_address("10.0.0.0"), 80, TCP, length) for length in range(8, 31)}
     more = {Key(ip_address("2001:db8::"), 80, TCP, length) for length in range(32, 64)}
     with Classifier() as classified:

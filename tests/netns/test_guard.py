@@ -278,8 +278,8 @@ def test_the_guard_outlives_the_classifier_and_goes_wholly(rig: Rig) -> None:
         rig.attach(classified)
         ours = held(os.getpid()) - others
         maps = ["fastlb_datagram", "fastlb_locals", "fastlb_passed", "fastlb_replies", "fastlb_vips"]
-        maps += ["fastlb_shapes"] * 2
-        unused = ["fastlb_full", "fastlb_shapes", "fastlb_sources"]  # without full NAT no program refers to them
+        maps += ["fastlb_masks"] * 2
+        unused = ["fastlb_full", "fastlb_masks", "fastlb_sources"]  # without full NAT no program refers to them
         assert names(ours) == sorted([*maps, *unused, "fastlb_asleep", FILTER_NAME, GUARD_NAME, BELL_NAME])
     assert until(lambda: names(ours) == sorted([*maps, GUARD_NAME]))
     rig.settle()

@@ -13,7 +13,7 @@ The rules, in order:
                                                  addresses and ports, the other way round
     an echo request to an address of ``vips``    ours
     other protocols than TCP and UDP                                   not ours
-    (destination, port) in ``vips``, whole or in one of its shapes     ours
+    (destination, port) in ``vips``, whole or in one of its masks     ours
     (source, port) in ``full_replies``, likewise, and the destination
     a source address of full NAT and one of its ports                  ours
     destination in ``locals``, the host's own addresses                not ours
@@ -23,8 +23,8 @@ The rules, in order:
 ``locals`` stands between so that the answers to the host's own connections to a backend (health checks)
 stay with the host; the program asks it last, after a hit in ``replies``, which comes to the same and is
 cheaper. Lookups are most of what the program costs. Entries of prefixes, of port ranges and of any port look at some
-bits only (shapes.py); each shape in use costs another lookup, and has a slot in a table that all programs read. Without
-shapes a frame of a VIP costs one lookup, one that is not ours two, a backend's reply three. An address that answers
+bits only (masks.py); each mask in use costs another lookup, and has a slot in a table that all programs read. Without
+masks a frame of a VIP costs one lookup, one that is not ours two, a backend's reply three. An address that answers
 echo requests is an entry with protocol 0 and port 0.
 
 All run after the kernel has taken the outer VLAN tag out of the frame. All but the steering see the frame from its
@@ -38,7 +38,7 @@ The ports of a header with a lying length field may be read from padding: such a
 pipeline, which parses with care, drops and counts it.
 
 A key is 20 bytes, on the wire's order: address (IPv4: 12 zero bytes, then 4), port, protocol, and the family with the
-number of the key's shape above it (0: whole address and port). The program builds keys in place (scratch.py).
+number of the key's mask above it (0: whole address and port). The program builds keys in place (scratch.py).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ from fastlb.kernel.ebpf.frame import (
     Lookup,
     complete_key,
     if_found,
-    if_shaped,
+    if_masked,
     load_bytes,
     widen_addresses,
 )
@@ -351,7 +351,7 @@ def _icmp(a: Assembler, maps: Maps) -> None:
     a.alu(R8, "=", 0)
     complete_key(a, DESTINATION, R1)
     if_found(a, maps.vips.map, DESTINATION, "to_vip")
-    if_shaped(a, maps.vips, DESTINATION, "to_vip", "echo")
+    if_masked(a, maps.vips, DESTINATION, "to_vip", "echo")
     a.jump("not_ours")
 
 
@@ -412,13 +412,13 @@ def _lookups(a: Assembler, maps: Maps) -> None:
     a.label("asked")
     complete_key(a, DESTINATION, R1)
     if_found(a, maps.vips.map, DESTINATION, "vip")
-    if_shaped(a, maps.vips, DESTINATION, "vip", "vip")
+    if_masked(a, maps.vips, DESTINATION, "vip", "vip")
     if maps.source_ports is not None:
         _full_replies(a, maps, *maps.source_ports)
     a.load(R6, FP, DESTINATION, Size.U32)  # what the end of the other key is going to overwrite
     complete_key(a, SOURCE, R7)
     if_found(a, maps.replies.map, SOURCE, "reply")
-    if_shaped(a, maps.replies, SOURCE, "reply", "reply")
+    if_masked(a, maps.replies, SOURCE, "reply", "reply")
     a.label("nobody")
     jump_if_first(a, "nobody")
     a.jump("not_ours")
@@ -460,7 +460,7 @@ def _full_replies(a: Assembler, maps: Maps, first: int, last: int) -> None:
     a.load(R6, FP, DESTINATION, Size.U32)
     complete_key(a, SOURCE, R7)
     if_found(a, maps.full_replies.map, SOURCE, "source")
-    if_shaped(a, maps.full_replies, SOURCE, "source", "full")
+    if_masked(a, maps.full_replies, SOURCE, "source", "full")
     a.store(FP, DESTINATION, R6, Size.U32)
     a.label("not_full")
 

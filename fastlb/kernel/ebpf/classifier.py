@@ -26,10 +26,10 @@ from typing import NamedTuple
 from fastlb.errors import KernelError
 from fastlb.kernel.ebpf import classification, fragments, syscall
 from fastlb.kernel.ebpf.classification import CACHE_LINE, Maps
-from fastlb.kernel.ebpf.frame import KEY_SIZE, LAST, SHAPE_BITS, SLOT_SHIFT, SLOTS_AT, Lookup
+from fastlb.kernel.ebpf.frame import KEY_SIZE, LAST, MASK_SHIFT, SLOT_SHIFT, SLOTS_AT, Lookup
 from fastlb.kernel.ebpf.host_counters import COUNTER_SIZE, PASSED
 from fastlb.kernel.ebpf.syscall import SCHED_CLS, SOCKET_FILTER
-from fastlb.model.match import LATER, MAX_SHAPES, PORT_BITS, Key, Keys, Shape
+from fastlb.model.match import LATER, MAX_MASKS, PORT_BITS, Key, Keys, Mask
 from fastlb.model.names import GUARD_NAME, SHARDS
 from fastlb.model.net import Address
 
@@ -79,8 +79,8 @@ class Classifier:
         self._lock = threading.Lock()
         with ExitStack() as undo:
             self._vips, self._replies, self._full_replies, self._sources, self._locals = (
-                _MirroredMap(f"fastlb_{name}", undo, shaped)
-                for name, shaped in (
+                _MirroredMap(f"fastlb_{name}", undo, masked)
+                for name, masked in (
                     ("vips", True), ("replies", True), ("full", True), ("sources", False), ("locals", False)
                 )
             )  # fmt: skip
@@ -200,20 +200,20 @@ class Classifier:
 
 
 class _MirroredMap:
-    """A map and the set of keys that it holds, so that differences cost no system call to find; and their shapes.
+    """A map and the set of keys that it holds, so that differences cost no system call to find; and their masks.
 
-    ``shaped``: keys may look at a part of address and port. A shape has a number while a key has it; it gets a slot
+    ``masked``: keys may look at a part of address and port. A mask has a number while a key has it; it gets a slot
     before its first key, and loses it after its last.
     """
 
-    def __init__(self, name: str, undo: ExitStack, shaped: bool) -> None:
+    def __init__(self, name: str, undo: ExitStack, masked: bool) -> None:
         self._map = syscall.HashMap(name, KEY_SIZE, len(_VALUE), MAX_ENTRIES)
         undo.callback(self._map.close)
         self._held: set[Key] = set()
-        self._numbers: dict[Shape, int] = {}
+        self._numbers: dict[Mask, int] = {}
         self.lookup = Lookup(self._map.fd, -1)
-        if shaped:
-            self._slots = syscall.Value("fastlb_shapes", SLOTS_AT + (MAX_SHAPES << SLOT_SHIFT))
+        if masked:
+            self._slots = syscall.Value("fastlb_masks", SLOTS_AT + (MAX_MASKS << SLOT_SHIFT))
             undo.callback(self._slots.close)
             self.lookup = Lookup(self._map.fd, self._slots.fd)
 
@@ -224,18 +224,18 @@ class _MirroredMap:
                 f"the map {self._map.name} would have to hold {most} entries at once: "
                 f"its limit is {self._map.max_entries}"
             )
-        shapes = self._numbers.keys() | _shapes_of(keys)
-        if len(shapes) > MAX_SHAPES:
+        masks = self._numbers.keys() | _masks_of(keys)
+        if len(masks) > MAX_MASKS:
             raise KernelError(
-                f"the map {self._map.name} would have to hold {len(shapes)} kinds of prefixes and port ranges at once: "
-                f"its limit is {MAX_SHAPES}"
+                f"the map {self._map.name} would have to hold {len(masks)} kinds of prefixes and port ranges at once: "
+                f"its limit is {MAX_MASKS}"
             )
 
     def add(self, keys: set[Key]) -> None:
-        fresh = _shapes_of(keys) - self._numbers.keys()
-        free = (number for number in range(1, MAX_SHAPES + 1) if number not in set(self._numbers.values()))
-        for shape, number in zip(sorted(fresh), list(free), strict=False):
-            self._numbers[shape] = number
+        fresh = _masks_of(keys) - self._numbers.keys()
+        free = (number for number in range(1, MAX_MASKS + 1) if number not in set(self._numbers.values()))
+        for mask, number in zip(sorted(fresh), list(free), strict=False):
+            self._numbers[mask] = number
         if fresh:
             self._write_slots()
         for key in keys - self._held:
@@ -246,36 +246,36 @@ class _MirroredMap:
         for key in self._held - keys:
             self._map.delete(self._pack(key))
             self._held.remove(key)
-        gone = self._numbers.keys() - _shapes_of(keys)
-        for shape in gone:
-            del self._numbers[shape]
+        gone = self._numbers.keys() - _masks_of(keys)
+        for mask in gone:
+            del self._numbers[mask]
         if gone:
             self._write_slots()
 
     def _pack(self, key: Key) -> bytes:
-        kind = _kind(key.shape, self._numbers.get(key.shape, 0))
+        kind = _kind(key.mask, self._numbers.get(key.mask, 0))
         return key.address.packed.rjust(16, b"\0") + struct.pack("!HBB", key.port, key.protocol, kind)
 
     def _write_slots(self) -> None:
-        slots = bytearray(SLOTS_AT + (MAX_SHAPES << SLOT_SHIFT))
+        slots = bytearray(SLOTS_AT + (MAX_MASKS << SLOT_SHIFT))
         struct.pack_into("=I", slots, LAST, max(self._numbers.values(), default=0))
-        for shape, number in self._numbers.items():
-            anywhere = ip_network(f"{'0.0.0.0' if shape.version == 4 else '::'}/{shape.prefix}")
-            ports = (1 << PORT_BITS) - (1 << PORT_BITS >> shape.bits)
-            mask = anywhere.netmask.packed.rjust(16, b"\0") + struct.pack("!HB", ports, _kind(shape, number))
+        for mask, number in self._numbers.items():
+            anywhere = ip_network(f"{'0.0.0.0' if mask.version == 4 else '::'}/{mask.prefix}")
+            ports = (1 << PORT_BITS) - (1 << PORT_BITS >> mask.bits)
+            slot = anywhere.netmask.packed.rjust(16, b"\0") + struct.pack("!HB", ports, _kind(mask, number))
             at = SLOTS_AT + (number - 1 << SLOT_SHIFT)
-            slots[at : at + len(mask)] = mask
+            slots[at : at + len(slot)] = slot
         self._slots.write(bytes(slots))
 
 
-def _shapes_of(keys: set[Key]) -> set[Shape]:
+def _masks_of(keys: set[Key]) -> set[Mask]:
     """Those that are not whole. Most keys are, as can be seen at once."""
     seldom = (key for key in keys if key[3:] != (None, None) or (key.port == 0 and 0 < key.protocol < LATER))
-    return {shape for shape in {key.shape for key in seldom} if not shape.is_whole}
+    return {mask for mask in {key.mask for key in seldom} if not mask.is_whole}
 
 
-def _kind(shape: Shape, number: int) -> int:
-    return shape.version | number << SHAPE_BITS
+def _kind(mask: Mask, number: int) -> int:
+    return mask.version | number << MASK_SHIFT
 
 
 def _load(kind: int, code: bytes, name: str, undo: ExitStack) -> int:

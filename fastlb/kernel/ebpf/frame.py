@@ -19,12 +19,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from fastlb.kernel.ebpf.assembler import Assembler, Reg, Size
-from fastlb.model.match import MAX_SHAPES
+from fastlb.model.match import MAX_MASKS
 
 R0, R1, R2, R3, R4, _, R6, R7, R8, R9, FP = Reg
 
 SOURCE, DESTINATION, PORTS, NUMBER = -40, -24, -8, -4
-MASKED, COUNT = -72, -80  # the key of a shape, and how many shapes have been tried
+MASKED, COUNT = -72, -80  # the key of a mask, and how many masks have been tried
 DATAGRAM = -120  # its key, where nothing else is done to it
 KEY_PORT, KEY_PROTOCOL, KEY_FAMILY = 16, 18, 19  # in a key
 
@@ -33,19 +33,19 @@ TCP, UDP = 6, 17
 FIRST, AGAIN = 0x100, 0x200  # above it: a first fragment; one that is asked about as a later one
 
 KEY_SIZE = 20
-SHAPE_BITS = 3  # above the family in a key's last byte: the number of its shape
-SLOT_SHIFT = 5  # of a shape: the masks of address and port, laid out like a key, and a key's last byte
-LAST, SLOTS_AT = 0, 8  # in the value that holds a map's shapes: the number of the last one in use; slot 1
+MASK_SHIFT = 3  # above the family in a key's last byte: the number of its mask
+SLOT_SHIFT = 5  # of a mask: the masks of address and port, laid out like a key, and a key's last byte
+LAST, SLOTS_AT = 0, 8  # in the value that holds a map's masks: the number of the last one in use; slot 1
 _SLOT_KIND = 18  # of a slot: a key's last byte
 
 MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, SKB_LOAD_BYTES = 1, 2, 3, 26  # helpers; none is for GPL programs only
 
 
 class Lookup(NamedTuple):
-    """File descriptors, as the program's instructions name maps: the entries, and the slots of their shapes."""
+    """File descriptors, as the program's instructions name maps: the entries, and the slots of their masks."""
 
     map: int
-    shapes: int
+    masks: int
 
 
 def complete_key(a: Assembler, key: int, port: Reg) -> None:
@@ -89,19 +89,19 @@ def widen_addresses(a: Assembler, source: Reg) -> None:
     a.store(FP, DESTINATION + 8, 0, Size.U32)
 
 
-def if_shaped(a: Assembler, lookup: Lookup, key: int, found: str, name: str) -> None:
-    """Jump when the map has the whole ``key``, which stays as it is, under one of its shapes; else fall through.
+def if_masked(a: Assembler, lookup: Lookup, key: int, found: str, name: str) -> None:
+    """Jump when the map has the whole ``key``, which stays as it is, under one of its masks; else fall through.
 
-    A loop (Linux 5.3): written out for each shape, a program is larger than what kernels before 6.8 let a socket have.
+    A loop (Linux 5.3): written out for each mask, a program is larger than what kernels before 6.8 let a socket have.
     """
     a.alu(R1, "=", 0)
     a.store(FP, COUNT, R1, Size.U64)
-    a.label(f"{name}_shape")
+    a.label(f"{name}_mask")
     a.load(R4, FP, COUNT, Size.U64)
-    a.jump_if(R4, ">=", MAX_SHAPES, f"{name}_unshaped")
-    a.map_value(R3, lookup.shapes)
+    a.jump_if(R4, ">=", MAX_MASKS, f"{name}_unmasked")
+    a.map_value(R3, lookup.masks)
     a.load(R1, R3, LAST, Size.U32)
-    a.jump_if(R1, "<=", R4, f"{name}_unshaped")
+    a.jump_if(R1, "<=", R4, f"{name}_unmasked")
     a.alu(R1, "=", R4)
     a.alu(R1, "<<", SLOT_SHIFT)
     a.alu(R3, "+", R1)
@@ -109,8 +109,8 @@ def if_shaped(a: Assembler, lookup: Lookup, key: int, found: str, name: str) -> 
     a.store(FP, COUNT, R4, Size.U64)
     a.load(R4, R3, SLOTS_AT + _SLOT_KIND, Size.U8)
     a.alu(R1, "=", R4)
-    a.alu(R1, "&", (1 << SHAPE_BITS) - 1)
-    a.jump_if(R1, "!=", R9, f"{name}_shape")
+    a.alu(R1, "&", (1 << MASK_SHIFT) - 1)
+    a.jump_if(R1, "!=", R9, f"{name}_mask")
     for at, size in ((0, Size.U64), (8, Size.U64), (KEY_PORT, Size.U16)):
         a.load(R1, FP, key + at, size)
         a.load(R2, R3, SLOTS_AT + at, size)
@@ -119,5 +119,5 @@ def if_shaped(a: Assembler, lookup: Lookup, key: int, found: str, name: str) -> 
     a.store(FP, MASKED + KEY_PROTOCOL, R8, Size.U8)
     a.store(FP, MASKED + KEY_FAMILY, R4, Size.U8)
     if_found(a, lookup.map, MASKED, found)
-    a.jump(f"{name}_shape")
-    a.label(f"{name}_unshaped")
+    a.jump(f"{name}_mask")
+    a.label(f"{name}_unmasked")

@@ -16,7 +16,7 @@ from fastlb.kernel.ebpf.frame import (
     Lookup,
     complete_key,
     if_found,
-    if_shaped,
+    if_masked,
     load_bytes,
     widen_addresses,
 )
@@ -44,7 +44,7 @@ def count_passed(a: Assembler, vips: Lookup, counters_fd: int) -> None:
         a.alu(R1, "=", 0)
         complete_key(a, DESTINATION, R1)
         if_found(a, vips.map, DESTINATION, "count")
-        if_shaped(a, vips, DESTINATION, "count", f"passed_{protocol}")
+        if_masked(a, vips, DESTINATION, "count", f"passed_{protocol}")
     a.jump("not_ours")
     a.label("count")
     a.map_value(R1, counters_fd)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastlb import Datapath
-from fastlb.model.match import Block, Shape, blocks_of
+from fastlb.model.match import Block, Mask, blocks_of
 from tests.balancers import BACKENDS, CLIENT, datapath, flags, reply_to, service
 from tests.frames import ACK, frame, mac_of, take_apart
 from tests.unit.dataplane.test_icmperror import ROUTER, error, icmp_frame, quoted_of
@@ -46,7 +46,7 @@ def test_blocks(first: int, last: int, blocks: list[tuple[int, int]]) -> None:
 
 
 def test_what_is_whole() -> None:
-    assert [shape.is_whole for shape in (Shape(4, 32, 16), Shape(6, 128, 16), Shape(6, 32, 16), Shape(4, 32, 15))] == [
+    assert [mask.is_whole for mask in (Mask(4, 32, 16), Mask(6, 128, 16), Mask(6, 32, 16), Mask(4, 32, 15))] == [
         True, True, False, False,
     ]  # fmt: skip
 
