@@ -19,7 +19,7 @@ from forwarders import HERE, ForwarderError, command_line
 from report import GOAL_COLUMNS, Bar, Goal, Spread, print_table, write
 from topology import ALL_VIPS, Lab, own_prefix
 
-from fastlb.control.server import call
+from fastlb.control.client import call
 from fastlb.errors import ControlError
 
 MODES = ("nat", "fullnat", "dsr", "ipip")

@@ -30,7 +30,7 @@ from report import GOAL_COLUMNS, Bar, Goal, Spread, print_table, write
 from rig import BACKEND, VIP, Rig, RigError, cores, on_core, rtnl
 from topology import index_of
 
-from fastlb.control.server import call
+from fastlb.control.client import call
 from fastlb.kernel import guard
 
 ECHOES = Path(__file__).resolve().parent.parent / "netns-lab" / "echoes.py"

@@ -23,7 +23,7 @@ from report import GOAL_COLUMNS, Bar, Goal, Spread, print_table, write
 from rig import PORT, VIP, Rig, RigError, cores, on_core, rtnl
 from topology import add_address, index_of
 
-from fastlb.control.server import call
+from fastlb.control.client import call
 
 PAIRS = 7
 BACKENDS = 1000

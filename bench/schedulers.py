@@ -19,7 +19,7 @@ import forwarders
 from report import GOAL_COLUMNS, Bar, Goal, Spread, print_table, write
 from topology import BACKENDS, VIPS, Lab, own_prefix
 
-from fastlb.control.server import call
+from fastlb.control.client import call
 
 ROUNDS = 1
 SECONDS = 4.0  # of clients, each turn

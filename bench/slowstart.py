@@ -19,7 +19,7 @@ from report import Curve, print_table, write_curves
 from topology import BACKENDS, VIPS, Lab, LabError, own_prefix
 
 from fastlb.config.schema import SlowStart
-from fastlb.control.server import call
+from fastlb.control.client import call
 from fastlb.plan.backends import ramp
 
 WINDOW = 10.0  # seconds

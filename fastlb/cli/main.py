@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fastlb._core import flow_states
 from fastlb.config.fields import drain_time
 from fastlb.config.schema import Config, control_path, json_schema, load_config
-from fastlb.control.server import call, wait_for_end
+from fastlb.control.client import call, wait_for_end
 from fastlb.errors import FastlbError
 from fastlb.model.modes import TWO_WAY
 from fastlb.observe import log, trace

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from inspect import isawaitable
 from typing import Any
 
 import structlog
@@ -15,6 +16,7 @@ import structlog
 from fastlb.config.fields import drain_time
 from fastlb.control.balancer import Balancer
 from fastlb.control.server import Command
+from fastlb.control.slices import run_in_slices
 from fastlb.errors import FastlbError
 from fastlb.model.clock import flow_clock
 from fastlb.model.counters import add_up
@@ -44,10 +46,13 @@ class Commands:
 
     # --- looking -------------------------------------------------------------------------------------------
 
-    def _status(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    async def _status(self, request: Mapping[str, Any]) -> dict[str, Any]:
         balancer = self._balancer
         pipelines, view = balancer.pipelines, balancer.view
         offloaded = [view.links[index].name for index in balancer.tunnel_offload.interfaces() if index in view.links]
+        services = await run_in_slices(
+            status.services_in_steps(pipelines, balancer.now.plans, balancer.standings, time.monotonic())
+        )
         found = [pipeline.counters() for pipeline in pipelines]
         counters = add_up((*found, balancer.classifier.passed())) | balancer.workers.counters()
         return {
@@ -60,7 +65,7 @@ class Commands:
             "open_blocks": balancer.open_blocks,
             "workers": balancer.workers.describe(pipelines, view, balancer.links_out()),
             "counters": status.split_counters(counters),
-            "services": status.describe_services(pipelines, balancer.now.plans, balancer.standings, time.monotonic()),
+            "services": services,
             "flows": status.describe_flows(pipelines[0]) | {"file": self._flow_file()},
             "affinity": status.describe_affinity(pipelines[0]),
         }
@@ -124,8 +129,10 @@ class Commands:
 
     # --- all of it -----------------------------------------------------------------------------------------
 
-    def _reload(self, request: Mapping[str, Any]) -> dict[str, int]:
-        self._balancer.reload()
+    async def _reload(self, request: Mapping[str, Any]) -> dict[str, int]:
+        done = self._balancer.reload()
+        if isawaitable(done):
+            await done
         return self._balancer.now.summary()
 
     def _stop(self, request: Mapping[str, Any]) -> dict[str, Any]:

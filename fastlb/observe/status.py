@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from functools import cache
+from typing import Any, cast
 
 from fastlb._core import Pipeline, reason_names, verdict_number
 from fastlb.model.counters import add_up
@@ -14,77 +15,123 @@ from fastlb.plan.plan import Member, Plan
 Pipelines = Sequence[Pipeline]
 """Those of all workers."""
 
+AT_ONCE = 64  # backends described between two places where the work may be interrupted: less than a millisecond
+
 _FORWARD, _PASS, _DROP = 0, 1, 2
 
 
+@cache
+def verdicts() -> Mapping[str, int]:
+    """Return the verdict of every reason: 0 forward, 1 pass, 2 drop."""
+    return {name: verdict_number(name) for name in reason_names()}
+
+
 def split_counters(counters: Mapping[str, int]) -> dict[str, Any]:
-    """Counters by what they count: totals, ``paths`` of forwarded packets, ``passed`` to the host, ``drops``."""
-    names = reason_names()
-    totals: dict[str, Any] = {name: value for name, value in counters.items() if name not in names}
+    """Return counters by what they count: totals, ``paths`` of forwarded packets, ``passed`` to the host, ``drops``."""
+    totals: dict[str, Any] = {name: value for name, value in counters.items() if name not in verdicts()}
     by_verdict: list[dict[str, int]] = [{}, {}, {}]
-    for name in names:
-        by_verdict[verdict_number(name)][name] = counters[name]
-    return totals | {"paths": by_verdict[0], "passed": by_verdict[_PASS], "drops": by_verdict[_DROP]}
+    for name, verdict in verdicts().items():
+        by_verdict[verdict][name] = counters[name]
+    return totals | {"paths": by_verdict[_FORWARD], "passed": by_verdict[_PASS], "drops": by_verdict[_DROP]}
 
 
 def describe_services(
-    pipelines: Sequence[Pipeline], plans: Iterable[Plan], standings: Standings | None = None, now: float = 0.0
+    pipelines: Pipelines, plans: Iterable[Plan], states: Standings | None = None, now: float = 0.0
 ) -> list[dict[str, Any]]:
-    """Each service with its backends, how they stand ``now``, and what all workers sent to them: packets, bytes,
-    flows."""
-    standings = standings or Standings()
-    return [
-        {
-            "name": plan.name,
-            "vip": str(plan.vip),
-            "port": plan.ports if isinstance(plan.ports, int) else str(plan.ports),
-            "protocol": plan.protocol,
-            "forward": plan.forward,
-            "scheduler": plan.scheduler,
-            **_count_service(pipelines, plan),
-            "backends": [
-                _describe_member(pipelines, plan, member, standings, now)
-                | add_up(pipeline.backend_stats(member.id) for pipeline in pipelines)
-                for member in plan.members
-            ],
-        }
-        for plan in plans
-    ]
+    """Return each service with its backends, their states ``now``, and what all workers sent to them."""
+    steps = services_in_steps(pipelines, plans, states or Standings(), now)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            described: list[dict[str, Any]] = end.value
+            return described
 
 
-def _count_service(pipelines: Sequence[Pipeline], plan: Plan) -> dict[str, dict[str, int]]:
-    """``paths``, ``drops`` and ``events`` that are not 0; conntrack and scheduled follow from the backends."""
+def services_in_steps(
+    pipelines: Pipelines, plans: Iterable[Plan], states: Standings, now: float
+) -> Generator[None, None, list[dict[str, Any]]]:
+    """Do what `describe_services` does; yields now and then, where an event loop may interrupt it."""
+    described = []
+    for plan in plans:
+        service = _describe_service(pipelines, plan)
+        for start in range(0, len(plan.members), AT_ONCE):
+            yield
+            service["backends"] += [
+                _describe_member(pipelines, plan, member, states, now)
+                for member in plan.members[start : start + AT_ONCE]
+            ]
+        described.append(service)
+        yield
+    return described
+
+
+def _describe_service(pipelines: Pipelines, plan: Plan) -> dict[str, Any]:
+    return {
+        "name": plan.name,
+        "vip": str(plan.vip),
+        "port": plan.ports if isinstance(plan.ports, int) else str(plan.ports),
+        "protocol": plan.protocol,
+        "forward": plan.forward,
+        "scheduler": plan.scheduler,
+        **_count_service(pipelines, plan),
+        "backends": [],
+    }
+
+
+def _count_service(pipelines: Pipelines, plan: Plan) -> dict[str, dict[str, int]]:
+    """Return the ``paths``, ``drops`` and ``events`` that are not 0.
+
+    The paths conntrack and scheduled are missing: they follow from what the backends count.
+    """
     counters = add_up(pipeline.service_counters(plan.slot) for pipeline in pipelines)
     events = add_up(pipeline.service_events(plan.slot) for pipeline in pipelines)
     seen = {name: value for name, value in counters.items() if value}
     return {
-        "paths": {name: value for name, value in seen.items() if verdict_number(name) == _FORWARD},
-        "drops": {name: value for name, value in seen.items() if verdict_number(name) == _DROP},
+        "paths": {name: value for name, value in seen.items() if verdicts()[name] == _FORWARD},
+        "drops": {name: value for name, value in seen.items() if verdicts()[name] == _DROP},
         "events": {name: value for name, value in events.items() if value},
     }
 
 
 def _describe_member(
-    pipelines: Sequence[Pipeline], plan: Plan, member: Member, standings: Standings, now: float
+    pipelines: Pipelines, plan: Plan, member: Member, states: Standings, now: float
 ) -> dict[str, Any]:
-    """``slow_start``: the part of its weight that a backend has in it. ``response``: the seconds that backends take to
-    answer, to flows (the slowest worker's word) and to checks."""
-    standing = standings.of(plan.name, member.key)
-    seen = [pipeline.response_time(member.id) for pipeline in pipelines]
+    """Return how a backend stands, and its counters.
+
+    ``slow_start``: the part of its weight that a backend has in it. ``response``: the seconds that it takes to answer,
+    to flows (as the worker sees it that waits longest) and, as ``check_response``, to checks.
+    """
+    state = states.of(plan.name, member.key)
     return {
         "backend": member.key,
         "weight": member.full if member.weight else 0,
         "slow_start": member.ramp if member.ramp < 1 else None,
-        "state": standing.shown(now),
-        "reason": standing.reason,
-        "drain_remaining": standing.remaining(now),
-        "response": max((each for each in seen if each is not None), default=None),
-        "check_response": standing.response or None,
+        "state": state.shown(now),
+        "reason": state.reason,
+        "drain_remaining": state.remaining(now),
+        "response": _response(pipelines, member.id),
+        "check_response": state.response or None,
+        **_count_backend(pipelines, member.id),
     }
 
 
+def _response(pipelines: Pipelines, backend: int) -> float | None:
+    seen = [response for pipeline in pipelines if (response := pipeline.response_time(backend)) is not None]
+    return max(seen) if seen else None
+
+
+def _count_backend(pipelines: Pipelines, backend: int) -> dict[str, int]:
+    """Return the sum of what all workers count of a backend."""
+    total, *others = (cast("dict[str, int]", pipeline.backend_stats(backend)) for pipeline in pipelines)
+    for counted in others:
+        for name, value in counted.items():
+            total[name] += value
+    return total
+
+
 def describe_flows(pipeline: Pipeline) -> dict[str, Any]:
-    """How full the flow table is, what it costs, how many source ports are taken; any worker's pipeline knows."""
+    """Return how full the flow table is, its memory, and its source ports; any worker's pipeline knows."""
     hot, cold = pipeline.memory()
     return {
         "active": pipeline.flow_count(),
@@ -99,6 +146,6 @@ def describe_flows(pipeline: Pipeline) -> dict[str, Any]:
 
 
 def describe_affinity(pipeline: Pipeline) -> dict[str, int]:
-    """How many clients are remembered, of how many; any worker's pipeline knows."""
+    """Return how many clients are remembered, and how many can be; any worker's pipeline knows."""
     used, entries = pipeline.affinity_slots()
     return {"clients": used, "entries": entries}

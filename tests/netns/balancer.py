@@ -27,7 +27,7 @@ import yaml
 from pyroute2 import IPRoute, NetlinkError, netns
 
 from fastlb.config.schema import Config
-from fastlb.control.server import call
+from fastlb.control.client import call
 from fastlb.errors import ConfigError, ControlError
 from fastlb.kernel import guard
 from fastlb.workers import flow_file

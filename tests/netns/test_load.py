@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from fastlb.control.server import call
+from fastlb.control.client import call
 from tests.frames import BALANCER_MAC, SYN, UDP, frame, mac_bytes
 from tests.netns.balancer import Balancer, drops, fastlb, until
 from tests.netns.rig import (

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from fastlb.control.server import call
+from fastlb.control.client import call
 from tests.netns.balancer import PATIENCE, Balancer, backends, fastlb, until, within
 
 LAB_DIR = Path(__file__).resolve().parents[2] / "netns-lab"

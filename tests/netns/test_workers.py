@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from fastlb.control.server import call
+from fastlb.control.client import call
 from tests.frames import ACK, SYN, frame
 from tests.netns.balancer import Balancer, drops, fastlb, until
 from tests.netns.rig import (
