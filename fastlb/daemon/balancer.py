@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 import structlog
 
 from fastlb._core import FlowMemory, Pipeline
+from fastlb.config.schema import Service
 from fastlb.control.commands import Commands
 from fastlb.control.server import ControlServer
 from fastlb.daemon import leftovers
@@ -38,6 +39,7 @@ from fastlb.daemon.preflight import (
 )
 from fastlb.errors import FastlbError, KernelError
 from fastlb.health.checker import Checker
+from fastlb.health.results import CheckResult
 from fastlb.kernel import cpus, guard, icmp
 from fastlb.kernel.claim import claim
 from fastlb.kernel.ebpf.classifier import Classifier, Sources
@@ -78,7 +80,7 @@ class Engine:
         self._path = path
         self.standings = Standings()
         self.now = Generation.load(path, plan.BackendIds(), self.standings)
-        self._checker = Checker(self._checked)
+        self._checker = Checker(self._checked, could_not_check)
         self._planned = time.monotonic()  # when it was last looked at how backends stand
         self._let_go_at = 0.0  # when removed backends were last looked at
         self._path_mtus = pathmtu.PathMtus()
@@ -351,7 +353,7 @@ class Engine:
         for version, listener in self._listeners.items():
             loop.add_reader(listener, self._hear_errors, version)
         signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(self._reload_signal))
-        self._checker.follow(self.now.config)
+        self._checker.apply_config(self.now.config)
         log.info(
             "running",
             interfaces=list(self.now.config.interfaces),
@@ -365,7 +367,7 @@ class Engine:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(stop.wait(), TICK)
             self._tick()
-        self._checker.stop()
+        self._checker.close()
         self._loop = None
 
     def _warn(self, view: KernelView) -> None:
@@ -461,16 +463,24 @@ class Engine:
 
     # --- how backends stand ----------------------------------------------------------------------------------
 
-    def _checked(self, name: BackendName, response: float | None, reason: str) -> None:
-        """A health check has ended."""
-        service = next((each for each in self.now.config.services if each.name == name[0]), None)
-        if service is not None and self.standings.checked(service, name[1], response, reason, time.monotonic()):
-            state = self.standings.of(*name).state
-            why = {"reason": reason} if reason else {}
-            (log.info if state == "up" else log.warning)(f"backend {state}", service=name[0], backend=name[1], **why)
-            if state == "up":
-                self._forget_response(name)
+    def _checked(self, results: Sequence[CheckResult]) -> None:
+        """Health checks have ended."""
+        services = {service.name: service for service in self.now.config.services}
+        changes = [self._has_changed(services.get(result.backend[0]), result) for result in results]
+        if any(changes):
             self.plan_again()
+
+    def _has_changed(self, service: Service | None, result: CheckResult) -> bool:
+        """Whether a backend stands otherwise after this check; the log says so."""
+        name, response, reason = result
+        if service is None or not self.standings.checked(service, name[1], response, reason, time.monotonic()):
+            return False
+        state = self.standings.of(*name).state
+        why = {"reason": reason} if reason else {}
+        (log.info if state == "up" else log.warning)(f"backend {state}", service=name[0], backend=name[1], **why)
+        if state == "up":
+            self._forget_response(name)
+        return True
 
     def _forget_response(self, name: BackendName) -> None:
         found = {(plan.name, member.key): member.id for plan in self.now.plans for member in plan.members}
@@ -610,7 +620,7 @@ class Engine:
             self._save_again()
             raise
         self.standings = standings
-        self._checker.follow(after.config)
+        self._checker.apply_config(after.config)
 
     def _install(self, generation: Generation) -> None:
         """The filter keeps an old VIP's packets out before the data path forgets it, and lets in those of a new one
@@ -630,6 +640,11 @@ class Engine:
         self._fill_classifier()
         self.vips.drop(keep=vips)
         self._want_next_hops()
+
+def could_not_check(error: Exception, count: int) -> None:
+    """Say that this host could not ask backends, how often, and why the last time."""
+    log.error("backends could not be checked; their states stay", times=count, error=str(error))
+
 
 # --- being stopped -----------------------------------------------------------------------------------------
 

@@ -85,7 +85,6 @@ NOT_YET: set[tuple[str, str]] = {
     ("a module has a test file", "daemon.leftovers"),
     ("a module has a test file", "daemon.preflight"),
     ("a module has a test file", "errors"),
-    ("a module has a test file", "health.checker"),
     ("a module has a test file", "kernel.claim"),
     ("a module has a test file", "kernel.ebpf.classification"),
     ("a module has a test file", "kernel.ebpf.classifier"),
