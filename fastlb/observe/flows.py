@@ -22,6 +22,7 @@ from fastlb.plan.plan import Member, Plan
 
 SLICE = 1 << 17  # entries looked at for one request: a few milliseconds
 ROOM = 1000  # flows in one answer
+STATES = flow_states()
 
 Ask = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 Placed = tuple[Plan, Member]
@@ -72,8 +73,8 @@ def _client(request: Mapping[str, Any]) -> Network | None:
 
 def _states(request: Mapping[str, Any]) -> list[str] | None:
     state = request.get("state")
-    if state is not None and state not in flow_states():
-        raise FastlbError(f'there is no state "{state}"; there are: {_listed(flow_states())}')
+    if state is not None and state not in STATES:
+        raise FastlbError(f'there is no state "{state}"; there are: {_listed(STATES)}')
     return None if state is None else [state]
 
 

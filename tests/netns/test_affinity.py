@@ -103,7 +103,7 @@ def test_a_site_of_two_ports(lab: Lab, tmp_path: Path, clients: list[str], forwa
         assert balancer.status()["affinity"]["clients"] == CLIENTS
         assert balancer.status()["counters"]["affine"] == CLIENTS * 11
         shown = fastlb("status", "--socket", balancer.socket_path).stdout
-        assert f"affinity {CLIENTS} clients remembered, room for 65536; {CLIENTS * 11} flows followed theirs" in shown
+        assert f"affinity {CLIENTS} clients remembered, room for 65536; {CLIENTS * 11} new flows by affinity" in shown
 
         gone = before[clients[0]]
         assert balancer.reload(config(lab, forward, version, without=(gone,))).returncode == 0

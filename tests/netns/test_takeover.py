@@ -143,7 +143,7 @@ def test_a_handover_says_what_stays(lab: Lab, balancer: Balancer) -> None:
     file = flow_file(balancer)
     done = fastlb("stop", "--handover", "--socket", balancer.socket_path)
     assert (done.returncode, done.stdout) == (
-        0, f"stopped; for the next run there stay: the guard on eth0, eth1; 20 flows in {file}\n",
+        0, f"stopped; kept for the next run: the guard on eth0, eth1; 20 flows in {file}\n",
     )  # fmt: skip
     assert balancer.wait() == 0
     assert events(balancer)[-1] == "stopped; guard, VIPs and flows stay"
@@ -155,7 +155,7 @@ def test_a_handover_says_what_stays(lab: Lab, balancer: Balancer) -> None:
     done = fastlb("guard", "remove", namespace=balancer.namespace)
     assert (done.returncode, done.stdout) == (0, f"removed from: eth0, eth1, {file}\n")
     assert (file.exists(), guarded(balancer)) == (False, [])
-    assert fastlb("guard", "show", namespace=balancer.namespace).stdout == "there is no guard\n"
+    assert fastlb("guard", "show", namespace=balancer.namespace).stdout.startswith("nothing is left over: ")
 
 
 def test_a_handover_without_a_file(balancer: Balancer) -> None:
@@ -165,7 +165,7 @@ def test_a_handover_without_a_file(balancer: Balancer) -> None:
     balancer.start()
     assert balancer.status()["flows"]["file"] is None
     done = fastlb("stop", "--handover", "--socket", balancer.socket_path)
-    assert done.stdout == "stopped; for the next run there stay: the guard on eth0, eth1; no flow\n"
+    assert done.stdout == "stopped; kept for the next run: the guard on eth0, eth1; no flow\n"
     assert guarded(balancer) == ["eth0", "eth1"]
 
 

@@ -57,8 +57,6 @@ MOST_LINES = 22  # of nine functions in ten
 
 # (rule, what breaks it): the work that is left.
 NOT_YET: set[tuple[str, str]] = {
-    ("a room imports only what its row names", "cli.main -> _core"),
-    ("a room imports only what its row names", "cli.main -> workers.flow_file"),
     ("no circle of imports", "config.rules"),
     ("no circle of imports", "config.schema"),
     ("a .pxi uses only what is included before it", "admission.pxi: addr_from of snapshot.pxi"),
@@ -67,14 +65,12 @@ NOT_YET: set[tuple[str, str]] = {
     ("a .pxi uses only what is included before it", "affinity.pxi: unmap of pipeline.pxi"),
     ("a .pxi uses only what is included before it", "pipeline.pxi: entries_of of look.pxi"),
     ("a .pxi uses only what is included before it", "schedule.pxi: zeroed of snapshot.pxi"),
-    ("a file is not too long", "cli/main.py"),
     ("a file is not too long", "config/fields.py"),
     ("a file is not too long", "config/schema.py"),
     ("a file is not too long", "daemon/balancer.py"),
     ("a file is not too long", "kernel/ebpf/classification.py"),
     ("a file is not too long", "observe/trace.py"),
     ("a file is not too long", "workers/flow_file.py"),
-    ("a module has a test file", "cli.main"),
     ("a module has a test file", "config.fields"),
     ("a module has a test file", "config.rules"),
     ("a module has a test file", "config.yaml"),

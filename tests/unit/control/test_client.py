@@ -15,7 +15,7 @@ import pytest
 from fastlb.control import client
 from fastlb.control.client import call, is_answered, wait_for_end
 from fastlb.errors import ControlError
-from tests.unit.control.sockets import beside_a_server
+from tests.control_sockets import beside_a_server
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import pytest
 from fastlb.control.client import RefusedError, call
 from fastlb.control.server import LINE_LIMIT, ControlServer, check_place
 from fastlb.errors import ConfigError, ControlError, FastlbError
-from tests.unit.control.sockets import beside_a_server
+from tests.control_sockets import beside_a_server
 
 
 def echo(request: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,75 @@
+"""`fastlb drain`, `weight` and `enable`: the operator's word about one backend."""
+
+from __future__ import annotations
+
+import argparse
+
+from fastlb.cli.options import Commands, Run, add_command, add_socket, number, socket_of
+from fastlb.config.fields import drain_time
+from fastlb.control.client import call
+from fastlb.errors import FastlbError
+
+MAX_WEIGHT = 65535
+
+
+def add(commands: Commands) -> None:
+    """Add the three commands."""
+    drain = _add(
+        commands, "drain", run_drain,
+        "send no new flows to a backend; its flows stay until they end",
+        "It lasts until `fastlb enable`, over reloads too. See docs/backends.md.",
+    )  # fmt: skip
+    drain.add_argument(
+        "--deadline", type=deadline, metavar="TIME",
+        help="such as 5m: after this time the remaining flows are moved or reset, as the service's on_leave says",
+    )  # fmt: skip
+    add_socket(drain)
+    add_socket(_add(commands, "enable", run_enable, "undo drain and weight"))
+    weight = _add(
+        commands, "weight", run_weight,
+        "change a backend's weight until `enable`, or until a clean stop",
+    )  # fmt: skip
+    weight.add_argument(
+        "number", metavar="N", type=number(0, MAX_WEIGHT),
+        help=f"the new weight, 0 to {MAX_WEIGHT}; with 0 it gets no new flows",
+    )  # fmt: skip
+    add_socket(weight)
+
+
+def _add(commands: Commands, name: str, run: Run, summary: str, more: str = "") -> argparse.ArgumentParser:
+    parser = add_command(commands, name, run, summary, more)
+    parser.add_argument("service", metavar="SERVICE", help="the service's name")
+    parser.add_argument(
+        "backend", metavar="BACKEND",
+        help="the backend's address, or address:port ([address]:port for IPv6)",
+    )  # fmt: skip
+    return parser
+
+
+def deadline(text: str) -> float:
+    """Return seconds, from "5m" or "300"; for argparse."""
+    try:
+        return drain_time(float(text) if text.replace(".", "", 1).isdigit() else text)
+    except FastlbError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def run_drain(arguments: argparse.Namespace) -> None:
+    """Send no new flows to a backend."""
+    print("draining: " + _change(arguments, "drain", deadline=arguments.deadline))
+
+
+def run_enable(arguments: argparse.Namespace) -> None:
+    """Undo drain and weight."""
+    print("enabled: " + _change(arguments, "enable"))
+
+
+def run_weight(arguments: argparse.Namespace) -> None:
+    """Give a backend another weight."""
+    print(f"weight {arguments.number}: " + _change(arguments, "weight", weight=arguments.number))
+
+
+def _change(arguments: argparse.Namespace, command: str, **more: float | None) -> str:
+    """Return the names of the backend that was changed: that of its service, and its own."""
+    named = call(socket_of(arguments), command, service=arguments.service, backend=arguments.backend, **more)
+    return f"{named['service']} {named['backend']}"

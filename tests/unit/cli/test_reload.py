@@ -1,0 +1,33 @@
+"""`fastlb reload`: what is asked, and what is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastlb.cli.main import main
+from fastlb.errors import ConfigError
+from tests.control_sockets import serving
+
+
+@pytest.mark.parametrize(
+    ("services", "expected"),
+    [(0, "reloaded: 0 services\n"), (1, "reloaded: 1 service\n"), (2, "reloaded: 2 services\n")],
+)
+def test_reloaded(services: int, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "fastlb.sock"
+    with serving(path, {"reload": lambda request: {"services": services, "backends": 7}}):
+        assert main(["reload", "--socket", str(path)]) == 0
+    assert capsys.readouterr().out == expected
+
+
+def test_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse(request: Any) -> None:
+        raise ConfigError.at("fastlb.yaml:3", "flows", "is too much")
+
+    path = tmp_path / "fastlb.sock"
+    with serving(path, {"reload": refuse}):
+        assert main(["reload", "--socket", str(path)]) == 2
+    assert capsys.readouterr() == ("", "fastlb: fastlb.yaml:3: flows: is too much\n")
