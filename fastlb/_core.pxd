@@ -7,7 +7,7 @@ from fastlb.dataplane.conntrack cimport FlowTable
 from fastlb.dataplane.decap cimport Decap
 from fastlb.dataplane.flowlog cimport FlowLog
 from fastlb.dataplane.fragment cimport FragmentNote
-from fastlb.dataplane.look cimport FlowFilter
+from fastlb.dataplane.inspect cimport FlowFilter
 from fastlb.dataplane.publish cimport Publication
 from fastlb.dataplane.ring cimport RxRing
 from fastlb.dataplane.sourceport cimport SourcePool

@@ -38,7 +38,7 @@ from fastlb.dataplane.conntrack cimport (
     FLOW_PICKED_UP, FLOW_RESET, FLOW_STATES, FLOW_SYN, FLOW_SYN_ACK, FLOW_UDP, FLOW_UDP_NEW, MAX_BACKENDS, Bucket,
     FlowEntry, FlowTable, backend_of, conflict_with, find_flow, find_reply, forget, gives_way, has_expired, is_over,
     owned_after, owns, pool_of, state_of, tuple_of)
-from fastlb.dataplane.crowd cimport entry_to_give_up, is_crowded, proves_itself
+from fastlb.dataplane.reserve cimport entry_to_give_up, is_crowded, proves_itself
 from fastlb.dataplane.decap cimport (
     DECAP_REASONS, DECAP_TUN_REFUSED, DECAPSULATED, MODE_GRE, MODE_GUE, MODE_IPIP, decap_reason_name, run_decap,
     take_packet)
@@ -47,12 +47,12 @@ from fastlb.dataplane.flowhash cimport SHARDS, flow_hash, shard_of
 from fastlb.dataplane.flowlog cimport FlowEvent, FlowLog
 from fastlb.dataplane.fragment cimport (
     HELD, HELD_PLACE, SETS, WAYS, FragmentNote, FragmentState, HeldFragment, let_go, release_claimed)
-from fastlb.dataplane.look cimport FlowCopy, copy_entry, count_flows, entry_at, next_flow
+from fastlb.dataplane.inspect cimport FlowCopy, copy_entry, count_flows, entry_at, next_flow
 from fastlb.dataplane.lookup cimport MISSING, find, key_meta, table_free, table_init, table_put
 from fastlb.dataplane.machine cimport (
     assert_equal, bswap16, bswap32, load_acquire_u32, load_acquire_u64, spin_pause, store_release_u32)
 from fastlb.dataplane.maglev cimport MAX_MEMBERS, Turn, populate
-from fastlb.dataplane.pieces cimport MAX_HEADERS, Pieces, cut, next_piece
+from fastlb.dataplane.segments cimport MAX_HEADERS, Pieces, cut, next_piece
 from fastlb.dataplane.pipeline cimport is_turned_away, must_look, next_settled, run_batch, sweep_tables
 from fastlb.dataplane.publish cimport passed, pick_up, publish
 from fastlb.dataplane.reasons cimport (
@@ -93,6 +93,6 @@ include "dataplane/snapshot.pxi"
 include "dataplane/takeover.pxi"
 include "dataplane/affinity.pxi"
 include "dataplane/pipeline.pxi"
-include "dataplane/look.pxi"
+include "dataplane/inspect.pxi"
 include "dataplane/worker.pxi"
 include "dataplane/decap.pxi"

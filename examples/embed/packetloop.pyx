@@ -20,7 +20,7 @@ from libc.string cimport memcpy, memset
 
 from fastlb._core cimport Pipeline
 from fastlb.dataplane.conntrack cimport sweep
-from fastlb.dataplane.pieces cimport MAX_HEADERS, Pieces, cut, next_piece
+from fastlb.dataplane.segments cimport MAX_HEADERS, Pieces, cut, next_piece
 from fastlb.dataplane.pipeline cimport run_batch
 from fastlb.dataplane.publish cimport pick_up
 from fastlb.dataplane.reasons cimport VIA_REJECT

@@ -18,7 +18,7 @@ seems to be further has been full for long.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from fastlb.dataplane.conntrack cimport FLOW_SYN, FLOW_UDP_NEW, FlowTable
-from fastlb.dataplane.crowd cimport is_second
+from fastlb.dataplane.reserve cimport is_second
 from fastlb.dataplane.flowhash cimport SHARDS, client_mix
 from fastlb.dataplane.lookup cimport MISSING, find
 from fastlb.dataplane.machine cimport compare_and_swap_u64, load_acquire_u64, unlikely
@@ -43,7 +43,7 @@ cdef struct FlowBudget:
     # Of the entries that one worker makes.
     uint64_t used            # ENTRY_COST each, less what time has paid
     uint64_t paid            # until when, us
-    uint32_t exceeded[2]     # when a flow last got no entry, ms; by whether its service's flows stand back (crowd.pxd)
+    uint32_t exceeded[2]     # when a flow last got no entry, ms; by whether its service's flows stand back (reserve.pxd)
     uint32_t exceeded_once   # that has happened at all, a bit each
 
 

@@ -13,7 +13,7 @@ from fastlb.dataplane.icmp cimport (
 from fastlb.dataplane.icmperror cimport (
     answer_echo, translate_client_in_error, translate_source_in_error, translate_to_backend, translate_to_client)
 from fastlb.dataplane.machine cimport likely, load_acquire_u32, must, store_release_u32, unlikely
-from fastlb.dataplane.pieces cimport (
+from fastlb.dataplane.segments cimport (
     MIN_MTU6, cut_segment, cut_to, is_divisible, is_promised, may_be_fragmented,
     most_pieces, super_kind)
 from fastlb.dataplane.reasons cimport (

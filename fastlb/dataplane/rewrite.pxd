@@ -101,7 +101,7 @@ cdef inline void renumber(Packet *p) noexcept nogil:
 
     Senders choose it for a pair of addresses. Translation makes one pair of several, where the same number would let
     fragments of different datagrams be put together. So each pair has a shift of its own: the same for all fragments
-    of a datagram, with every worker and every balancer, and numbers that count up still do (pieces.pxd counts on).
+    of a datagram, with every worker and every balancer, and numbers that count up still do (segments.pxd counts on).
     """
     cdef uint64_t mixed = mul_fold(
         p.src.lo ^ p.dst.hi ^ <uint64_t>0x9E3779B97F4A7C15ULL, p.dst.lo ^ p.src.hi ^ <uint64_t>0xD6E8FEB86659FD93ULL)

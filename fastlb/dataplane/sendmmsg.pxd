@@ -1,7 +1,7 @@
 """The way out that always works: sendmmsg on one packet socket, with iovecs into the receive ring.
 
 Each message is a virtio_net_hdr and the frame behind it, so frames with an open checksum and super-frames leave as they
-came; or the headers of a piece (pieces.pxd), which lie in the queue, and its payload, which lies in the ring; or many
+came; or the headers of a piece (segments.pxd), which lie in the queue, and its payload, which lies in the ring; or many
 of those. The kernel has copied a message when sendmmsg returns; the ring's block may then go back.
 """
 
@@ -13,7 +13,7 @@ from fastlb.dataplane.abi cimport (
     sendmmsg, sockaddr_ll)
 from fastlb.dataplane.encap cimport GUE_LEN, leave_checksum
 from fastlb.dataplane.machine cimport load16, must, unlikely
-from fastlb.dataplane.pieces cimport MAX_HEADERS, Pieces, cut, next_piece
+from fastlb.dataplane.segments cimport MAX_HEADERS, Pieces, cut, next_piece
 from fastlb.dataplane.reasons cimport DROP_TX_ERROR, DROP_TX_FULL, DROP_TX_LINK_DOWN, DROP_TX_TOO_BIG
 from fastlb.dataplane.types cimport GSO_UDP, VNET_HDR_LEN, VNET_NEEDS_CSUM, Packet, VnetHdr
 from fastlb.dataplane.wire cimport ETH_TYPE, ETHERTYPE_OFFLOAD, MAX_IP, UDP_CSUM, UDP_LEN, write_be16

@@ -11,7 +11,7 @@ from fastlb.dataplane.conntrack cimport (
     FLOW_PICKED_UP, FLOW_SYN, FlowEntry, backend_of, be_vport_of, conflicts, enter_flow, entry_number, find_by_port,
     find_flow, find_reply, find_room, first_state, forget, has_expired, is_over, is_stale, pool_of, serves, state_of,
     touch, tuple_of)
-from fastlb.dataplane.crowd cimport find_room_in_crowd, is_crowded
+from fastlb.dataplane.reserve cimport find_room_in_crowd, is_crowded
 from fastlb.dataplane.flowhash cimport fingerprint as flow_fingerprint
 from fastlb.dataplane.machine cimport bswap16, likely, unlikely
 from fastlb.dataplane.reasons cimport (

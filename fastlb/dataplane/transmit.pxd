@@ -11,7 +11,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from fastlb.dataplane.abi cimport ENODEV
 from fastlb.dataplane.machine cimport load_acquire_u32, unlikely
 from fastlb.dataplane.encap cimport MAX_OUTER
-from fastlb.dataplane.pieces cimport super_kind
+from fastlb.dataplane.segments cimport super_kind
 from fastlb.dataplane.reasons cimport DROP_TX_LINK_DOWN
 from fastlb.dataplane.sendmmsg cimport (
     MessageQueue, enqueue, enqueue_joined, enqueue_offloaded, enqueue_pieces, send_messages)

@@ -254,7 +254,7 @@ cdef struct ServiceTable:
     Timeouts *timeouts       # [0]: those of services without their own
     uint64_t new_flow_rate   # entries a second, by all workers; 0: no limit
     uint64_t new_flow_burst
-    bint mixed               # flows of some services can prove themselves, those of others cannot (crowd.pxd)
+    bint mixed               # flows of some services can prove themselves, those of others cannot (reserve.pxd)
 
 
 cdef struct Hop:
@@ -330,7 +330,7 @@ cdef struct Packet:
     uint8_t reason
     uint16_t l4_header       # bytes
     uint32_t l3_length       # IP header and payload, without Ethernet padding
-    uint32_t pieces          # 0: leaves as one frame; else the payload of each segment that it is cut into (pieces.pxd)
+    uint32_t pieces          # 0: leaves as one frame; else the payload of each segment that it is cut into (segments.pxd)
     uint32_t fragment_size   # 0: those leave whole; else the bytes of each fragment that they leave in
     uint16_t outer           # bytes of the tunnel's headers, in front of l3; 0: there is none
     bint summed              # the tunnel's UDP header has a checksum

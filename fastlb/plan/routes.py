@@ -17,7 +17,7 @@ from fastlb.plan.pathmtu import Tunnelled, Tunnels
 from fastlb.plan.plan import Member, Plan, tunnel_sources
 
 NOTHING_HEARD: Mapping[Address, int] = {}
-LEAST4 = 92  # bytes: 32 of a packet behind the longest IPv4 header, what each piece has at least (pieces.pxd)
+LEAST4 = 92  # bytes: 32 of a packet behind the longest IPv4 header, what each piece has at least (segments.pxd)
 LEAST6 = 1280  # RFC 8200 section 5
 HopTuple = tuple[bytes, bytes, int, int, str | None]  # destination MAC, source MAC, interface, MTU, fault
 

@@ -383,7 +383,7 @@ def test_an_open_checksum_is_completed_where_the_tunnel_covers_it(mode: str, inn
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("protocol", "gso"), [("tcp", 1460), ("udp", 1472)])
 def test_super_frames_whose_segments_do_not_fit(mode: str, protocol: str, gso: int) -> None:
-    """TCP in shorter segments; datagrams stay what they are, each in fragments (test_pieces.py)."""
+    """TCP in shorter segments; datagrams stay what they are, each in fragments (test_segments.py)."""
     room = 1500 - 20 - EXTRA[mode]
     for df in (False, True):
         plain = frame(CLIENT[4], 40000, VIP[4], 80, protocol, payload=bytes(5000), flags=ACK, df=df)

@@ -1,4 +1,4 @@
-"""crowd.pxd: two packets from each of many sources take no room from flows that both sides take part in."""
+"""reserve.pxd: two packets from each of many sources take no room from flows that both sides take part in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-# The Python face of look.pxd, and of the decisions on one tuple's way.
+# The Python face of inspect.pxd, and of the decisions on one tuple's way.
 
 cdef class FlowWalk:
     """A walk over a whole flow table in slices, by entry numbers; workers may go on meanwhile.
