@@ -13,8 +13,8 @@ from fastlb.dataplane.ring cimport RxRing
 from fastlb.dataplane.sourceport cimport SourcePool
 from fastlb.dataplane.state cimport PipelineState
 from fastlb.dataplane.types cimport (
-    BATCH, AffinePlace, Affinity, Backend, BackendStats, Candidate, Hop, Packet, RouteTable, Service, ServiceTable,
-    ShapeList, Snapshot)
+    BATCH, Affinity, Backend, BackendStats, Candidate, Hop, MaskList, Packet, RouteTable, Service, ServiceTable,
+    Snapshot, StickyBackend)
 from fastlb.dataplane.worker cimport WorkerState
 from fastlb.dataplane.xsk cimport Xsk
 
@@ -33,11 +33,11 @@ cdef class KetamaRing:
     cdef readonly uint32_t size
     cdef object __weakref__
 
-    cdef void place(self, const uint64_t *hashes, uint32_t count, uint16_t position) noexcept nogil
+    cdef void put(self, const uint64_t *hashes, uint32_t count, uint16_t position) noexcept nogil
     cdef void sort(self) noexcept nogil
 
 
-cdef class Rotation:
+cdef class SmoothWrr:
     cdef uint16_t *positions
     cdef readonly uint32_t size
     cdef object __weakref__
@@ -55,13 +55,13 @@ cdef class Services:
     cdef int add_echo(self, list specs) except -1
     cdef list set_timeouts(self, list wanted)
     cdef int add_service(self, uint32_t index, spec, const uint32_t *members) except -1
-    cdef int set_shapes(self, list specs) except -1
-    cdef int set_shape_list(self, ShapeList *listed, version, wanted) except -1
+    cdef int set_masks(self, list specs) except -1
+    cdef int set_mask_list(self, MaskList *listed, version, wanted) except -1
     cdef int add_reply(self, const Service *service, Backend *backend, uint32_t number, uint64_t meta) except -1
     cdef int set_tunnel(self, Service *service, tunnel) except -1
     cdef int add_candidates(self, Service *service, spec, uint32_t at) except -1
     cdef int add_affinity(self, uint32_t index, spec) except -1
-    cdef int set_place(self, AffinePlace *place, scheduler, list takers, bint held) except -1
+    cdef int set_sticky_backend(self, StickyBackend *place, scheduler, list takers, bint held) except -1
     cdef int add_backend(self, uint32_t index, spec, member, uint16_t timeouts) except -1
 
 
@@ -140,7 +140,7 @@ cdef class RingMemory:
     cdef readonly uint32_t block_size
     cdef readonly uint32_t blocks
 
-    cdef int place(self, RxRing *ring, bint open_blocks) except -1
+    cdef int map_ring(self, RxRing *ring, bint open_blocks) except -1
 
 
 cdef class Ring:

@@ -20,11 +20,11 @@ from libc.string cimport memcpy, memset
 
 from fastlb._core cimport Pipeline
 from fastlb.dataplane.conntrack cimport sweep
-from fastlb.dataplane.segments cimport MAX_HEADERS, Pieces, cut, next_piece
 from fastlb.dataplane.pipeline cimport run_batch
 from fastlb.dataplane.publish cimport pick_up
 from fastlb.dataplane.reasons cimport VIA_REJECT
 from fastlb.dataplane.ring cimport HEADROOM
+from fastlb.dataplane.segments cimport MAX_HEADERS, Cutter, next_frame, start_cutting
 from fastlb.dataplane.types cimport BATCH, Packet, Snapshot
 
 
@@ -127,9 +127,9 @@ cdef class Loop:
 cdef void finish(const Packet *packet, Capture *capture) noexcept nogil:
     """What you would send, pass on to the host or free. `out_ifindex` says where it leaves; here it is written down.
 
-    A packet may leave as several frames: each is headers that `next_piece` writes, and a stretch of the packet.
+    A packet may leave as several frames: each is headers that `next_frame` writes, and a stretch of the packet.
     """
-    cdef Pieces pieces
+    cdef Cutter cutter
     cdef uint8_t headers[MAX_HEADERS]
     cdef const uint8_t *payload
     cdef uint32_t length
@@ -137,14 +137,14 @@ cdef void finish(const Packet *packet, Capture *capture) noexcept nogil:
     capture.reasons += 1
     if packet.reason > VIA_REJECT:       # not forwarded: fastlb.dataplane.reasons.verdict_of tells PASS from DROP
         return
-    if packet.pieces == 0:
+    if packet.segment_size == 0:
         write_down(capture, packet.frame, packet.length, NULL, 0)
         return
-    cut(&pieces, packet)
-    length = next_piece(&pieces, headers, &payload)
+    start_cutting(&cutter, packet)
+    length = next_frame(&cutter, headers, &payload)
     while length:
-        write_down(capture, headers, pieces.headers, payload, length)
-        length = next_piece(&pieces, headers, &payload)
+        write_down(capture, headers, cutter.headers, payload, length)
+        length = next_frame(&cutter, headers, &payload)
 
 
 cdef void write_down(

@@ -2,7 +2,7 @@
 
     is_denied         every packet of a client    the service's lists, by the longest prefix that matches
     source_may_begin  the first of a flow         how many flows its source has begun lately, with any worker
-    may_remember      before an entry is made     how many entries this worker has made lately
+    may_make_entry      before an entry is made     how many entries this worker has made lately
 
 The second is a table of slots of eight bytes, each the bucket of one source of one service by the virtual scheduling
 algorithm of ITU-T I.371: not how many flows are left, but when the bucket will be full again.
@@ -11,17 +11,17 @@ algorithm of ITU-T I.371: not how many flows are left, but when the bucket will 
 
 Its size is fixed. A source that comes takes the slot of its set that is full first, which mostly is full already and
 has nothing to remember; sources that are at their limit are the last to be forgotten. Bounded: one cache line,
-LIMIT_TRIES exchanges. The time wraps in 19 hours; a bucket is never further from full than MOST_BURST seconds, and what
+LIMIT_TRIES exchanges. The time wraps in 19 hours; a bucket is never further from full than MAX_BURST seconds, and what
 seems to be further has been full for long.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from fastlb.dataplane.conntrack cimport FLOW_SYN, FLOW_UDP_NEW, FlowTable
-from fastlb.dataplane.reserve cimport is_second
 from fastlb.dataplane.flowhash cimport SHARDS, client_mix
 from fastlb.dataplane.lookup cimport MISSING, find
 from fastlb.dataplane.machine cimport compare_and_swap_u64, load_acquire_u64, unlikely
+from fastlb.dataplane.reserve cimport is_low_priority
 from fastlb.dataplane.route cimport mask_addr
 from fastlb.dataplane.types cimport GATE_LIMIT, PROTO_TCP, Addr, Admission, Packet, Service, ServiceTable
 
@@ -33,18 +33,18 @@ cdef enum:
     TICKS = 16               # a microsecond
     TIME_BITS = 40
     TAG_MASK = 0xFFFFFF
-    MOST_BURST = 3600        # seconds
+    MAX_BURST = 3600         # seconds
     SET_SHIFT = 49           # the upper 15 bits of a key name its set
-    ENTRY_COST = SHARDS * 1000000  # of an entry: time pays rate × owned shards a microsecond
-    MOST_PAID = 1000000000   # us: so much time pays at once at most, which keeps the products within 64 bits
+    TOKENS_PER_ENTRY = SHARDS * 1000000  # of an entry: time pays rate × owned shards a microsecond
+    MAX_REFILL_US = 1000000000  # us: so much time pays at once at most, which keeps the products within 64 bits
 
 
 cdef struct FlowBudget:
     # Of the entries that one worker makes.
-    uint64_t used            # ENTRY_COST each, less what time has paid
-    uint64_t paid            # until when, us
-    uint32_t exceeded[2]     # when a flow last got no entry, ms; by whether its service's flows stand back (reserve.pxd)
-    uint32_t exceeded_once   # that has happened at all, a bit each
+    uint64_t tokens_spent    # TOKENS_PER_ENTRY each, less what time has paid
+    uint64_t refilled_at     # until when, us
+    uint32_t ran_out_at[2]   # ms: when a flow last got no entry; [1]: one of low priority (reserve.pxd)
+    uint32_t ran_out_once    # that has happened at all, a bit each
 
 
 # --- lists -----------------------------------------------------------------------------------------------------------
@@ -110,13 +110,13 @@ cdef inline uint64_t *slot_of_source(uint64_t *slots, uint64_t key, uint64_t now
         if value >> TIME_BITS == key & TAG_MASK:
             seen[0] = value
             return &ways[way]
-        left = until_full(value, now, <uint64_t>MOST_BURST * 1000000 * TICKS)
+        left = until_full(value, now, <uint64_t>MAX_BURST * 1000000 * TICKS)
         if left < least:
             seen[0], first, least = value, &ways[way], left
     return first
 
 
-cdef inline bint takes_turn(
+cdef inline bint take_from_bucket(
         uint64_t *slots, const Admission *admission, uint64_t key, uint64_t now_us) noexcept nogil:
     """May this source begin another flow at this moment? Then it is counted.
 
@@ -143,20 +143,20 @@ cdef inline bint source_may_begin(
         ) noexcept nogil:
     if not service.gates & GATE_LIMIT:
         return True
-    return takes_turn(slots, service.admission, source_key(flows.key, service, p.src), now_us)
+    return take_from_bucket(slots, service.admission, source_key(flows.key, service, p.src), now_us)
 
 
 # --- entries by time --------------------------------------------------------------------------------------------------
 
-cdef inline void pay(FlowBudget *budget, uint64_t each_us, uint64_t now_us) noexcept nogil:
+cdef inline void refill(FlowBudget *budget, uint64_t each_us, uint64_t now_us) noexcept nogil:
     """A clock that steps back pays nothing."""
-    cdef int64_t elapsed = <int64_t>(now_us - budget.paid)
-    cdef uint64_t paid = each_us * min(max(elapsed, <int64_t>0), <int64_t>MOST_PAID)
-    budget.used -= min(budget.used, paid)
-    budget.paid = now_us
+    cdef int64_t elapsed = <int64_t>(now_us - budget.refilled_at)
+    cdef uint64_t refilled = each_us * min(max(elapsed, <int64_t>0), <int64_t>MAX_REFILL_US)
+    budget.tokens_spent -= min(budget.tokens_spent, refilled)
+    budget.refilled_at = now_us
 
 
-cdef inline bint may_remember(
+cdef inline bint may_make_entry(
         FlowBudget *budget, const ServiceTable *services, const FlowTable *flows, const Service *service,
         uint64_t now_us) noexcept nogil:
     """Is there room for one more entry? A worker's share of it is that of its shards, and at least one entry.
@@ -167,25 +167,25 @@ cdef inline bint may_remember(
     cdef uint64_t room
     if services.new_flow_rate == 0:
         return True
-    if budget.paid != now_us:
-        pay(budget, services.new_flow_rate * flows.owned_shards, now_us)
+    if budget.refilled_at != now_us:
+        refill(budget, services.new_flow_rate * flows.owned_shards, now_us)
     room = services.new_flow_burst * 1000000 * flows.owned_shards
-    if unlikely(services.mixed) and is_second(services, service):
+    if unlikely(services.mixed) and is_low_priority(services, service):
         room -= room >> 2
-    return budget.used + ENTRY_COST <= max(room, <uint64_t>ENTRY_COST)
+    return budget.tokens_spent + TOKENS_PER_ENTRY <= max(room, <uint64_t>TOKENS_PER_ENTRY)
 
 
-cdef inline void remembered(FlowBudget *budget) noexcept nogil:
+cdef inline void spend_entry(FlowBudget *budget) noexcept nogil:
     """An entry was made."""
-    budget.used += ENTRY_COST
+    budget.tokens_spent += TOKENS_PER_ENTRY
 
 
-cdef inline void exceed(
+cdef inline void note_no_tokens(
         FlowBudget *budget, const ServiceTable *services, const Service *service, uint32_t now) noexcept nogil:
     """A flow of this service gets no entry."""
-    cdef bint second = is_second(services, service)
-    budget.exceeded[second] = now
-    budget.exceeded_once |= 1 << second
+    cdef bint low = is_low_priority(services, service)
+    budget.ran_out_at[low] = now
+    budget.ran_out_once |= 1 << low
 
 
 cdef inline bint may_go_by_hash(
@@ -197,7 +197,7 @@ cdef inline bint may_go_by_hash(
     thought so again.)
     """
     cdef int state = FLOW_SYN if service.protocol == PROTO_TCP else FLOW_UDP_NEW
-    cdef bint second = is_second(services, service)
-    if not budget.exceeded_once >> second & 1:
+    cdef bint low = is_low_priority(services, service)
+    if not budget.ran_out_once >> low & 1:
         return False
-    return now - budget.exceeded[second] <= services.timeouts[service.timeouts].of_state[state]
+    return now - budget.ran_out_at[low] <= services.timeouts[service.timeouts].of_state[state]

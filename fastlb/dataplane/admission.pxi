@@ -24,8 +24,8 @@ cdef int put_admission(ServiceTable *table, Service *service, uint32_t index, sp
                     &table.sources, addr_from(network.network_address),
                     source_meta(network.version, network.prefixlen, index), allowed)
     if limit is not None:
-        if not 0 < limit.burst <= limit.rate * MOST_BURST:
-            raise ValueError(f"a burst of {limit.burst} at {limit.rate} a second; at most {MOST_BURST} s' worth")
+        if not 0 < limit.burst <= limit.rate * MAX_BURST:
+            raise ValueError(f"a burst of {limit.burst} at {limit.rate} a second; at most {MAX_BURST} s' worth")
         service.gates |= GATE_LIMIT
         admission.limit_prefix = limit.prefix
         admission.limit_interval = max(1, round(1000000 * TICKS / limit.rate))

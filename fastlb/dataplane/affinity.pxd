@@ -29,16 +29,16 @@ from libc.stdint cimport int32_t, uint16_t, uint32_t, uint64_t
 
 from fastlb.dataplane.conntrack cimport FlowTable, events_of
 from fastlb.dataplane.machine cimport compare_and_swap_u64, likely, load_acquire_u64, mul_fold, must
-from fastlb.dataplane.schedule cimport Place, SchedulerState, active_flows, scheduled_backend
-from fastlb.dataplane.types cimport Addr, AffinePlace, Affinity, Service, ServiceEvents, ServiceTable, Taker
+from fastlb.dataplane.schedule cimport Cursor, SchedulerState, active_flows, scheduled_backend
+from fastlb.dataplane.types cimport Addr, Affinity, Service, ServiceEvents, ServiceTable, StickyBackend, Taker
 
 
 cdef enum:
     WAYS_OF_AFFINITY = 8     # slots of a bucket
     TRIES = 4                # to write a slot that others write too
     TAG_BITS = 24
-    PLACE_BITS = 18
-    END_SHIFT = TAG_BITS + PLACE_BITS
+    STICKY_BITS = 18
+    END_SHIFT = TAG_BITS + STICKY_BITS
     TICK_BITS = 8            # of the milliseconds: a tick is 256 ms
     CLEAR_BITS = 19          # of the milliseconds, nine minutes, in which all is cleared that has ended
 
@@ -66,8 +66,8 @@ cdef inline uint64_t tick_of(uint32_t now) noexcept nogil:
     return now >> TICK_BITS & ((1 << (64 - END_SHIFT)) - 1)
 
 
-cdef inline uint32_t place_in(uint64_t slot) noexcept nogil:
-    return <uint32_t>(slot >> TAG_BITS) & ((1 << PLACE_BITS) - 1)
+cdef inline uint32_t sticky_in(uint64_t slot) noexcept nogil:
+    return <uint32_t>(slot >> TAG_BITS) & ((1 << STICKY_BITS) - 1)
 
 
 cdef inline int32_t ticks_left(uint64_t slot, uint64_t tick) noexcept nogil:
@@ -79,9 +79,9 @@ cdef inline bint is_free(uint64_t slot, uint64_t tick) noexcept nogil:
     return slot == 0 or ticks_left(slot, tick) <= 0
 
 
-cdef inline uint64_t new_slot(const Client *client, const Affinity *by, uint32_t place) noexcept nogil:
-    must(0 < place < 1 << PLACE_BITS)
-    return (client.tick + by.ticks) << END_SHIFT | <uint64_t>place << TAG_BITS | client.tag
+cdef inline uint64_t new_slot(const Client *client, const Affinity *by, uint32_t sticky) noexcept nogil:
+    must(0 < sticky < 1 << STICKY_BITS)
+    return (client.tick + by.ticks) << END_SHIFT | <uint64_t>sticky << TAG_BITS | client.tag
 
 
 cdef inline Client client_of(
@@ -139,31 +139,31 @@ cdef inline const Taker *taker_of(const Affinity *by, const Client *client, uint
 
     One look at each backend that the service has at the address.
     """
-    cdef const AffinePlace *place = &by.places[place_in(slot) if place_in(slot) < by.place_limit else 0]
+    cdef const StickyBackend *sticky = &by.sticky_backends[sticky_in(slot) if sticky_in(slot) < by.sticky_limit else 0]
     cdef const Taker *best = NULL
     cdef double cost
     cdef double least = 0
     cdef uint32_t i
-    if likely(place.count <= 1):
-        return place.takers if place.count == 1 else NULL
-    for i in range(place.count):
-        cost = cost_for(client, &place.takers[i])
+    if likely(sticky.count <= 1):
+        return sticky.takers if sticky.count == 1 else NULL
+    for i in range(sticky.count):
+        cost = cost_for(client, &sticky.takers[i])
         if best == NULL or cost < least:
-            least, best = cost, &place.takers[i]
+            least, best = cost, &sticky.takers[i]
     return best
 
 
 cdef inline bint takes_one_more(const FlowTable *flows, const Taker *taker) noexcept nogil:
-    return active_flows(flows, taker.backend) < taker.most
+    return active_flows(flows, taker.backend) < taker.max_flows
 
 
-cdef inline uint32_t place_to_keep(
+cdef inline uint32_t sticky_to_keep(
         const Affinity *by, const ServiceTable *services, uint64_t slot, const Taker *taker) noexcept nogil:
     """What the slot names from now on: whom it was now, if that takes nothing from another service."""
-    return place_in(slot) if by.places[place_in(slot)].held else services.places[taker.backend]
+    return sticky_in(slot) if by.sticky_backends[sticky_in(slot)].pinned else services.sticky_numbers[taker.backend]
 
 
-cdef inline uint64_t held_slot(AffinityTable *table, const Client *client) noexcept nogil:
+cdef inline uint64_t live_slot(AffinityTable *table, const Client *client) noexcept nogil:
     """A client's slot while it holds, else 0; nothing is changed."""
     cdef uint64_t seen
     slot_for(client, &seen)
@@ -174,7 +174,7 @@ cdef inline uint32_t affine_backend(
         AffinityTable *table, const FlowTable *flows, const Affinity *by, Addr addr, uint32_t now) noexcept nogil:
     """The backend id that a client sticks to, for packets in mid-flow; 0: none."""
     cdef Client client = client_of(table, by, flows.key, addr, now)
-    cdef const Taker *taker = taker_of(by, &client, held_slot(table, &client))
+    cdef const Taker *taker = taker_of(by, &client, live_slot(table, &client))
     return taker.backend if taker != NULL else 0
 
 
@@ -189,9 +189,9 @@ cdef inline void note_affine(const FlowTable *flows, const Service *service, bin
         events.affine_moved += 1
 
 
-cdef inline uint32_t stuck_backend(
+cdef inline uint32_t sticky_or_scheduled(
         AffinityTable *table, SchedulerState *state, const FlowTable *flows, const ServiceTable *services,
-        const Service *service, Place *place, uint64_t hashed, Addr addr, uint32_t now) noexcept nogil:
+        const Service *service, Cursor *cursor, uint64_t hashed, Addr addr, uint32_t now) noexcept nogil:
     """The backend id of a client's new flow: where its last one went, else the scheduler's, and the next will follow.
 
     0 when the scheduler has none. Bounded: TRIES, each one look at a bucket.
@@ -209,14 +209,14 @@ cdef inline uint32_t stuck_backend(
         taker = taker_of(by, &client, seen if is_of(seen, &client) else 0)
         if taker != NULL and takes_one_more(flows, taker):
             # if not, another has renewed it
-            compare_and_swap_u64(slot, seen, new_slot(&client, by, place_to_keep(by, services, seen, taker)))
+            compare_and_swap_u64(slot, seen, new_slot(&client, by, sticky_to_keep(by, services, seen, taker)))
             table.placed += 1
             note_affine(flows, service, True)
             return taker.backend
         held = is_of(seen, &client)
         if chosen == 0:
-            chosen = scheduled_backend(state, flows, service, place, hashed)
-        if chosen == 0 or compare_and_swap_u64(slot, seen, new_slot(&client, by, services.places[chosen])):
+            chosen = scheduled_backend(state, flows, service, cursor, hashed)
+        if chosen == 0 or compare_and_swap_u64(slot, seen, new_slot(&client, by, services.sticky_numbers[chosen])):
             break
     if chosen != 0 and held:
         note_affine(flows, service, False)

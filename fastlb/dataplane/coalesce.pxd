@@ -65,7 +65,7 @@ cdef struct Coalescer:
     uint64_t refused         # packets in writes that failed
     uint64_t merged          # packets that left in a super-frame
     uint64_t writes
-    uint32_t turn            # the bundle that makes room next
+    uint32_t next_bundle     # the bundle that makes room next
     int fd
 
 
@@ -173,7 +173,7 @@ cdef inline void write_packet(Coalescer *out, const Inner *p) noexcept nogil:
     write_parts(out, p, parts, 1)
 
 
-cdef inline void make_super_frame(Bundle *bundle) noexcept nogil:
+cdef inline void make_gso_packet(Bundle *bundle) noexcept nogil:
     """The first segment's headers become those of all. The checksum is left open: the pseudo-header's sum."""
     cdef Inner *p = &bundle.first
     cdef uint8_t *tcp = p.ip + p.l4
@@ -197,7 +197,7 @@ cdef inline void write_bundle(Coalescer *out, Bundle *bundle) noexcept nogil:
     """And free it."""
     must(0 < bundle.count <= MAX_PARTS and bundle.length <= MAX_IP)
     if bundle.count > 1:
-        make_super_frame(bundle)
+        make_gso_packet(bundle)
         out.merged += bundle.count
     write_parts(out, &bundle.first, bundle.parts, bundle.count)
     bundle.count = 0
@@ -215,8 +215,8 @@ cdef inline Bundle *bundle_of(Coalescer *out, const Inner *p) noexcept nogil:
 
 
 cdef inline Bundle *free_bundle(Coalescer *out) noexcept nogil:
-    cdef Bundle *bundle = &out.bundles[out.turn]
-    out.turn = out.turn + 1 if out.turn + 1 < BUNDLES else 0
+    cdef Bundle *bundle = &out.bundles[out.next_bundle]
+    out.next_bundle = out.next_bundle + 1 if out.next_bundle + 1 < BUNDLES else 0
     if bundle.count:
         write_bundle(out, bundle)
     return bundle

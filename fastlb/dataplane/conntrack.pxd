@@ -60,7 +60,7 @@ cdef enum FlowState:
 
 cdef struct FlowEntry:
     uint64_t fingerprint     # 0: empty
-    uint32_t owner           # from the lowest bit: backend id 20, check 8, state 4
+    uint32_t packed          # from the lowest bit: backend id 20, check 8, state 4
     uint32_t seen            # milliseconds
 
 
@@ -158,11 +158,11 @@ cdef inline uint32_t next_udp_state(uint32_t state, bint from_client, bint two_w
 # --- entries ---------------------------------------------------------------------------------------------------------
 
 cdef inline uint32_t state_of(const FlowEntry *entry) noexcept nogil:
-    return entry.owner >> STATE_SHIFT
+    return entry.packed >> STATE_SHIFT
 
 
 cdef inline uint32_t backend_of(const FlowEntry *entry) noexcept nogil:
-    return entry.owner & (MAX_BACKENDS - 1)
+    return entry.packed & (MAX_BACKENDS - 1)
 
 
 cdef inline uint32_t check_of(const FlowTuple *flow, uint64_t fingerprint, uint32_t backend) noexcept nogil:
@@ -174,7 +174,7 @@ cdef inline uint32_t check_of(const FlowTuple *flow, uint64_t fingerprint, uint3
     return (folded ^ folded >> 8) & ((1 << CHECK_BITS) - 1)
 
 
-cdef inline uint32_t owner_of(
+cdef inline uint32_t packed_of(
         const FlowTuple *flow, uint64_t fingerprint, uint32_t backend, uint32_t state) noexcept nogil:
     return backend | check_of(flow, fingerprint, backend) << BACKEND_BITS | state << STATE_SHIFT
 
@@ -190,7 +190,7 @@ cdef inline bint has_expired(const FlowEntry *entry, const ServiceTable *service
 
 cdef inline bint is_stale(const FlowEntry *entry, const ServiceTable *services, uint32_t now) noexcept nogil:
     """It decides no more: it has expired, or the flow is to leave its backend, or the id is no backend's."""
-    return has_expired(entry, services, now) or unlikely(services.backends[backend_of(entry)].keeping == KEEP_NONE)
+    return has_expired(entry, services, now) or unlikely(services.backends[backend_of(entry)].flow_policy == KEEP_NONE)
 
 
 cdef inline uint64_t entry_number(const FlowTable *table, const FlowEntry *entry) noexcept nogil:
@@ -217,7 +217,7 @@ cdef inline ServiceEvents *events_of(const FlowTable *table, const Service *serv
     return &table.events[service.slot] if table.events != NULL else NULL
 
 
-cdef inline void wind_up(FlowTable *table, uint32_t shard, FlowEntry *entry) noexcept nogil:
+cdef inline void close_flow(FlowTable *table, uint32_t shard, FlowEntry *entry) noexcept nogil:
     """What a flow leaves behind: its source port, if that is really its own, and a line in the log."""
     cdef FlowTuple *flow = tuple_of(table, entry)
     cdef SourcePool *pool = pool_of(table, flow.family)
@@ -232,15 +232,15 @@ cdef inline void log_end(FlowLog *log, const FlowEntry *entry, const FlowTuple *
         log_flow(log, flow, backend_of(entry), state_of(entry), False, entry.seen)
 
 
-cdef inline bint needs_winding_up(const FlowTable *table) noexcept nogil:
+cdef inline bint must_close_flows(const FlowTable *table) noexcept nogil:
     """Spares the other modes a look at the tuple, which is not in cache."""
     return table.log.events != NULL or table.pools[0].count != 0 or table.pools[1].count != 0
 
 
 cdef inline void forget(FlowTable *table, uint32_t shard, FlowEntry *entry) noexcept nogil:
     must(entry.fingerprint != 0 and owns(table, shard) and table.flows[shard] > 0)
-    if unlikely(needs_winding_up(table)):
-        wind_up(table, shard, entry)
+    if unlikely(must_close_flows(table)):
+        close_flow(table, shard, entry)
     table.stats[backend_of(entry)].active_flows -= not is_over(state_of(entry))
     table.flows[shard] -= 1
     table.emptied = True
@@ -407,7 +407,7 @@ cdef inline Bucket *other_bucket(
 cdef inline FlowEntry *moved(FlowTable *table, FlowEntry *entry, FlowEntry *room) noexcept nogil:
     """Move an entry; its old place is free. Killed in between, a process leaves it in both."""
     in_order()
-    room.owner = entry.owner
+    room.packed = entry.packed
     room.seen = entry.seen
     tuple_of(table, room)[0] = tuple_of(table, entry)[0]
     in_order()
@@ -506,7 +506,7 @@ cdef inline FlowEntry *find_room(
         uint32_t now) noexcept nogil:
     """An empty entry for a new flow; NULL, and counted, when only established flows stand in its way.
 
-    `expected`: where `approach_room` has seen it, or NULL. The caller writes its tuple, and then it is `enter_flow`ed.
+    `expected`: where `prefetch_room` has seen it, or NULL. The caller writes its tuple, and then it is `enter_flow`ed.
     The tuple is written where it will stay: a copy of one that was just put together from small fields would wait
     until the store buffer has let go of them, and of everything older.
     """
@@ -525,7 +525,7 @@ cdef inline void enter_flow(
     cdef const FlowTuple *flow = tuple_of(table, entry)
     must(owns(table, shard) and 0 < backend < MAX_BACKENDS and FLOW_NONE < state < FLOW_CLOSING)
     must(entry.fingerprint == 0)
-    entry.owner = owner_of(flow, fingerprint, backend, state)
+    entry.packed = packed_of(flow, fingerprint, backend, state)
     entry.seen = now
     in_order()
     entry.fingerprint = fingerprint
@@ -536,7 +536,7 @@ cdef inline void enter_flow(
     table.stats[backend].new_flows += 1
 
 
-cdef inline FlowEntry *approach_room(FlowTable *table, uint32_t shard, uint64_t fingerprint) noexcept nogil:
+cdef inline FlowEntry *prefetch_room(FlowTable *table, uint32_t shard, uint64_t fingerprint) noexcept nogil:
     """Where a new flow's entry will be, as far as can be said without making room; its tuple is fetched."""
     cdef FlowEntry *entry = empty_entry(
         first_bucket(table, shard, fingerprint), second_bucket(table, shard, fingerprint))
@@ -618,7 +618,7 @@ cdef inline void touch(FlowTable *table, FlowEntry *entry, const Packet *p, bint
         state = next_udp_state(before, p.leg == LEG_CLIENT, two_way)
     if unlikely(state != before):
         table.stats[backend_of(entry)].active_flows += <int>is_over(before) - <int>is_over(state)
-    entry.owner = entry.owner & ((1 << STATE_SHIFT) - 1) | state << STATE_SHIFT
+    entry.packed = entry.packed & ((1 << STATE_SHIFT) - 1) | state << STATE_SHIFT
     entry.seen = now
 
 

@@ -20,16 +20,16 @@ limit.
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from fastlb.dataplane.abi cimport POLLERR, SO_ERROR, SOL_SOCKET, getsockopt, poll, pollfd, tpacket3_hdr
+from fastlb.dataplane.abi cimport POLLERR, SOL_SOCKET, SO_ERROR, getsockopt, poll, pollfd, tpacket3_hdr
 from fastlb.dataplane.checksum cimport difference, fold, sum_addr, sum_bytes, update_checksum
 from fastlb.dataplane.coalesce cimport Coalescer, Inner, coalesce, write_waiting
 from fastlb.dataplane.machine cimport bswap16, load16, load32, load_acquire_u32, must, unlikely
+from fastlb.dataplane.reasons cimport DROP_RING_HOLE
 from fastlb.dataplane.ring cimport (
     RxRing, advance, has_frames, hold_block, kernel_may_refill, next_slot, take_frame)
-from fastlb.dataplane.reasons cimport DROP_RING_HOLE
 from fastlb.dataplane.types cimport FAMILY_4, FAMILY_6, GSO_ECN, GSO_UDP, PROTO_UDP, VNET_NEEDS_CSUM, Packet
 from fastlb.dataplane.wire cimport (
-    ETH_LEN, ETH_TYPE, ETHERTYPE_IP4, ETHERTYPE_IP6, EXT_DEST_OPTS, IP4_CSUM, IP4_DST, IP4_FRAG, IP4_FRAG_MASK, IP4_LEN,
+    ETHERTYPE_IP4, ETHERTYPE_IP6, ETH_LEN, ETH_TYPE, EXT_DEST_OPTS, IP4_CSUM, IP4_DST, IP4_FRAG, IP4_FRAG_MASK, IP4_LEN,
     IP4_PROTO, IP4_SRC, IP4_TOTAL, IP6_DST, IP6_LEN, IP6_NEXT, IP6_PAYLOAD, IP6_SRC, UDP_CSUM, UDP_LEN, UDP_LENGTH,
     read_addr4, read_addr6, read_be16)
 

@@ -21,9 +21,9 @@ from fastlb.dataplane.types cimport (
     DF_ALWAYS, DF_INNER, FAMILY_4, FORWARD_GRE, FORWARD_GUE, FORWARD_IPIP, PROTO_TCP, PROTO_UDP, VNET_NEEDS_CSUM,
     Addr, Backend, Hop, Packet, Service, Source)
 from fastlb.dataplane.wire cimport (
-    ETH_DST, ETH_LEN, ETH_SRC, ETHERTYPE_IP4, ETHERTYPE_IP6, IP4_CSUM, IP4_DF, IP4_DST, IP4_FRAG, IP4_ID, IP4_LEN,
-    IP4_PROTO, IP4_SRC, IP4_TOTAL, IP4_TTL, IP6_DST, IP6_FRAG_LEN, IP6_HOPS, IP6_LEN, IP6_NEXT, IP6_PAYLOAD,
-    IP6_SRC, UDP_CSUM, UDP_LEN, UDP_LENGTH, VLAN_LEN, be_addr4, read_be16, write_addr6, write_be16, write_be32)
+    ETHERTYPE_IP4, ETHERTYPE_IP6, ETH_DST, ETH_LEN, ETH_SRC, IP4_CSUM, IP4_DF, IP4_DST, IP4_FRAG, IP4_ID, IP4_LEN,
+    IP4_PROTO, IP4_SRC, IP4_TOTAL, IP4_TTL, IP6_DST, IP6_FRAG_LEN, IP6_HOPS, IP6_LEN, IP6_NEXT, IP6_PAYLOAD, IP6_SRC,
+    UDP_CSUM, UDP_LEN, UDP_LENGTH, VLAN_LEN, be_addr4, read_be16, write_addr6, write_be16, write_be32)
 
 
 cdef enum:
@@ -247,7 +247,7 @@ cdef inline void encapsulate(
     p.outer = <uint16_t>outer
     p.out_ifindex = hop.ifindex
     p.summed = wants_sum(service, backend.family)
-    if p.summed and p.pieces == 0:
+    if p.summed and p.segment_size == 0:
         close_outer(ip, outer, p.l3_length, sum_bytes(inner, p.l3_length), True)
 
 
@@ -257,13 +257,13 @@ cdef inline bint split_outer(Packet *p, uint8_t family, uint32_t mtu, uint32_t n
     That is one packet, or each of a super-frame's. Who unwraps them must put them together first, as kernels do.
     """
     cdef uint32_t header = IP4_LEN if family == FAMILY_4 else IP6_LEN + IP6_FRAG_LEN
-    cdef uint32_t inside = <uint32_t>p.outer + p.l4 + p.l4_header - p.l3 if p.pieces else 0
+    cdef uint32_t inside = <uint32_t>p.outer + p.l4 + p.l4_header - p.l3 if p.segment_size else 0
     must(p.outer > 0 and p.family != FAMILY_4)
     if mtu < header + max(<uint32_t>MIN_FRAGMENT, inside):
         return False
-    if p.pieces == 0:
+    if p.segment_size == 0:
         must(p.vnet.flags & VNET_NEEDS_CSUM == 0)
-        p.pieces = p.l3_length + p.outer
+        p.segment_size = p.l3_length + p.outer
     p.datagram = number
     p.fragment_size = (mtu - header) & ~<uint32_t>7
     if family == FAMILY_4:

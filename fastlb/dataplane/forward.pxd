@@ -13,9 +13,6 @@ from fastlb.dataplane.icmp cimport (
 from fastlb.dataplane.icmperror cimport (
     answer_echo, translate_client_in_error, translate_source_in_error, translate_to_backend, translate_to_client)
 from fastlb.dataplane.machine cimport likely, load_acquire_u32, must, store_release_u32, unlikely
-from fastlb.dataplane.segments cimport (
-    MIN_MTU6, cut_segment, cut_to, is_divisible, is_promised, may_be_fragmented,
-    most_pieces, super_kind)
 from fastlb.dataplane.reasons cimport (
     DROP_BACKEND_LEFT, DROP_NO_BACKEND, DROP_NO_NEIGHBOUR, DROP_NO_TUNNEL_SOURCE, DROP_OVER_MTU, DROP_REJECT_LIMIT,
     DROP_TTL_EXPIRED, DROP_TUNNEL_OFFLOAD, VIA_ECHO, VIA_REJECT, VIA_RESET, VIA_TIME_EXCEEDED, VIA_TOO_BIG)
@@ -23,9 +20,11 @@ from fastlb.dataplane.rewrite cimport (
     clamp_mss, decrement_ttl, fits, has_number, is_last_hop, renumber, set_link_header, translate_both,
     translate_destination, translate_source)
 from fastlb.dataplane.route cimport find_route, hop_to_address, hop_to_backend
+from fastlb.dataplane.segments cimport (
+    MIN_MTU6, cut_segment, cut_to, gso_kind, is_divisible, is_promised, max_frames, may_be_fragmented)
 from fastlb.dataplane.sourceport cimport SourcePool, address_of, be_port_of
 from fastlb.dataplane.state cimport MAX_UNRESOLVED, NUMBERS, PipelineState
-from fastlb.dataplane.track cimport find_again, translates
+from fastlb.dataplane.track cimport find_prefetched, translates
 from fastlb.dataplane.types cimport (
     CLAMP_TO_PATH, FAMILY_4, FRAGMENT_LATER, GSO_TCP6, GSO_UDP, NO_BACKEND_RESET, NO_HOP, PROTO_TCP, Addr, Backend,
     BackendStats, FlowTuple, Hop, LinkRoute, Packet, Service, Snapshot)
@@ -43,7 +42,7 @@ cdef inline int make_fit(
     """
     if translates(service) and is_last_hop(p):
         return expire(pipe, p, now)                      # what a router looks at first (RFC 1812 section 5.2.1.2)
-    if may_be_fragmented(p) or (is_promised(p) and super_kind(p) == GSO_TCP6):
+    if may_be_fragmented(p) or (is_promised(p) and gso_kind(p) == GSO_TCP6):
         return 0 if cut_to(p, mtu) else DROP_OVER_MTU
     if service.mss != 0 and cut_segment(p, mtu):
         return 0
@@ -107,11 +106,11 @@ cdef inline int wrap(
     if unlikely(not snap.routes.backend_source[p.backend].known):
         return DROP_NO_TUNNEL_SOURCE
     if unlikely(p.vnet.gso_type != 0):
-        if p.pieces == 0:
-            p.pieces = p.vnet.gso_size
-        if not is_divisible(p, p.pieces):
+        if p.segment_size == 0:
+            p.segment_size = p.vnet.gso_size
+        if not is_divisible(p, p.segment_size):
             return DROP_TUNNEL_OFFLOAD
-    number = take_numbers(pipe, most_pieces(p))
+    number = take_numbers(pipe, max_frames(p))
     encapsulate(
         p, &snap.services.services[p.service], backend, &snap.routes.backend_source[p.backend], hop, number)
     if unlikely(split) and not split_outer(
@@ -264,7 +263,7 @@ cdef inline int answer(PipelineState *pipe, Packet *p, int reason, uint32_t now)
 
 cdef inline int reset_flow(PipelineState *pipe, Packet *p, uint32_t now) noexcept nogil:
     """Its backend has left, and the client is told so; where that must wait, the entry waits for its next packet."""
-    cdef FlowEntry *entry = find_again(pipe, p)
+    cdef FlowEntry *entry = find_prefetched(pipe, p)
     cdef int reason = answer(pipe, p, DROP_BACKEND_LEFT, now)
     if likely(reason != DROP_REJECT_LIMIT):
         forget(&pipe.flows, p.shard, entry)

@@ -5,7 +5,7 @@ addresses, number and protocol. A later one goes the same way. When it meets no 
 is with another worker at this moment, it is held for a while.
 
     notes    shared by all workers: SETS sets of WAYS slots of a KiB, fixed; the oldest of a set makes way
-    held     of one worker: HELD places, each for at most HOLD_MS. A place has addresses for the longest frame, and
+    held     of one worker: MAX_HELD places, each for at most HOLD_MS. A place has addresses for the longest frame, and
              pages only as far as frames have reached: all together 1 MiB where the MTU is 1500, 3 MiB where it is
              9000, 17 MiB at most
 
@@ -36,10 +36,10 @@ cdef enum:
     WORDS = UNITS // 64
     LIFE_MS = 2000           # after the last fragment; they leave their sender back to back
     HOLD_MS = 500            # reordering by queues and workers takes far less; reassembly waits longer (RFC 8200: 60 s)
-    HELD = 256
+    MAX_HELD = 256
     HELD_HEADROOM = 128      # for outer headers, a tag and a virtio_net_hdr
-    HELD_PLACE = 17 << 12    # whole pages for the longest packet of IPv6, 65,575 bytes, with link header and headroom
-    HELD_FRAME = HELD_PLACE - HELD_HEADROOM
+    HELD_BYTES = 17 << 12    # whole pages for the longest packet of IPv6, 65,575 bytes, with link header and headroom
+    HELD_FRAME = HELD_BYTES - HELD_HEADROOM
 
 
 cdef struct FragmentNote:
@@ -68,11 +68,11 @@ cdef struct HeldFragment:
 cdef struct FragmentState:
     # One worker's view: the notes are everybody's, the rest is its own.
     FragmentNote *notes
-    HeldFragment *places
-    uint8_t *memory          # HELD_PLACE bytes for each of them
-    uint16_t order[HELD]     # the places; those in use come first
+    HeldFragment *slots
+    uint8_t *memory          # HELD_BYTES bytes for each of them
+    uint16_t order[MAX_HELD]  # the places; those in use come first
     uint32_t count           # of them
-    uint32_t looked          # when they were looked through last, in milliseconds
+    uint32_t checked_at      # when they were looked through last, in milliseconds
     bint noted               # a first fragment came since then
 
 
@@ -252,13 +252,13 @@ cdef inline bint hold(FragmentState *state, const Packet *p, uint64_t key, uint3
     """Copy a fragment to a place of its own; False when there is none (or the frame is longer than any packet)."""
     cdef uint32_t at
     cdef HeldFragment *held
-    if state.count == HELD or p.length > HELD_FRAME:
+    if state.count == MAX_HELD or p.length > HELD_FRAME:
         return False
     at = state.order[state.count]
-    held = &state.places[at]
+    held = &state.slots[at]
     state.count += 1
     held.packet = p[0]
-    held.packet.frame = state.memory + at * HELD_PLACE + HELD_HEADROOM
+    held.packet.frame = state.memory + at * HELD_BYTES + HELD_HEADROOM
     memcpy(held.packet.frame, p.frame, p.length)
     held.key = key
     held.since = now
@@ -267,7 +267,7 @@ cdef inline bint hold(FragmentState *state, const Packet *p, uint64_t key, uint3
 
 cdef inline HeldFragment *held_at(FragmentState *state, uint32_t at) noexcept nogil:
     must(at < state.count)
-    return &state.places[state.order[at]]
+    return &state.slots[state.order[at]]
 
 
 cdef inline bint waited(const HeldFragment *held, uint32_t now) noexcept nogil:
@@ -275,7 +275,7 @@ cdef inline bint waited(const HeldFragment *held, uint32_t now) noexcept nogil:
     return <int32_t>(now - held.since) > HOLD_MS
 
 
-cdef inline void let_go(FragmentState *state, uint32_t at) noexcept nogil:
+cdef inline void free_slot(FragmentState *state, uint32_t at) noexcept nogil:
     """The place at this position is free again; the last one in use takes its position."""
     must(at < state.count)
     state.count -= 1

@@ -34,13 +34,13 @@ cdef enum:
     REJECTS_PER_SECOND = 1000
     TOO_BIG_PER_SECOND = 100  # of the pairs of addresses that share a bucket
     TOO_BIG_BUCKETS = 1024
-    ANSWER_COST = 1000       # of an answer: a millisecond pays as much as there may be answers a second
+    TOKENS_PER_ANSWER = 1000  # of an answer: a millisecond pays as much as there may be answers a second
 
 
 cdef struct AnswerBudget:
     # Of one worker's answers of a kind; RFC 4443 section 2.4 (f) demands a limit on errors. All zero: nothing is used.
-    uint32_t used            # ANSWER_COST each, less what time has paid
-    uint32_t paid            # until when, milliseconds
+    uint32_t tokens_spent    # TOKENS_PER_ANSWER each, less what time has paid
+    uint32_t refilled_at     # until when, milliseconds
 
 
 cdef struct AnswerBudgets:
@@ -53,11 +53,12 @@ cdef struct AnswerBudgets:
 
 cdef inline bint may_answer(AnswerBudget *budget, uint32_t each_second, uint32_t now) noexcept nogil:
     """A second's worth may come at once."""
-    budget.used -= <uint32_t>min(<uint64_t>budget.used, <uint64_t>(now - budget.paid) * each_second)
-    budget.paid = now
-    if budget.used + ANSWER_COST > each_second * ANSWER_COST:
+    cdef uint64_t refilled = <uint64_t>(now - budget.refilled_at) * each_second
+    budget.tokens_spent -= <uint32_t>min(<uint64_t>budget.tokens_spent, refilled)
+    budget.refilled_at = now
+    if budget.tokens_spent + TOKENS_PER_ANSWER > each_second * TOKENS_PER_ANSWER:
         return False
-    budget.used += ANSWER_COST
+    budget.tokens_spent += TOKENS_PER_ANSWER
     return True
 
 
@@ -186,7 +187,7 @@ cdef inline void write_port_unreachable(Packet *p) noexcept nogil:
 cdef inline void send_back(Packet *p) noexcept nogil:
     """What has been written in the packet's place goes to its sender, complete and in one piece."""
     memset(&p.vnet, 0, sizeof(p.vnet))
-    p.pieces = p.fragment_size = 0
+    p.segment_size = p.fragment_size = 0
     return_to_sender(p)
     if p.vlan_tpid != 0:
         restore_tag_in_front(p)

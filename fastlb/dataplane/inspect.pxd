@@ -38,7 +38,7 @@ cdef inline FlowEntry *entry_at(const FlowTable *table, uint64_t at) noexcept no
 
 cdef inline void copy_entry(const FlowEntry *entry, FlowEntry *copy) noexcept nogil:
     copy.fingerprint = load_acquire_u64(&entry.fingerprint)
-    copy.owner = load_acquire_u32(&entry.owner)
+    copy.packed = load_acquire_u32(&entry.packed)
     copy.seen = load_acquire_u32(&entry.seen)
 
 
@@ -52,7 +52,7 @@ cdef inline bint is_whole(const FlowTable *table, const FlowEntry *entry, const 
         return False
     load_fence()
     return (load_acquire_u64(&entry.fingerprint) == copy.entry.fingerprint
-            and (load_acquire_u32(&entry.owner) ^ copy.entry.owner) & ((1 << STATE_SHIFT) - 1) == 0)
+            and (load_acquire_u32(&entry.packed) ^ copy.entry.packed) & ((1 << STATE_SHIFT) - 1) == 0)
 
 
 cdef inline bint is_wanted(const FlowFilter *filter, const FlowEntry *entry) noexcept nogil:

@@ -127,7 +127,7 @@ cdef uint32_t since(uint32_t then, uint32_t now_ms) noexcept:
 
 # --- one tuple --------------------------------------------------------------------------------------------------------
 
-def look_up(Pipeline pipeline not None, src, sport, dst, dport, uint8_t protocol, uint32_t now_ms):
+def explain_tuple(Pipeline pipeline not None, src, sport, dst, dport, uint8_t protocol, uint32_t now_ms):
     """What the pipeline would do with a packet from ``src`` to ``dst``: every decision on its way, with its grounds.
 
     Nothing is changed by it, in a pipeline that a worker runs neither; that has to be the one that owns the tuple's
@@ -141,9 +141,9 @@ def look_up(Pipeline pipeline not None, src, sport, dst, dport, uint8_t protocol
     classify(snap.services, &pipeline.state.flows, &p)
     found = {"leg": None, "shard": p.shard}
     if p.leg == LEG_REPLY:
-        found |= {"leg": "reply", "reply": look_up_reply(pipeline, snap, &p, now_ms)}
+        found |= {"leg": "reply", "reply": explain_reply(pipeline, snap, &p, now_ms)}
     elif p.leg == LEG_CLIENT:
-        found |= {"leg": "client"} | look_up_flow(pipeline, snap, &p, now_ms)
+        found |= {"leg": "client"} | explain_flow(pipeline, snap, &p, now_ms)
     return found
 
 
@@ -162,7 +162,7 @@ cdef int set_tuple(Packet *p, src, sport, dst, dport, uint8_t protocol) except -
     return 0
 
 
-cdef dict look_up_flow(Pipeline pipeline, const Snapshot *snap, Packet *p, uint32_t now_ms):
+cdef dict explain_flow(Pipeline pipeline, const Snapshot *snap, Packet *p, uint32_t now_ms):
     """On the client's leg."""
     cdef const Service *service = &snap.services.services[p.service]
     cdef uint64_t hashed = hash_of_flow(snap.services, service, p)
@@ -174,17 +174,17 @@ cdef dict look_up_flow(Pipeline pipeline, const Snapshot *snap, Packet *p, uint3
     if service.affinity != NULL:
         client = client_of(
             &pipeline.state.affinity, service.affinity, pipeline.state.flows.key, p.src, now_ms)
-        slot = held_slot(&pipeline.state.affinity, &client)
-    entry = look_up_entry(pipeline, snap, p, now_ms)
+        slot = live_slot(&pipeline.state.affinity, &client)
+    entry = explain_entry(pipeline, snap, p, now_ms)
     forgotten = entry is not None and entry["void"] is not None and entry["is_load"]
     counts = _FlowCounts(pipeline, snap.services.backend_limit, entry["backend"] if forgotten else 0)
-    admission = look_up_admission(pipeline, snap, p, now_ms)
-    scheduled = peek(pipeline, counts, service, p.service, hashed, &client, slot)
+    admission = explain_admission(pipeline, snap, p, now_ms)
+    scheduled = next_choice(pipeline, counts, service, p.service, hashed, &client, slot)
     if admission["scheduled"]:
-        backend = without_conflict(pipeline, counts, snap, p, True, scheduled, hashed, now_ms)
+        backend = backend_without_conflict(pipeline, counts, snap, p, True, scheduled, hashed, now_ms)
     else:
         backend = backend_in_midflow(&pipeline.state, service, hashed, p.src, now_ms)
-        backend = without_conflict(pipeline, counts, snap, p, False, backend, hashed, now_ms)
+        backend = backend_without_conflict(pipeline, counts, snap, p, False, backend, hashed, now_ms)
     p.backend = backend
     admission["needs_entry"] = backend != 0 and needs_entry(&pipeline.state, snap, service, p, now_ms)
     if entry is not None and entry["void"] is None:
@@ -194,18 +194,18 @@ cdef dict look_up_flow(Pipeline pipeline, const Snapshot *snap, Packet *p, uint3
         "hash": hashed,
         "admission": admission,
         "entry": entry,
-        "placement": look_up_placement(pipeline, counts, service, p.service, hashed),
-        "affine": look_up_affine(counts, service.affinity, &client, slot) if slot != 0 else None,
+        "placement": explain_placement(pipeline, counts, service, p.service, hashed),
+        "affine": explain_affinity(counts, service.affinity, &client, slot) if slot != 0 else None,
         "scheduled": scheduled,
         "full": scheduled == 0 and service.candidate_count != 0,
         "hashed": backend_in_midflow(&pipeline.state, service, hashed, p.src, now_ms),
         "backend": backend,
-        "hop": look_up_hop(snap, service, backend) if backend != 0 else None,
-        "source_ports": look_up_ports(pipeline, service, p),
+        "hop": explain_hop(snap, service, backend) if backend != 0 else None,
+        "source_ports": explain_ports(pipeline, service, p),
     }
 
 
-cdef dict look_up_admission(Pipeline pipeline, const Snapshot *snap, const Packet *p, uint32_t now_ms):
+cdef dict explain_admission(Pipeline pipeline, const Snapshot *snap, const Packet *p, uint32_t now_ms):
     """Whether the client is let in, and whether a flow that is new may begin and be remembered.
 
     ``limit``: how many its source may begin at this moment, and the seconds until the next, or None; ``remembered``: it
@@ -213,11 +213,11 @@ cdef dict look_up_admission(Pipeline pipeline, const Snapshot *snap, const Packe
     """
     cdef const Service *service = &snap.services.services[p.service]
     cdef const FlowBudget *budget = &pipeline.state.budget
-    cdef bint crowded = finds_crowd(pipeline, snap, service, p, now_ms)
+    cdef bint crowded = finds_no_room(pipeline, snap, service, p, now_ms)
     cdef bint room = has_budget(pipeline, snap, service, now_ms) and not crowded
-    cdef bint by_hash = not room or (budget.exceeded_once and may_go_by_hash(budget, snap.services, service, now_ms))
+    cdef bint by_hash = not room or (budget.ran_out_once and may_go_by_hash(budget, snap.services, service, now_ms))
     return {
-        "denied": is_turned_away(snap, p), "limit": look_up_limit(pipeline, service, p, now_ms), "remembered": room,
+        "denied": is_turned_away(snap, p), "limit": explain_limit(pipeline, service, p, now_ms), "remembered": room,
         "crowded": crowded, "scheduled": not by_hash or is_found_again(service)}
 
 
@@ -226,20 +226,20 @@ cdef uint64_t microseconds(Pipeline pipeline, uint32_t now_ms) noexcept:
     return clock_ns() // 1000 if pipeline.running else <uint64_t>now_ms * 1000
 
 
-cdef bint finds_crowd(
+cdef bint finds_no_room(
         Pipeline pipeline, const Snapshot *snap, const Service *service, const Packet *p, uint32_t now_ms) noexcept:
     cdef FlowTable *table = &pipeline.state.flows
-    return is_crowded(snap.services, table, service, p.shard) and entry_to_give_up(
+    return only_reserve_left(snap.services, table, service, p.shard) and entry_to_replace(
         table, snap.services, p.shard, p.fingerprint, now_ms) == NULL
 
 
 cdef bint has_budget(Pipeline pipeline, const Snapshot *snap, const Service *service, uint32_t now_ms) noexcept:
     """May one more entry be made? Of a copy, for time pays."""
     cdef FlowBudget budget = pipeline.state.budget
-    return may_remember(&budget, snap.services, &pipeline.state.flows, service, microseconds(pipeline, now_ms))
+    return may_make_entry(&budget, snap.services, &pipeline.state.flows, service, microseconds(pipeline, now_ms))
 
 
-cdef object look_up_limit(Pipeline pipeline, const Service *service, const Packet *p, uint32_t now_ms):
+cdef object explain_limit(Pipeline pipeline, const Service *service, const Packet *p, uint32_t now_ms):
     """(flows, seconds) of the source's bucket; None without a limit."""
     cdef uint64_t now = microseconds(pipeline, now_ms) * TICKS & ticks_mask()
     cdef const Admission *admission = service.admission
@@ -254,7 +254,7 @@ cdef object look_up_limit(Pipeline pipeline, const Service *service, const Packe
     return 0, (full + admission.limit_interval - admission.limit_burst) / (TICKS * 1e6)
 
 
-cdef dict look_up_entry(Pipeline pipeline, const Snapshot *snap, const Packet *p, uint32_t now_ms):
+cdef dict explain_entry(Pipeline pipeline, const Snapshot *snap, const Packet *p, uint32_t now_ms):
     """The flow's entry; ``void``: why it does not decide, or None. A SYN starts a flow that is over anew."""
     cdef FlowTable *table = &pipeline.state.flows
     cdef FlowEntry *entry = find_flow(table, p.shard, p.fingerprint)
@@ -279,13 +279,13 @@ cdef str why_void(const Snapshot *snap, const FlowCopy *copy, const Packet *p, u
     cdef const Backend *backend = &snap.services.backends[backend_of(entry)]
     if has_expired(entry, snap.services, now_ms):
         return "expired"
-    if backend.keeping == KEEP_NONE:
+    if backend.flow_policy == KEEP_NONE:
         return "left"
     if backend.service != p.service:
         return "of another service"
-    if backend.keeping == KEEP_TO_RESET:
+    if backend.flow_policy == KEEP_TO_RESET:
         return "to reset"
-    if backend.keeping == KEEP_BUT_SYN and p.protocol == PROTO_TCP:
+    if backend.flow_policy == KEEP_EXCEPT_SYN and p.protocol == PROTO_TCP:
         return "down"
     if is_over(state_of(entry)):
         return "over"
@@ -294,12 +294,12 @@ cdef str why_void(const Snapshot *snap, const FlowCopy *copy, const Packet *p, u
     return None
 
 
-cdef dict look_up_affine(_FlowCounts counts, const Affinity *by, const Client *client, uint64_t slot):
+cdef dict explain_affinity(_FlowCounts counts, const Affinity *by, const Client *client, uint64_t slot):
     """What is remembered of a client: ``backend`` is 0 when it is released, ``left`` is in seconds; ``full``: it has
     all the flows that it may have."""
     cdef const Taker *taker = taker_of(by, client, slot)
     return {
-        "backend": taker.backend if taker != NULL else 0, "place": place_in(slot),
+        "backend": taker.backend if taker != NULL else 0, "place": sticky_in(slot),
         "left": ticks_left(slot, client.tick) * (1 << TICK_BITS) / 1000,
         "full": taker != NULL and not takes_one_more(&counts.table, taker)}
 
@@ -331,7 +331,7 @@ cdef class _FlowCounts:
         free(self.less)
 
 
-cdef uint32_t peek(
+cdef uint32_t next_choice(
         Pipeline pipeline, _FlowCounts counts, const Service *service, uint32_t index, uint64_t hashed,
         const Client *client, uint64_t slot) noexcept:
     """The backend id that the next new flow would get. It is drawn from copies: turn and lot stay what they were.
@@ -339,21 +339,21 @@ cdef uint32_t peek(
     ``slot``: the client's in the affinity table; 0: it has none, and ``client`` is not looked at.
     """
     cdef SchedulerState schedulers = pipeline.state.schedulers
-    cdef Place place = place_of(&schedulers, index)[0]
+    cdef Cursor cursor = cursor_of(&schedulers, index)[0]
     cdef const Taker *taker = taker_of(service.affinity, client, slot) if slot != 0 else NULL
     schedulers.batch += 1                                # flows are added up anew
     if taker != NULL and takes_one_more(&counts.table, taker):
         return taker.backend
-    return scheduled_backend(&schedulers, &counts.table, service, &place, hashed)
+    return scheduled_backend(&schedulers, &counts.table, service, &cursor, hashed)
 
 
-cdef uint32_t without_conflict(
+cdef uint32_t backend_without_conflict(
         Pipeline pipeline, _FlowCounts counts, const Snapshot *snap, const Packet *p, bint fresh, uint32_t backend,
         uint64_t hashed, uint32_t now_ms) noexcept:
     """As `choose_backend` has it: in nat, one that does not already talk to this client port, by the hash; or 0."""
     cdef const Service *service = &snap.services.services[p.service]
     cdef SchedulerState schedulers = pipeline.state.schedulers
-    cdef Place place = place_of(&schedulers, p.service)[0]
+    cdef Cursor cursor = cursor_of(&schedulers, p.service)[0]
     cdef const Candidate *candidate
     cdef int offset
     schedulers.batch += 1
@@ -361,7 +361,7 @@ cdef uint32_t without_conflict(
         return backend
     for offset in range(MAX_ALTERNATIVES if service.candidate_count != 0 else 0):
         candidate = hashed_candidate(service, hashed, offset)
-        if ((not fresh or has_room(&schedulers, &counts.table, service, &place, candidate))
+        if ((not fresh or has_room(&schedulers, &counts.table, service, &cursor, candidate))
                 and not in_conflict(pipeline, snap, p, candidate.backend, now_ms)):
             return candidate.backend
     return 0
@@ -374,11 +374,11 @@ cdef bint in_conflict(
     return entry != NULL and not gives_way(entry, snap.services, now_ms)
 
 
-cdef dict look_up_placement(
+cdef dict explain_placement(
         Pipeline pipeline, _FlowCounts counts, const Service *service, uint32_t index, uint64_t hashed):
     """Where the hash and the turn point to, and what schedulers by load compare."""
     cdef SchedulerState *schedulers = &pipeline.state.schedulers
-    cdef uint32_t turn = place_of(schedulers, index).cursor
+    cdef uint32_t turn = cursor_of(schedulers, index).position
     cdef const Candidate *candidate
     cdef uint32_t at
     found = {"slot": None, "slots": 0, "point": None, "points": 0, "turn": None, "turns": 0, "candidates": []}
@@ -387,19 +387,19 @@ cdef dict look_up_placement(
     if service.ring_size != 0:
         at = ring_point(service, hashed) % service.ring_size
         found |= {"point": service.ring_points[at], "points": service.ring_size}
-    if service.rotation_size != 0 and service.scheduler == BY_TURNS:
-        found |= {"turn": turn if turn < service.rotation_size else 0, "turns": service.rotation_size}
-    for at in range(service.candidate_count if service.scheduler >= BY_FLOWS else 0):
+    if service.wrr_size != 0 and service.scheduler == BY_WRR:
+        found |= {"turn": turn if turn < service.wrr_size else 0, "turns": service.wrr_size}
+    for at in range(service.candidate_count if service.scheduler >= BY_LEAST_FLOWS else 0):
         candidate = &service.candidates[at]
         found["candidates"].append({
             "backend": candidate.backend, "weight": candidate.weight,
             "flows": active_flows(&counts.table, candidate.backend),
-            "response": None if service.scheduler == BY_FLOWS else response_of(schedulers, candidate) / 1e6,
+            "response": None if service.scheduler == BY_LEAST_FLOWS else response_of(schedulers, candidate) / 1e6,
             "load": load_of(schedulers, &counts.table, service, candidate)})
     return found
 
 
-cdef dict look_up_hop(const Snapshot *snap, const Service *service, uint32_t backend):
+cdef dict explain_hop(const Snapshot *snap, const Service *service, uint32_t backend):
     """How packets leave for a backend; ``fault``: the drop's reason, or None. ``mtu``: of what fits inside."""
     cdef const Hop *hop = NULL
     cdef int fault = hop_to_backend(snap.routes, backend, &hop)
@@ -416,17 +416,17 @@ cdef dict look_up_hop(const Snapshot *snap, const Service *service, uint32_t bac
     return found
 
 
-cdef object look_up_ports(Pipeline pipeline, const Service *service, const Packet *p):
+cdef object explain_ports(Pipeline pipeline, const Service *service, const Packet *p):
     """Full NAT's source ports of the flow's shard, as (taken, all); else None."""
     cdef SourcePool *pool = pool_of(&pipeline.state.flows, p.family)
     if service.forward != FORWARD_FULLNAT:
         return None
     if pool.count == 0:
         return 0, 0
-    return free_ports(pool, p.protocol, p.shard).used, ports_per_address(pool, p.shard) * pool.count
+    return free_ports(pool, p.protocol, p.shard).taken, ports_per_address(pool, p.shard) * pool.count
 
 
-cdef dict look_up_reply(Pipeline pipeline, const Snapshot *snap, Packet *p, uint32_t now_ms):
+cdef dict explain_reply(Pipeline pipeline, const Snapshot *snap, Packet *p, uint32_t now_ms):
     """Of a packet that counts as a backend's answer: the flow that it answers, and its state; ``entry``: is there one?
     ``backend``: 0, when there is no such flow."""
     cdef const Service *service

@@ -14,17 +14,17 @@ cdef enum:
     MAX_MEMBERS = 0xFFFF     # backends of one table: positions are 16 bits, the last one marks an empty slot
 
 
-cdef struct Turn:
+cdef struct Permutation:
     uint64_t target
     uint32_t weight
     uint32_t next            # the slot that this backend would like next
     uint32_t skip
 
 
-cdef inline void populate(uint16_t *slots, uint32_t size, Turn *turns, uint32_t count) noexcept nogil:
-    """Fill `size` slots (prime, above every skip) with positions in `turns`; at least one weight must be positive.
+cdef inline void populate(uint16_t *slots, uint32_t size, Permutation *permutations, uint32_t count) noexcept nogil:
+    """Fill `size` slots (prime, above every skip) with positions in `permutations`; one weight at least is positive.
 
-    `turns` come with target 0 and next = offset. Expected work: size · ln(size) looks at a slot.
+    `permutations` come with target 0 and next = offset. Expected work: size · ln(size) looks at a slot.
     """
     cdef uint64_t largest = 0
     cdef uint64_t step = 0
@@ -33,24 +33,24 @@ cdef inline void populate(uint16_t *slots, uint32_t size, Turn *turns, uint32_t 
     for i in range(size):
         slots[i] = EMPTY_SLOT
     for i in range(count):
-        must(turns[i].target == 0 and turns[i].next < size and 0 < turns[i].skip < size)
-        largest = max(largest, <uint64_t>turns[i].weight)
+        must(permutations[i].target == 0 and permutations[i].next < size and 0 < permutations[i].skip < size)
+        largest = max(largest, <uint64_t>permutations[i].weight)
     must(largest > 0)                                    # else nothing below would ever fill a slot
     while True:
         step += 1
         for i in range(count):
-            if step * turns[i].weight < turns[i].target or turns[i].weight == 0:
+            if step * permutations[i].weight < permutations[i].target or permutations[i].weight == 0:
                 continue
-            turns[i].target += largest
-            slot = turns[i].next
+            permutations[i].target += largest
+            slot = permutations[i].next
             while slots[slot] != EMPTY_SLOT:
-                slot += turns[i].skip
+                slot += permutations[i].skip
                 if slot >= size:
                     slot -= size
             slots[slot] = <uint16_t>i
-            turns[i].next = slot + turns[i].skip
-            if turns[i].next >= size:
-                turns[i].next -= size
+            permutations[i].next = slot + permutations[i].skip
+            if permutations[i].next >= size:
+                permutations[i].next -= size
             filled += 1
             if filled == size:
                 return

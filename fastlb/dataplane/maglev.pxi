@@ -6,7 +6,7 @@ cdef class MaglevTable:
     def __cinit__(self, turns, uint32_t size):
         """``turns``: (offset hash, skip hash, weight) for each backend, sorted by key; ``size``: a prime."""
         cdef uint32_t count = len(turns)
-        cdef Turn *state
+        cdef Permutation *state
         cdef uint32_t i
         if not 0 < count < MAX_MEMBERS:
             raise ValueError(f"a Maglev table takes 1 to {MAX_MEMBERS - 1} backends, not {count}")
@@ -14,7 +14,7 @@ cdef class MaglevTable:
             raise ValueError("a Maglev table needs a backend with a weight above 0")
         self.size = size
         self.slots = <uint16_t *>malloc(size * sizeof(uint16_t))
-        state = <Turn *>malloc(count * sizeof(Turn))
+        state = <Permutation *>malloc(count * sizeof(Permutation))
         if self.slots == NULL or state == NULL:
             free(state)
             raise MemoryError

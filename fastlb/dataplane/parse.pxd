@@ -19,7 +19,7 @@ from fastlb.dataplane.reasons cimport (
 from fastlb.dataplane.types cimport (
     FAMILY_4, FAMILY_6, FRAGMENT_FIRST, FRAGMENT_LATER, FRAGMENT_NONE, LATER_BIT, PROTO_TCP, PROTO_UDP, Packet)
 from fastlb.dataplane.wire cimport (
-    ETH_LEN, ETH_TYPE, ETHERTYPE_IP4, ETHERTYPE_IP6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, EXT_AUTH, EXT_DEST_OPTS,
+    ETHERTYPE_IP4, ETHERTYPE_IP6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, ETH_LEN, ETH_TYPE, EXT_AUTH, EXT_DEST_OPTS,
     EXT_FRAGMENT, EXT_HOP_BY_HOP, EXT_ROUTING, IP4_DST, IP4_FRAG, IP4_FRAG_MASK, IP4_ID, IP4_LEN, IP4_MF,
     IP4_OFFSET_MASK, IP4_PROTO, IP4_SRC, IP4_TOTAL, IP6_DST, IP6_FRAG_MASK, IP6_LEN, IP6_NEXT, IP6_OFFSET_MASK,
     IP6_PAYLOAD, IP6_SRC, MAX_EXT_HEADERS, TCP_FIN, TCP_FLAGS, TCP_LEN, TCP_OFFSET, TCP_RST, TCP_SYN, UDP_LEN,
@@ -200,7 +200,7 @@ cdef inline int parse(Packet *p) noexcept nogil:
     p.fault = 0
     p.quoted = 0
     p.fragment = FRAGMENT_NONE
-    p.pieces = p.fragment_size = 0
+    p.segment_size = p.fragment_size = 0
     p.outer = 0
     p.summed = False
     p.tcp_flags = 0

@@ -11,7 +11,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from fastlb.dataplane.admission cimport is_denied
 from fastlb.dataplane.affinity cimport clear_ended
 from fastlb.dataplane.conntrack cimport (
-    FlowEntry, approach_room, entry_at, find_flow, owns, pool_of, prefetch_flow, sweep, tuple_of)
+    FlowEntry, entry_at, find_flow, owns, pool_of, prefetch_flow, prefetch_room, sweep, tuple_of)
 from fastlb.dataplane.forward cimport answer, echo, forward_to_backend, forward_to_client, refuse, reset_flow
 from fastlb.dataplane.fragment cimport (
     FragmentNote, HeldFragment, account, admit_first, datagram_key, find_note, finish, held_at, hold, note_first,
@@ -33,7 +33,7 @@ from fastlb.dataplane.types cimport (
 
 
 cdef enum:
-    BEHIND = 8               # packets between `receive` and `approach`
+    PREFETCH_DISTANCE = 8    # packets between `receive` and `prefetch_rest`
 
 
 # --- a packet, a batch -----------------------------------------------------------------------------------------------
@@ -59,28 +59,28 @@ cdef inline int receive(PipelineState *pipe, const Snapshot *snap, Packet *p) no
     return p.fault
 
 
-cdef inline bint is_far(const Snapshot *snap, const Packet *p) noexcept nogil:
+cdef inline bint has_more_to_fetch(const Snapshot *snap, const Packet *p) noexcept nogil:
     """Is there more to fetch than a bucket: in fullnat, and where a flow may begin?"""
     return p.reason == 0 and (p.source != 0 or (p.leg == LEG_CLIENT and (
         may_begin(p) or snap.services.services[p.service].forward == FORWARD_FULLNAT)))
 
 
-cdef inline void approach_start(PipelineState *pipe, const Snapshot *snap, Packet *p) noexcept nogil:
+cdef inline void prefetch_new_flow(PipelineState *pipe, const Snapshot *snap, Packet *p) noexcept nogil:
     """What a flow that begins will write and read: its entry's tuple, its slot of the Maglev table."""
     cdef const Service *service = &snap.services.services[p.service]
-    p.entry = approach_room(&pipe.flows, p.shard, p.fingerprint)
+    p.entry = prefetch_room(&pipe.flows, p.shard, p.fingerprint)
     p.placement = hash_of_flow(snap.services, service, p)
     prefetch_placement(service, p.placement)
 
 
-cdef inline void approach(PipelineState *pipe, const Snapshot *snap, Packet *p) noexcept nogil:
+cdef inline void prefetch_rest(PipelineState *pipe, const Snapshot *snap, Packet *p) noexcept nogil:
     """By what `receive` has fetched, fetch what it names. Only a hint; nothing is decided.
 
     Some packets behind `receive`, which gives memory time to answer both: as a pass of its own, this asked for all at
     once, and `dispatch` waited 25 ns longer for the entry of an answer in fullnat.
     """
     cdef FlowEntry *entry
-    if not is_far(snap, p):
+    if not has_more_to_fetch(snap, p):
         return
     if p.leg == LEG_CLIENT:
         entry = find_flow(&pipe.flows, p.shard, p.fingerprint)
@@ -88,7 +88,7 @@ cdef inline void approach(PipelineState *pipe, const Snapshot *snap, Packet *p) 
         if entry != NULL:
             prefetch(&tuple_of(&pipe.flows, entry).source)
         elif may_begin(p):
-            approach_start(pipe, snap, p)
+            prefetch_new_flow(pipe, snap, p)
         return
     prefetch(entry_at(&pipe.flows, pool_of(&pipe.flows, p.family).ports[p.source - 1].next))
 
@@ -107,7 +107,7 @@ cdef inline int pass_error_on(PipelineState *pipe, const Snapshot *snap, Packet 
 cdef inline int dispatch_later(PipelineState *pipe, const Snapshot *snap, Packet *p, uint32_t now) noexcept nogil:
     """A fragment without ports: after the first of its datagram, or it waits for it."""
     cdef uint64_t key = datagram_key(pipe.flows.key, p)
-    cdef int reason = follow_first(pipe, snap, p, key, now)
+    cdef int reason = forward_like_first(pipe, snap, p, key, now)
     if reason != VIA_HELD:
         return reason
     return VIA_HELD if hold(&pipe.fragments, p, key, now) else DROP_FRAGMENT_LIMIT
@@ -117,7 +117,7 @@ cdef inline bint is_turned_away(const Snapshot *snap, const Packet *p) noexcept 
     return snap.services.services[p.service].gates & GATE_LISTS and is_denied(snap.services, p)
 
 
-cdef inline int follow_first(
+cdef inline int forward_like_first(
         PipelineState *pipe, const Snapshot *snap, Packet *p, uint64_t key, uint32_t now) noexcept nogil:
     """VIA_HELD while it is not known where to."""
     cdef FragmentNote *note = find_note(&pipe.fragments, key, now)
@@ -221,7 +221,7 @@ cdef inline void run_batch(
         PipelineState *pipe, const Snapshot *snap, Packet *packets, int count, uint32_t now) noexcept nogil:
     """Give each of `count` <= BATCH packets its reason. `now` in milliseconds, one for the whole batch."""
     cdef Packet *p
-    cdef bint far = False
+    cdef bint more_to_fetch = False
     cdef int i
     must(0 <= count <= BATCH)
     pipe.schedulers.batch += 1
@@ -231,12 +231,12 @@ cdef inline void run_batch(
         p = &packets[i]
         pipe.bytes += p.length
         p.reason = <uint8_t>receive(pipe, snap, p)
-        far |= is_far(snap, p)
-        if unlikely(far) and i >= BEHIND:
-            approach(pipe, snap, &packets[i - BEHIND])
+        more_to_fetch |= has_more_to_fetch(snap, p)
+        if unlikely(more_to_fetch) and i >= PREFETCH_DISTANCE:
+            prefetch_rest(pipe, snap, &packets[i - PREFETCH_DISTANCE])
     pipe.packets += count
-    for i in range(max(count - BEHIND, 0) if unlikely(far) else count, count):
-        approach(pipe, snap, &packets[i])
+    for i in range(max(count - PREFETCH_DISTANCE, 0) if unlikely(more_to_fetch) else count, count):
+        prefetch_rest(pipe, snap, &packets[i])
     for i in range(count):
         p = &packets[i]
         if likely(p.reason == 0):
@@ -281,24 +281,24 @@ cdef inline void sweep_tables(PipelineState *pipe, const Snapshot *snap, uint32_
 
 # --- fragments that waited -------------------------------------------------------------------------------------------
 
-cdef inline bint must_look(PipelineState *pipe, uint32_t now) noexcept nogil:
+cdef inline bint must_check_held(PipelineState *pipe, uint32_t now) noexcept nogil:
     """Are there fragments that wait, and has anything happened that may have changed that?"""
-    return pipe.fragments.count != 0 and (pipe.fragments.noted or pipe.fragments.looked != now)
+    return pipe.fragments.count != 0 and (pipe.fragments.noted or pipe.fragments.checked_at != now)
 
 
 cdef inline Packet *next_settled(
         PipelineState *pipe, const Snapshot *snap, uint32_t *at, uint32_t now) noexcept nogil:
     """From position `at` on, the next held fragment that has its reason; NULL when there is none, and all were seen.
 
-    Its memory is its own until `let_go` gives the place at `at` back.
+    Its memory is its own until `free_slot` gives the place at `at` back.
     """
     cdef HeldFragment *held
     cdef int reason
     if at[0] == 0:
-        pipe.fragments.looked, pipe.fragments.noted = now, False
+        pipe.fragments.checked_at, pipe.fragments.noted = now, False
     while at[0] < pipe.fragments.count:
         held = held_at(&pipe.fragments, at[0])
-        reason = follow_first(pipe, snap, &held.packet, held.key, now)
+        reason = forward_like_first(pipe, snap, &held.packet, held.key, now)
         if reason == PASS_NO_SERVICE or (reason == VIA_HELD and waited(held, now)):
             reason = DROP_FRAGMENT_UNKNOWN               # the host cannot have back what has been taken
         if reason != VIA_HELD:

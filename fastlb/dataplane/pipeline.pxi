@@ -56,7 +56,7 @@ cdef class FlowMemory:
         ``services``: what holds from now on. ``highest``: of all backend ids that were ever given. ``logged``: the end
         of a flow is logged if its beginning was, and `take_logged` gives that of those that are not kept. Returns how
         many entries were kept, how many belong to no service or backend any more, and how many are damaged. Raises
-        ValueError when those are more than MOST_DAMAGED: the walk has ended early, and this memory must not be used.
+        ValueError when those are more than MAX_DAMAGED: the walk has ended early, and this memory must not be used.
         Before any pipeline is made.
         """
         cdef FlowTable *table = &self.table
@@ -69,8 +69,8 @@ cdef class FlowMemory:
             open_log(&self.ended)
         with nogil:
             take_over(table, held, highest, now_ms, &self.ended if logged else NULL, &result)
-        if result.found[<int>DAMAGED] > MOST_DAMAGED:
-            raise ValueError(f"more than {<int>MOST_DAMAGED} entries are damaged")
+        if result.found[<int>DAMAGED] > MAX_DAMAGED:
+            raise ValueError(f"more than {<int>MAX_DAMAGED} entries are damaged")
         self.taken_over = True
         return result.found[<int>SOUND], result.found[<int>UNWANTED], result.found[<int>DAMAGED]
 
@@ -179,15 +179,15 @@ cdef class Pipeline:
         self.state.limits = self.memory_of_flows.limits
         self.state.by_service = <ReasonCounts *>map_zeroed(MAX_SERVICES * sizeof(ReasonCounts))
         self.state.flows.events = <ServiceEvents *>map_zeroed(MAX_SERVICES * sizeof(ServiceEvents))
-        make_places(&self.state.fragments)
+        map_held_slots(&self.state.fragments)
         self.flow_capacity = <uint64_t>self.state.flows.per_shard * SHARDS * ENTRIES
         self.own(shards)
         self.state.flows.stats = self.memory_of_flows.add_row()
         if self.memory_of_flows.taken_over:
             count_owned(&self.state.flows)
-        self.state.schedulers.places = <Place *>map_zeroed(PLACES * sizeof(Place))
+        self.state.schedulers.cursors = <Cursor *>map_zeroed(CURSORS * sizeof(Cursor))
         self.state.schedulers.responses = <Response *>map_zeroed(MAX_BACKENDS * sizeof(Response))
-        self.state.schedulers.lottery = unpack("Q", urandom(8))[0] | 1
+        self.state.schedulers.random_state = unpack("Q", urandom(8))[0] | 1
         for slot in range(BATCH):
             self.scratch[slot] = <uint8_t *>malloc(SCRATCH_SLOT)
             if self.scratch[slot] == NULL:
@@ -212,11 +212,11 @@ cdef class Pipeline:
         cdef int slot
         unmap(self.state.flows.events, MAX_SERVICES * sizeof(ServiceEvents))
         unmap(self.state.by_service, MAX_SERVICES * sizeof(ReasonCounts))
-        unmap(self.state.schedulers.places, PLACES * sizeof(Place))
+        unmap(self.state.schedulers.cursors, CURSORS * sizeof(Cursor))
         unmap(self.state.schedulers.responses, MAX_BACKENDS * sizeof(Response))
         free(self.state.flows.log.events)
-        unmap(self.state.fragments.places, HELD * sizeof(HeldFragment))
-        unmap(self.state.fragments.memory, HELD * HELD_PLACE)
+        unmap(self.state.fragments.slots, MAX_HELD * sizeof(HeldFragment))
+        unmap(self.state.fragments.memory, MAX_HELD * HELD_BYTES)
         for slot in range(BATCH):
             free(self.scratch[slot])
 
@@ -232,7 +232,7 @@ cdef class Pipeline:
 
     def reclaim(self):
         """Free the snapshots that can no longer be in use; how many are still kept."""
-        cdef uint64_t generation = passed(&self.publication) if self.running else self.generation
+        cdef uint64_t generation = reader_generation(&self.publication) if self.running else self.generation
         while len(self.snapshots) > 1 and (<PublishedSnapshot>self.snapshots[0]).value.generation < generation:
             del self.snapshots[0]
         return len(self.snapshots)
@@ -338,13 +338,13 @@ cdef class Pipeline:
         """Fragments that have waited leave after the last of the frames."""
         cdef Packet *packet
         cdef uint32_t at = 0
-        if not must_look(&self.state, now_ms):
+        if not must_check_held(&self.state, now_ms):
             return 0
         packet = next_settled(&self.state, snap, &at, now_ms)
         while packet != NULL:
             if packet.reason <= VIA_REJECT and results:
                 results[len(results) - 1][2].extend(frames_of(packet))
-            let_go(&self.state.fragments, at)
+            free_slot(&self.state.fragments, at)
             packet = next_settled(&self.state, snap, &at, now_ms)
         return 0
 
@@ -459,7 +459,7 @@ cdef class Pipeline:
             if pool.count == 0:
                 continue
             for protocol in (PROTO_TCP, PROTO_UDP):
-                taken = sum(free_ports(pool, protocol, shard).used for shard in range(SHARDS))
+                taken = sum(free_ports(pool, protocol, shard).taken for shard in range(SHARDS))
                 found.append((version, protocol, taken, pool.count * (pool.highest - pool.lowest + 1)))
         return found
 
@@ -511,18 +511,18 @@ cdef list frames_of(const Packet *packet):
     """What leaves: the frame as it is, or the pieces that it is cut into."""
     cdef uint8_t headers[MAX_HEADERS]
     cdef const uint8_t *payload
-    cdef Pieces pieces
+    cdef Cutter cutter
     cdef uint32_t length
-    if packet.pieces == 0:
+    if packet.segment_size == 0:
         return [PyBytes_FromStringAndSize(<char *>packet.frame, packet.length)]
-    cut(&pieces, packet)
+    start_cutting(&cutter, packet)
     frames = []
     while True:
-        length = next_piece(&pieces, headers, &payload)
+        length = next_frame(&cutter, headers, &payload)
         if length == 0:
             return frames
         frames.append(
-            PyBytes_FromStringAndSize(<char *>headers, pieces.headers)
+            PyBytes_FromStringAndSize(<char *>headers, cutter.headers)
             + PyBytes_FromStringAndSize(<char *>payload, length))
 
 
@@ -546,13 +546,13 @@ cdef void *map_zeroed(size_t size) except NULL:
     return memory
 
 
-cdef int make_places(FragmentState *fragments) except -1:
+cdef int map_held_slots(FragmentState *fragments) except -1:
     """For fragments to wait in. In small pages: a large one would back thirty places for the sake of the first."""
     cdef int at
-    fragments.places = <HeldFragment *>map_zeroed(HELD * sizeof(HeldFragment))
-    fragments.memory = <uint8_t *>map_zeroed(HELD * HELD_PLACE)
-    madvise(fragments.memory, HELD * HELD_PLACE, MADV_NOHUGEPAGE)
-    for at in range(HELD):
+    fragments.slots = <HeldFragment *>map_zeroed(MAX_HELD * sizeof(HeldFragment))
+    fragments.memory = <uint8_t *>map_zeroed(MAX_HELD * HELD_BYTES)
+    madvise(fragments.memory, MAX_HELD * HELD_BYTES, MADV_NOHUGEPAGE)
+    for at in range(MAX_HELD):
         fragments.order[at] = at
     return 0
 

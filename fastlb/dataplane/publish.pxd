@@ -13,13 +13,13 @@ from fastlb.dataplane.types cimport Snapshot
 
 cdef struct Publication:
     void *current            # Snapshot *
-    uint64_t passed          # the generation that the reader uses now
+    uint64_t reader_generation  # the generation that the reader uses now
 
 
 cdef inline const Snapshot *pick_up(Publication *publication) noexcept nogil:
     """At a batch boundary: everything of earlier batches is behind the reader."""
     cdef const Snapshot *snap = <const Snapshot *>load_acquire_ptr(&publication.current)
-    store_release_u64(&publication.passed, snap.generation)
+    store_release_u64(&publication.reader_generation, snap.generation)
     return snap
 
 
@@ -27,5 +27,5 @@ cdef inline void publish(Publication *publication, Snapshot *snap) noexcept nogi
     store_release_ptr(&publication.current, snap)
 
 
-cdef inline uint64_t passed(Publication *publication) noexcept nogil:
-    return load_acquire_u64(&publication.passed)
+cdef inline uint64_t reader_generation(Publication *publication) noexcept nogil:
+    return load_acquire_u64(&publication.reader_generation)

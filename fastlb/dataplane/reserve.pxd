@@ -4,7 +4,7 @@ In nat and fullnat a TCP flow is half-open, and gives way, until its client and 
 the one-way modes a client's second packet is all that can be seen of an established flow, and over UDP a backend
 answers whoever asks: a forger who sends two packets for each source looks like any client, and fills the table with
 entries that nothing removes before their time. So where both kinds of services share the table, flows of the second
-kind take new entries only while their shard is filled less than UNPROVEN sixteenths, which is `flows` and a twelfth
+kind take new entries only while their shard is filled less than RESERVE_AT sixteenths, which is `flows` and a twelfth
 more. Beyond that one takes the place of another of its kind that is half-open or stale, or gets none; and what time
 pays for new flows (admission.pxd) they may not use up to the end.
 """
@@ -19,7 +19,7 @@ from fastlb.dataplane.types cimport FORWARD_FULLNAT, PROTO_TCP, Service, Service
 
 
 cdef enum:
-    UNPROVEN = 13            # sixteenths of a shard's entries
+    RESERVE_AT = 13          # sixteenths of a shard's entries
 
 
 cdef inline bint proves_itself(const Service *service) noexcept nogil:
@@ -27,30 +27,30 @@ cdef inline bint proves_itself(const Service *service) noexcept nogil:
     return service.protocol == PROTO_TCP and service.forward <= FORWARD_FULLNAT
 
 
-cdef inline bint is_second(const ServiceTable *services, const Service *service) noexcept nogil:
+cdef inline bint is_low_priority(const ServiceTable *services, const Service *service) noexcept nogil:
     """Do its flows stand back behind those of others?"""
     return services.mixed and not proves_itself(service)
 
 
-cdef inline bint is_crowded(
+cdef inline bint only_reserve_left(
         const ServiceTable *services, const FlowTable *table, const Service *service, uint32_t shard) noexcept nogil:
     """Has the shard no empty entry for a flow of this service?"""
-    return is_second(services, service) and (
-        table.flows[shard] * 16 >= <uint64_t>table.per_shard * (ENTRIES * UNPROVEN))
+    return is_low_priority(services, service) and (
+        table.flows[shard] * 16 >= <uint64_t>table.per_shard * (ENTRIES * RESERVE_AT))
 
 
-cdef inline bint may_be_given_up(
+cdef inline bint may_be_replaced(
         const ServiceTable *services, const FlowEntry *entry, uint32_t now) noexcept nogil:
     """For a flow that stands back: a stale entry, or one of its kind that is half-open."""
     if entry.fingerprint == 0:
         return False
     if is_stale(entry, services, now):
         return True
-    return half_open(state_of(entry)) and is_second(
+    return half_open(state_of(entry)) and is_low_priority(
         services, &services.services[services.backends[backend_of(entry)].service])
 
 
-cdef inline FlowEntry *entry_to_give_up(
+cdef inline FlowEntry *entry_to_replace(
         FlowTable *table, const ServiceTable *services, uint32_t shard, uint64_t fingerprint, uint32_t now,
         ) noexcept nogil:
     """The one that has been idle longest; NULL: none. Bounded: two buckets."""
@@ -61,16 +61,16 @@ cdef inline FlowEntry *entry_to_give_up(
     cdef int i
     for i in range(2 * ENTRIES):
         entry = &first.entries[i] if i < ENTRIES else &second.entries[i - ENTRIES]
-        if may_be_given_up(services, entry, now) and (oldest == NULL or now - entry.seen > now - oldest.seen):
+        if may_be_replaced(services, entry, now) and (oldest == NULL or now - entry.seen > now - oldest.seen):
             oldest = entry
     return oldest
 
 
-cdef inline FlowEntry *find_room_in_crowd(
+cdef inline FlowEntry *find_room_by_replacing(
         FlowTable *table, const ServiceTable *services, uint32_t shard, uint64_t fingerprint, uint32_t now,
         ) noexcept nogil:
     """As `find_room`, for a flow that must not make its shard any fuller."""
-    cdef FlowEntry *entry = entry_to_give_up(table, services, shard, fingerprint, now)
+    cdef FlowEntry *entry = entry_to_replace(table, services, shard, fingerprint, now)
     if entry == NULL:
         table.untracked += 1
         return NULL

@@ -8,7 +8,7 @@ from fastlb.dataplane.checksum cimport (
 from fastlb.dataplane.machine cimport bswap16, likely, load16, mul_fold, must, store16, store32, unlikely
 from fastlb.dataplane.types cimport FAMILY_4, FRAGMENT_NONE, PROTO_TCP, VNET_NEEDS_CSUM, Addr, Hop, Packet
 from fastlb.dataplane.wire cimport (
-    ETH_DST, ETH_LEN, ETH_SRC, ETH_TYPE, ETHERTYPE_IP4, ETHERTYPE_IP6, IP4_CSUM, IP4_DF, IP4_DST, IP4_FRAG, IP4_ID,
+    ETHERTYPE_IP4, ETHERTYPE_IP6, ETH_DST, ETH_LEN, ETH_SRC, ETH_TYPE, IP4_CSUM, IP4_DF, IP4_DST, IP4_FRAG, IP4_ID,
     IP4_SRC, IP4_TTL, IP6_DST, IP6_FRAG_LEN, IP6_FRAG_NUMBER, IP6_HOPS, IP6_LEN, IP6_SRC, OPTION_END, OPTION_NOP,
     TCP_CSUM, TCP_LEN, UDP_CSUM, VLAN_LEN, be_addr4, read_be16, read_be32, write_addr6, write_be16, write_be32)
 

@@ -24,25 +24,25 @@ from fastlb.dataplane.types cimport Addr, Candidate, Packet, Service, ServiceEve
 cdef enum Scheduler:
     BY_MAGLEV = 0
     BY_KETAMA = 1
-    BY_SOURCE = 2
-    BY_TURNS = 3
-    BY_LOT = 4
-    BY_FLOWS = 5             # flows by weight
-    BY_RESPONSE = 6          # response time times flows by weight
-    BY_TWO = 7               # the same, of two
+    BY_SOURCE_HASH = 2
+    BY_WRR = 3
+    BY_RANDOM = 4
+    BY_LEAST_FLOWS = 5       # flows by weight
+    BY_LEAST_RESPONSE = 6    # response time times flows by weight
+    BY_P2C = 7               # the same, of two
 
 
 cdef enum:
-    PLACES = 1 << 16         # services of a higher index share them
-    LOOKS = 16               # at backends without room, before all of them are looked at
+    CURSORS = 1 << 16        # services of a higher index share them
+    MAX_ATTEMPTS = 16        # at backends without room, before all of them are looked at
     NO_CAP = 0xFFFFFFFFU
     BOUND_UNIT = 100         # bounded loads are in hundredths
-    LEAST_RESPONSE = 64      # us: faster backends count as equally fast, and so does one that was never asked
+    MIN_RESPONSE = 64        # us: faster backends count as equally fast, and so does one that was never asked
     RESPONSE_MEMORY = 10000  # ms, after which an earlier response time has a weight of 1/e
     RESPONSE_REST = 1000     # ms without an answer, or a SYN, after which it is forgotten all the same
     REFUSAL = 1000000        # us: as what a RST counts that answers a SYN; each further one in a row as twice the last
-    MOST_REFUSALS = 11       # in a row
-    MOST_SILENCE = 1024000   # ms: longer silence counts as this, which is what so many refusals come to
+    MAX_REFUSALS = 11        # in a row
+    MAX_SILENCE = 1024000    # ms: longer silence counts as this, which is what so many refusals come to
     START_BITS = 15          # of FlowTuple.began
     START_TICK = 16          # us
     START_WRAPS = 400        # ms, before which `began` comes round
@@ -58,9 +58,9 @@ cdef struct Response:
     uint16_t refused         # how many it has answered by RST since it last took one
 
 
-cdef struct Place:
+cdef struct Cursor:
     # Where one worker is with one service. All but the cursor is of one batch.
-    uint32_t cursor          # in its rotation, or among its candidates
+    uint32_t position        # in its rotation, or among its candidates
     bint full                # no candidate has room
     int64_t flows            # of all candidates
     uint64_t batch
@@ -69,9 +69,9 @@ cdef struct Place:
 
 cdef struct SchedulerState:
     # What one worker's schedulers remember.
-    Place *places            # by service
+    Cursor *cursors          # by service
     Response *responses      # by backend id
-    uint64_t lottery
+    uint64_t random_state
     uint64_t batch           # the number of this one
     uint32_t now             # ms
 
@@ -109,7 +109,7 @@ cdef inline uint64_t placement_hash(
         const ServiceTable *services, const Service *service, Addr client, uint16_t be_cport, Addr vip,
         uint16_t be_vport) noexcept nogil:
     """Of a flow: what a fleet agrees on."""
-    if service.scheduler == BY_SOURCE:
+    if service.scheduler == BY_SOURCE_HASH:
         return flow_hash(client, 0, client, 0, 0, service.family, services.hash_seed)
     return flow_hash(client, be_cport, vip, be_vport, service.protocol, service.family, services.hash_seed)
 
@@ -149,30 +149,30 @@ cdef inline void prefetch_placement(const Service *service, uint64_t hashed) noe
 
 # --- turns and lots ---------------------------------------------------------------------------------------------------
 
-cdef inline Place *place_of(SchedulerState *state, uint32_t index) noexcept nogil:
+cdef inline Cursor *cursor_of(SchedulerState *state, uint32_t index) noexcept nogil:
     """`index`: the service's."""
-    return &state.places[index & (PLACES - 1)]
+    return &state.cursors[index & (CURSORS - 1)]
 
 
-cdef inline uint32_t next_turn(Place *place, const Service *service) noexcept nogil:
+cdef inline uint32_t next_in_wrr(Cursor *cursor, const Service *service) noexcept nogil:
     """A position in the service's members."""
-    must(service.rotation_size > 0)
-    if place.cursor >= service.rotation_size:            # round, or the rotation has become shorter
-        place.cursor = 0
-    place.cursor += 1
-    return service.rotation[place.cursor - 1]
+    must(service.wrr_size > 0)
+    if cursor.position >= service.wrr_size:            # round, or the rotation has become shorter
+        cursor.position = 0
+    cursor.position += 1
+    return service.wrr[cursor.position - 1]
 
 
-cdef inline uint32_t draw(SchedulerState *state, uint32_t below) noexcept nogil:
+cdef inline uint32_t random_below(SchedulerState *state, uint32_t below) noexcept nogil:
     """xorshift64* (Vigna, 2016), scaled by multiplication."""
-    state.lottery ^= state.lottery >> 12
-    state.lottery ^= state.lottery << 25
-    state.lottery ^= state.lottery >> 27
-    return <uint32_t>((state.lottery * <uint64_t>0x2545F4914F6CDD1DU >> 32) * below >> 32)
+    state.random_state ^= state.random_state >> 12
+    state.random_state ^= state.random_state << 25
+    state.random_state ^= state.random_state >> 27
+    return <uint32_t>((state.random_state * <uint64_t>0x2545F4914F6CDD1DU >> 32) * below >> 32)
 
 
-cdef inline uint32_t lot(SchedulerState *state, const Service *service) noexcept nogil:
-    return service.rotation[draw(state, service.rotation_size)]
+cdef inline uint32_t random_position(SchedulerState *state, const Service *service) noexcept nogil:
+    return service.wrr[random_below(state, service.wrr_size)]
 
 
 # --- load -------------------------------------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ cdef inline int64_t active_flows(const FlowTable *flows, uint32_t backend) noexc
     return active
 
 
-cdef inline double forgiven(double response, uint32_t since, uint32_t now) noexcept nogil:
+cdef inline double decayed(double response, uint32_t since, uint32_t now) noexcept nogil:
     """What is left of it when nothing has been seen of a backend since then.
 
     One that gets no flows because it was slow once is forgiven in time, else it could never show that it is not.
@@ -206,10 +206,10 @@ cdef inline double silence_of(const Response *response, uint32_t now) noexcept n
     if likely(response.silent == 0 and response.refused == 0):
         return 0
     if response.silent and age > 0:
-        silence = 1000.0 * min(age, <int32_t>MOST_SILENCE)
+        silence = 1000.0 * min(age, <int32_t>MAX_SILENCE)
     if response.refused:
         silence = max(silence, <double>REFUSAL * (1 << (response.refused - 1)))
-    return forgiven(silence, response.tried, now)
+    return decayed(silence, response.tried, now)
 
 
 cdef inline double response_of(const SchedulerState *state, const Candidate *candidate) noexcept nogil:
@@ -217,12 +217,12 @@ cdef inline double response_of(const SchedulerState *state, const Candidate *can
     cdef const Response *response = &state.responses[candidate.backend]
     cdef double seen = candidate.response
     if response.cost != 0:
-        seen = forgiven(response.cost, response.at, state.now)
-    return max(max(seen, silence_of(response, state.now)), <double>LEAST_RESPONSE)
+        seen = decayed(response.cost, response.at, state.now)
+    return max(max(seen, silence_of(response, state.now)), <double>MIN_RESPONSE)
 
 
 cdef inline bint goes_by_response(const Service *service) noexcept nogil:
-    return service.scheduler == BY_RESPONSE or service.scheduler == BY_TWO
+    return service.scheduler == BY_LEAST_RESPONSE or service.scheduler == BY_P2C
 
 
 cdef inline double load_of(
@@ -245,60 +245,60 @@ cdef inline int64_t bound_of(const Service *service, const Candidate *candidate,
 
 
 cdef inline void begin_batch(
-        const SchedulerState *state, const FlowTable *flows, const Service *service, Place *place) noexcept nogil:
+        const SchedulerState *state, const FlowTable *flows, const Service *service, Cursor *cursor) noexcept nogil:
     """Add up what the candidates have: one look at each of them and at each worker, once a batch."""
     cdef uint32_t i
-    if likely(place.batch == state.batch and place.service == service):
+    if likely(cursor.batch == state.batch and cursor.service == service):
         return
-    place.batch, place.service, place.full, place.flows = state.batch, service, False, 0
+    cursor.batch, cursor.service, cursor.full, cursor.flows = state.batch, service, False, 0
     for i in range(service.candidate_count if service.bounded_load != 0 else 0):
-        place.flows += active_flows(flows, service.candidates[i].backend)
+        cursor.flows += active_flows(flows, service.candidates[i].backend)
 
 
 cdef inline bint has_room(
-        const SchedulerState *state, const FlowTable *flows, const Service *service, Place *place,
+        const SchedulerState *state, const FlowTable *flows, const Service *service, Cursor *cursor,
         const Candidate *candidate) noexcept nogil:
     cdef int64_t active
     if likely(not service.restrained):
         return True
-    begin_batch(state, flows, service, place)
+    begin_batch(state, flows, service, cursor)
     active = active_flows(flows, candidate.backend)
-    if active >= candidate.most:
+    if active >= candidate.max_flows:
         return False
-    return service.bounded_load == 0 or active < bound_of(service, candidate, place.flows)
+    return service.bounded_load == 0 or active < bound_of(service, candidate, cursor.flows)
 
 
 cdef inline const Candidate *least_loaded(
-        SchedulerState *state, const FlowTable *flows, const Service *service, Place *place) noexcept nogil:
+        SchedulerState *state, const FlowTable *flows, const Service *service, Cursor *cursor) noexcept nogil:
     """The candidate with the least load among those that have room; of equals, the next in turn. NULL: none has room.
 
     One look at each candidate and worker.
     """
     cdef const Candidate *candidate
     cdef const Candidate *best = NULL
-    cdef uint32_t first = place.cursor
+    cdef uint32_t first = cursor.position
     cdef uint32_t i
     cdef double least = 0
     cdef double load
     for i in range(service.candidate_count):
         candidate = &service.candidates[(first + i) % service.candidate_count]
-        if unlikely(not has_room(state, flows, service, place, candidate)):
+        if unlikely(not has_room(state, flows, service, cursor, candidate)):
             continue
         load = load_of(state, flows, service, candidate)
         if best == NULL or load < least:
             least, best = load, candidate
-            place.cursor = (first + i) % service.candidate_count + 1
+            cursor.position = (first + i) % service.candidate_count + 1
     return best
 
 
 cdef inline const Candidate *better_of_two(
         SchedulerState *state, const FlowTable *flows, const Service *service) noexcept nogil:
     """Of two that differ, drawn by weight (Mitzenmacher, 2001). Bounded: a few draws for the second."""
-    cdef uint32_t first = service.candidate_of[lot(state, service)]
+    cdef uint32_t first = service.candidate_of[random_position(state, service)]
     cdef uint32_t second = first
     cdef int _try
     for _try in range(4):
-        second = service.candidate_of[lot(state, service)]
+        second = service.candidate_of[random_position(state, service)]
         if second != first:
             break
     if (load_of(state, flows, service, &service.candidates[second])
@@ -310,19 +310,19 @@ cdef inline const Candidate *better_of_two(
 # --- the choice -------------------------------------------------------------------------------------------------------
 
 cdef inline const Candidate *proposed(
-        SchedulerState *state, const FlowTable *flows, const Service *service, Place *place, uint64_t hashed,
-        uint32_t look) noexcept nogil:
-    """Whom the scheduler names, when it has been asked `look` times for this flow. Not of those that see all loads."""
-    if service.scheduler <= BY_SOURCE:
-        return hashed_candidate(service, hashed, look)
-    if service.scheduler == BY_TWO:
+        SchedulerState *state, const FlowTable *flows, const Service *service, Cursor *cursor, uint64_t hashed,
+        uint32_t attempt) noexcept nogil:
+    """Return the scheduler's choice after `attempt` others had no room; not for schedulers that compare all."""
+    if service.scheduler <= BY_SOURCE_HASH:
+        return hashed_candidate(service, hashed, attempt)
+    if service.scheduler == BY_P2C:
         return better_of_two(state, flows, service)
     return &service.candidates[service.candidate_of[
-        next_turn(place, service) if service.scheduler == BY_TURNS else lot(state, service)]]
+        next_in_wrr(cursor, service) if service.scheduler == BY_WRR else random_position(state, service)]]
 
 
-cdef inline bint sees_all(const Service *service) noexcept nogil:
-    return service.scheduler == BY_FLOWS or service.scheduler == BY_RESPONSE
+cdef inline bint compares_all(const Service *service) noexcept nogil:
+    return service.scheduler == BY_LEAST_FLOWS or service.scheduler == BY_LEAST_RESPONSE
 
 
 cdef inline void note_moved(const FlowTable *flows, const Service *service) noexcept nogil:
@@ -333,45 +333,45 @@ cdef inline void note_moved(const FlowTable *flows, const Service *service) noex
 
 
 cdef inline uint32_t restrained_backend(
-        SchedulerState *state, const FlowTable *flows, const Service *service, Place *place, uint64_t hashed,
+        SchedulerState *state, const FlowTable *flows, const Service *service, Cursor *cursor, uint64_t hashed,
         ) noexcept nogil:
-    """One that has room; 0 when none has. Bounded: LOOKS, then one look at each candidate.
+    """One that has room; 0 when none has. Bounded: MAX_ATTEMPTS, then one look at each candidate.
 
     Once none has had room, none is looked at any more in this batch.
     """
     cdef const Candidate *candidate
-    cdef uint32_t look
-    begin_batch(state, flows, service, place)
-    if place.full:
+    cdef uint32_t attempt
+    begin_batch(state, flows, service, cursor)
+    if cursor.full:
         return 0
-    for look in range(0 if sees_all(service) else LOOKS):
-        candidate = proposed(state, flows, service, place, hashed, look)
-        if has_room(state, flows, service, place, candidate):
-            if look != 0:
+    for attempt in range(0 if compares_all(service) else MAX_ATTEMPTS):
+        candidate = proposed(state, flows, service, cursor, hashed, attempt)
+        if has_room(state, flows, service, cursor, candidate):
+            if attempt != 0:
                 note_moved(flows, service)
             return candidate.backend
-    candidate = least_loaded(state, flows, service, place)
-    place.full = candidate == NULL
-    if place.full:
+    candidate = least_loaded(state, flows, service, cursor)
+    cursor.full = candidate == NULL
+    if cursor.full:
         return 0
-    if not sees_all(service):
+    if not compares_all(service):
         note_moved(flows, service)
     return candidate.backend
 
 
 cdef inline uint32_t scheduled_backend(
-        SchedulerState *state, const FlowTable *flows, const Service *service, Place *place, uint64_t hashed,
+        SchedulerState *state, const FlowTable *flows, const Service *service, Cursor *cursor, uint64_t hashed,
         ) noexcept nogil:
     """The backend id of a new flow; 0 when there is no candidate, or none with room. `hashed`: of the flow."""
     if unlikely(service.candidate_count == 0):
         return 0
     if unlikely(service.restrained):
-        return restrained_backend(state, flows, service, place, hashed)
-    if likely(service.scheduler <= BY_SOURCE):
+        return restrained_backend(state, flows, service, cursor, hashed)
+    if likely(service.scheduler <= BY_SOURCE_HASH):
         return hashed_backend(service, hashed)
-    if sees_all(service):
-        return least_loaded(state, flows, service, place).backend
-    return proposed(state, flows, service, place, hashed, 0).backend
+    if compares_all(service):
+        return least_loaded(state, flows, service, cursor).backend
+    return proposed(state, flows, service, cursor, hashed, 0).backend
 
 
 # --- response times ---------------------------------------------------------------------------------------------------
@@ -380,13 +380,13 @@ cdef inline uint16_t start_tick(uint64_t now_us) noexcept nogil:
     return <uint16_t>(now_us // START_TICK & ((1 << START_BITS) - 1))
 
 
-cdef inline void note_question(SchedulerState *state, uint32_t backend, uint32_t now) noexcept nogil:
+cdef inline void note_syn(SchedulerState *state, uint32_t backend, uint32_t now) noexcept nogil:
     """A backend gets the SYN of a new flow, whose answer will be seen."""
     cdef Response *response = &state.responses[backend]
     if not response.silent:
         response.silent, response.asked = 1, now
-    elif unlikely(<int32_t>(now - response.asked) > MOST_SILENCE):
-        response.asked = now - MOST_SILENCE              # so that the age of it never wraps
+    elif unlikely(<int32_t>(now - response.asked) > MAX_SILENCE):
+        response.asked = now - MAX_SILENCE  # so that the age of it never wraps
     response.tried = now
 
 
@@ -394,7 +394,7 @@ cdef inline void note_refusal(SchedulerState *state, uint32_t backend) noexcept 
     """A backend has answered a SYN with RST. That was quick, and is no reason to send it more."""
     cdef Response *response = &state.responses[backend]
     response.silent = 0
-    if response.refused < MOST_REFUSALS:
+    if response.refused < MAX_REFUSALS:
         response.refused += 1
 
 

@@ -29,13 +29,13 @@ cdef class KetamaRing:
         for i in range(1 << bits):
             self.index[i + 1] += self.index[i]
         for position, part in enumerate(parts):
-            self.place(<const uint64_t *><const char *>part, len(part) // sizeof(uint64_t), position)
+            self.put(<const uint64_t *><const char *>part, len(part) // sizeof(uint64_t), position)
         for i in range(1 << bits, 0, -1):                # each has moved on to where the next begins
             self.index[i] = self.index[i - 1]
         self.index[0] = 0
         self.sort()
 
-    cdef void place(self, const uint64_t *hashes, uint32_t count, uint16_t position) noexcept nogil:
+    cdef void put(self, const uint64_t *hashes, uint32_t count, uint16_t position) noexcept nogil:
         cdef uint32_t i, at
         for i in range(count):
             at = self.index[hashes[i] >> self.shift]
@@ -73,7 +73,7 @@ cdef class KetamaRing:
         return self.positions[at % self.size]
 
 
-cdef class Rotation:
+cdef class SmoothWrr:
     """The order in which backends take turns; immutable, so snapshots share it."""
 
     def __cinit__(self, turns):

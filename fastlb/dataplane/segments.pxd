@@ -32,12 +32,12 @@ cdef enum:
     MAX_HEADERS = 256        # link 26, outer 52, IPv6 with extension headers, TCP 60
     MAX_GROWTH = 64          # of a frame by a tunnel, a tag and a fragment header
     MIN_MTU6 = 1280          # RFC 8200 section 5: no sender goes below
-    MIN_PIECE = 32           # bytes in what a packet is cut to by an MTU, below TCP's least
-    MAX_SEGMENTS = 2048      # of a packet; fragmented, each but the last piece of each has MIN_PIECE: 4,096 pieces
+    MIN_FRAME_PAYLOAD = 32   # bytes in what a packet is cut to by an MTU, below TCP's least
+    MAX_SEGMENTS = 2048      # of a packet; cut to fragments as well, at most 4,096 frames (MIN_FRAME_PAYLOAD)
     OPTION_COPIED = 0x80     # RFC 791 section 3.1: such options are in every fragment
 
 
-cdef struct Pieces:
+cdef struct Cutter:
     const Packet *packet
     uint32_t headers         # of the last piece; an IPv6 fragment's are longer than what is copied
     uint32_t start           # of the packet's payload, from its frame's beginning
@@ -56,7 +56,7 @@ cdef struct Pieces:
 
 # --- what may be cut, and how ----------------------------------------------------------------------------------------
 
-cdef inline uint8_t super_kind(const Packet *p) noexcept nogil:
+cdef inline uint8_t gso_kind(const Packet *p) noexcept nogil:
     """Which kind of super-frame it is; 0: none."""
     return p.vnet.gso_type & ~<uint8_t>GSO_ECN
 
@@ -72,7 +72,7 @@ cdef inline bint is_promised(const Packet *p) noexcept nogil:
 
 cdef inline bint is_divisible(const Packet *p, uint32_t size) noexcept nogil:
     """A super-frame of a kind that can be cut here to segments of this size, with headers that can be copied."""
-    cdef uint8_t kind = super_kind(p)
+    cdef uint8_t kind = gso_kind(p)
     if (kind != GSO_TCP4 and kind != GSO_TCP6 and kind != GSO_UDP) or p.l3_length > size * MAX_SEGMENTS:
         return False
     if p.fragment != FRAGMENT_NONE or p.quoted:
@@ -85,27 +85,27 @@ cdef inline bint cut_to(Packet *p, uint32_t mtu) noexcept nogil:
 
     Fragments only of IPv4. False when so narrow a link would make the pieces too many, or their headers are too long.
     """
-    cdef uint8_t kind = super_kind(p)
+    cdef uint8_t kind = gso_kind(p)
     cdef bint fragmented = kind == 0 or kind == GSO_UDP
     cdef uint32_t header = (p.frame[p.l3] & 0x0F) * 4 if fragmented else <uint32_t>(p.l4 - p.l3) + p.l4_header
     cdef uint32_t size = p.l3_length if kind == 0 else (p.vnet.gso_size if fragmented else mtu - header)
     must(not fragmented or may_be_fragmented(p))
-    if mtu < header + MIN_PIECE or (kind != 0 and not is_divisible(p, size)):
+    if mtu < header + MIN_FRAME_PAYLOAD or (kind != 0 and not is_divisible(p, size)):
         return False
     if kind == 0:
         complete_checksum(p)
-    p.pieces = size
+    p.segment_size = size
     p.fragment_size = (mtu - header) & ~<uint32_t>7 if fragmented else 0     # RFC 791: offsets count eight bytes
     return True
 
 
-cdef inline uint32_t most_pieces(const Packet *p) noexcept nogil:
+cdef inline uint32_t max_frames(const Packet *p) noexcept nogil:
     """No fewer than the packet leaves in."""
     cdef uint32_t segments
-    if p.pieces == 0:
+    if p.segment_size == 0:
         return 1
-    segments = (p.l3_length - 1) // p.pieces + 1
-    return segments * (min(p.pieces, p.l3_length) // p.fragment_size + 2) if p.fragment_size else segments
+    segments = (p.l3_length - 1) // p.segment_size + 1
+    return segments * (min(p.segment_size, p.l3_length) // p.fragment_size + 2) if p.fragment_size else segments
 
 
 cdef inline bint cut_segment(Packet *p, uint32_t mtu) noexcept nogil:
@@ -120,7 +120,7 @@ cdef inline bint cut_segment(Packet *p, uint32_t mtu) noexcept nogil:
         return False
     if before == 0:
         p.vnet.gso_type = GSO_TCP4 if p.family == FAMILY_4 else GSO_TCP6
-    if super_kind(p) != GSO_UDP and cut_to(p, mtu):
+    if gso_kind(p) != GSO_UDP and cut_to(p, mtu):
         return True
     p.vnet.gso_type = before
     return False
@@ -140,83 +140,83 @@ cdef inline bint splits_outer(const Packet *p) noexcept nogil:
     return p.fragment_size != 0 and p.family != FAMILY_4
 
 
-cdef inline void cut(Pieces *pieces, const Packet *p) noexcept nogil:
+cdef inline void start_cutting(Cutter *cutter, const Packet *p) noexcept nogil:
     """Begin with the first piece of a packet that has `pieces`."""
-    pieces.packet = p
-    pieces.ip = p.l3 - p.outer if splits_outer(p) else p.l3
-    pieces.fixed = pieces.ip + ((p.frame[pieces.ip] & 0x0F) * 4 if p.frame[pieces.ip] >> 4 == 4 else IP6_LEN)
-    pieces.start = pieces.fixed if p.vnet.gso_type == 0 else <uint32_t>p.l4 + p.l4_header
-    pieces.at = pieces.start
-    pieces.end = p.l3 + p.l3_length
-    pieces.segments = pieces.frames = 0
-    pieces.inside = pieces.start - pieces.fixed
-    pieces.offset = pieces.length = 0
-    must(p.pieces > 0 and pieces.fixed <= pieces.start and pieces.start + IP6_FRAG_LEN <= MAX_HEADERS)
-    must(pieces.end <= p.length and (p.fragment_size == 0 or p.fragment_size > pieces.inside))
+    cutter.packet = p
+    cutter.ip = p.l3 - p.outer if splits_outer(p) else p.l3
+    cutter.fixed = cutter.ip + ((p.frame[cutter.ip] & 0x0F) * 4 if p.frame[cutter.ip] >> 4 == 4 else IP6_LEN)
+    cutter.start = cutter.fixed if p.vnet.gso_type == 0 else <uint32_t>p.l4 + p.l4_header
+    cutter.at = cutter.start
+    cutter.end = p.l3 + p.l3_length
+    cutter.segments = cutter.frames = 0
+    cutter.inside = cutter.start - cutter.fixed
+    cutter.offset = cutter.length = 0
+    must(p.segment_size > 0 and cutter.fixed <= cutter.start and cutter.start + IP6_FRAG_LEN <= MAX_HEADERS)
+    must(cutter.end <= p.length and (p.fragment_size == 0 or p.fragment_size > cutter.inside))
 
 
-cdef inline uint32_t next_piece(Pieces *pieces, uint8_t *headers, const uint8_t **payload) noexcept nogil:
+cdef inline uint32_t next_frame(Cutter *cutter, uint8_t *headers, const uint8_t **payload) noexcept nogil:
     """Write the next piece's headers (`pieces.headers` bytes); the length of its payload, 0 when there is no more."""
     cdef uint32_t length
-    if pieces.packet.fragment_size:
-        length = next_fragment(pieces, headers, payload)
+    if cutter.packet.fragment_size:
+        length = next_fragment(cutter, headers, payload)
     else:
-        length = next_segment(pieces, headers, payload)
-    pieces.frames += 1
+        length = next_segment(cutter, headers, payload)
+    cutter.frames += 1
     return length
 
 
-cdef inline uint32_t next_segment(Pieces *pieces, uint8_t *headers, const uint8_t **payload) noexcept nogil:
-    cdef const Packet *p = pieces.packet
-    cdef uint32_t length = min(p.pieces, pieces.end - pieces.at)
+cdef inline uint32_t next_segment(Cutter *cutter, uint8_t *headers, const uint8_t **payload) noexcept nogil:
+    cdef const Packet *p = cutter.packet
+    cdef uint32_t length = min(p.segment_size, cutter.end - cutter.at)
     cdef uint64_t payload_sum
     if length == 0:
         return 0
-    payload[0] = p.frame + pieces.at
-    memcpy(headers, p.frame, pieces.start)
-    pieces.headers = pieces.start
+    payload[0] = p.frame + cutter.at
+    memcpy(headers, p.frame, cutter.start)
+    cutter.headers = cutter.start
     if p.vnet.gso_type:
         payload_sum = sum_bytes(payload[0], length)
-        mend_segment(pieces, headers, length, payload_sum)
+        mend_segment(cutter, headers, length, payload_sum)
         if p.outer and (p.fragment_size == 0 or splits_outer(p)):
-            mend_outer(pieces, headers, length, payload_sum, pieces.segments)
-    pieces.at += length
-    pieces.segments += 1
+            mend_outer(cutter, headers, length, payload_sum, cutter.segments)
+    cutter.at += length
+    cutter.segments += 1
     return length
 
 
-cdef inline uint32_t next_fragment(Pieces *pieces, uint8_t *headers, const uint8_t **payload) noexcept nogil:
+cdef inline uint32_t next_fragment(Cutter *cutter, uint8_t *headers, const uint8_t **payload) noexcept nogil:
     """The first of a segment has all of its headers, and some payload behind them (`cut`)."""
-    cdef const Packet *p = pieces.packet
+    cdef const Packet *p = cutter.packet
     cdef uint32_t offset, length
-    if pieces.offset == pieces.length and not begin_segment(pieces):
+    if cutter.offset == cutter.length and not next_to_fragment(cutter):
         return 0
-    offset = pieces.offset
-    length = min(p.fragment_size, pieces.length - offset)
-    memcpy(headers, pieces.segment, pieces.fixed)
-    pieces.headers = pieces.fixed
-    if headers[pieces.ip] >> 4 == 4:
-        mend_fragment(headers + pieces.ip, offset, length, offset + length < pieces.length)
-    elif length < pieces.length:                         # RFC 8021: none for a whole packet
-        write_fragment_header(pieces, headers + pieces.ip, offset, length)
-        pieces.headers += IP6_FRAG_LEN
-    pieces.offset += length
-    payload[0] = pieces.payload + offset - pieces.inside
+    offset = cutter.offset
+    length = min(p.fragment_size, cutter.length - offset)
+    memcpy(headers, cutter.segment, cutter.fixed)
+    cutter.headers = cutter.fixed
+    if headers[cutter.ip] >> 4 == 4:
+        mend_fragment(headers + cutter.ip, offset, length, offset + length < cutter.length)
+    elif length < cutter.length:                         # RFC 8021: none for a whole packet
+        write_fragment_header(cutter, headers + cutter.ip, offset, length)
+        cutter.headers += IP6_FRAG_LEN
+    cutter.offset += length
+    payload[0] = cutter.payload + offset - cutter.inside
     if offset == 0:
-        memcpy(headers + pieces.headers, pieces.segment + pieces.fixed, pieces.inside)
-        pieces.headers += pieces.inside
-        payload[0] = pieces.payload
-        length -= pieces.inside
+        memcpy(headers + cutter.headers, cutter.segment + cutter.fixed, cutter.inside)
+        cutter.headers += cutter.inside
+        payload[0] = cutter.payload
+        length -= cutter.inside
     if p.outer and not splits_outer(p):
-        mend_outer(pieces, headers, length, sum_bytes(payload[0], length) if p.summed else 0, pieces.frames)
+        mend_outer(cutter, headers, length, sum_bytes(payload[0], length) if p.summed else 0, cutter.frames)
     return length
 
 
-cdef inline bint begin_segment(Pieces *pieces) noexcept nogil:
+cdef inline bint next_to_fragment(Cutter *cutter) noexcept nogil:
     """Of the next segment, the first fragment is next; False when there is none."""
-    cdef uint32_t length = next_segment(pieces, pieces.segment, &pieces.payload)
-    pieces.offset = 0
-    pieces.length = pieces.inside + length if length else 0
+    cdef uint32_t length = next_segment(cutter, cutter.segment, &cutter.payload)
+    cutter.offset = 0
+    cutter.length = cutter.inside + length if length else 0
     return length != 0
 
 
@@ -235,14 +235,14 @@ cdef inline void mend_fragment(uint8_t *ip, uint32_t offset, uint32_t length, bi
     close_ip4(ip, header)
 
 
-cdef inline void write_fragment_header(Pieces *pieces, uint8_t *ip, uint32_t offset, uint32_t length) noexcept nogil:
+cdef inline void write_fragment_header(Cutter *cutter, uint8_t *ip, uint32_t offset, uint32_t length) noexcept nogil:
     """RFC 8200 section 4.5. The packet has no extension headers: it is a tunnel's."""
     cdef uint8_t *fragment = ip + IP6_LEN
-    cdef bint more = offset + length < pieces.length
+    cdef bint more = offset + length < cutter.length
     fragment[0] = ip[IP6_NEXT]
     fragment[1] = 0
     write_be16(fragment + 2, <uint16_t>(offset + more))
-    write_be32(fragment + 4, pieces.packet.datagram + pieces.segments - 1)
+    write_be32(fragment + 4, cutter.packet.datagram + cutter.segments - 1)
     ip[IP6_NEXT] = EXT_FRAGMENT
     write_be16(ip + IP6_PAYLOAD, <uint16_t>(IP6_FRAG_LEN + length))
 
@@ -261,27 +261,27 @@ cdef inline void blank_options(uint8_t *option, uint32_t left) noexcept nogil:
 
 
 cdef inline void mend_segment(
-        Pieces *pieces, uint8_t *headers, uint32_t length, uint64_t payload_sum) noexcept nogil:
+        Cutter *cutter, uint8_t *headers, uint32_t length, uint64_t payload_sum) noexcept nogil:
     """As the kernel's own segmentation does it: IPv4 numbers count up, FIN and PSH go last, CWR first (RFC 3168)."""
-    cdef const Packet *p = pieces.packet
+    cdef const Packet *p = cutter.packet
     cdef uint8_t *ip = headers + p.l3
     cdef uint8_t *l4 = headers + p.l4
-    cdef uint32_t whole = pieces.start - p.l3 + length
+    cdef uint32_t whole = cutter.start - p.l3 + length
     cdef uint32_t transport = p.l4_header + length
     cdef uint64_t pseudo
     cdef uint16_t checksum
     if p.family == FAMILY_4:
         write_be16(ip + IP4_TOTAL, <uint16_t>whole)
-        write_be16(ip + IP4_ID, <uint16_t>(read_be16(ip + IP4_ID) + pieces.segments))
+        write_be16(ip + IP4_ID, <uint16_t>(read_be16(ip + IP4_ID) + cutter.segments))
         close_ip4(ip, p.l4 - p.l3)
     else:
         write_be16(ip + IP6_PAYLOAD, <uint16_t>(whole - IP6_LEN))
     pseudo = pseudo_sum(ip, p.protocol, transport) + payload_sum
     if p.protocol == PROTO_TCP:
-        write_be32(l4 + TCP_SEQ, read_be32(l4 + TCP_SEQ) + pieces.at - pieces.start)
-        if pieces.at + length < pieces.end:
+        write_be32(l4 + TCP_SEQ, read_be32(l4 + TCP_SEQ) + cutter.at - cutter.start)
+        if cutter.at + length < cutter.end:
             l4[TCP_FLAGS] &= ~<uint8_t>(TCP_FIN | TCP_PSH)
-        if pieces.segments:
+        if cutter.segments:
             l4[TCP_FLAGS] &= ~<uint8_t>TCP_CWR
         store16(l4 + TCP_CSUM, 0)
         store16(l4 + TCP_CSUM, <uint16_t>~fold(pseudo + sum_bytes(l4, p.l4_header)))
@@ -293,10 +293,10 @@ cdef inline void mend_segment(
 
 
 cdef inline void mend_outer(
-        Pieces *pieces, uint8_t *headers, uint32_t length, uint64_t payload_sum, uint32_t number) noexcept nogil:
-    cdef const Packet *p = pieces.packet
+        Cutter *cutter, uint8_t *headers, uint32_t length, uint64_t payload_sum, uint32_t number) noexcept nogil:
+    cdef const Packet *p = cutter.packet
     cdef uint8_t *outer = headers + p.l3 - p.outer
-    cdef uint32_t inner_headers = pieces.headers - p.l3
+    cdef uint32_t inner_headers = cutter.headers - p.l3
     cdef uint64_t total = 0
     if outer[0] >> 4 == 4:
         write_be16(outer + IP4_ID, <uint16_t>(read_be16(outer + IP4_ID) + number))

@@ -13,10 +13,10 @@ from fastlb.dataplane.abi cimport (
     sendmmsg, sockaddr_ll)
 from fastlb.dataplane.encap cimport GUE_LEN, leave_checksum
 from fastlb.dataplane.machine cimport load16, must, unlikely
-from fastlb.dataplane.segments cimport MAX_HEADERS, Pieces, cut, next_piece
 from fastlb.dataplane.reasons cimport DROP_TX_ERROR, DROP_TX_FULL, DROP_TX_LINK_DOWN, DROP_TX_TOO_BIG
+from fastlb.dataplane.segments cimport MAX_HEADERS, Cutter, next_frame, start_cutting
 from fastlb.dataplane.types cimport GSO_UDP, VNET_HDR_LEN, VNET_NEEDS_CSUM, Packet, VnetHdr
-from fastlb.dataplane.wire cimport ETH_TYPE, ETHERTYPE_OFFLOAD, MAX_IP, UDP_CSUM, UDP_LEN, write_be16
+from fastlb.dataplane.wire cimport ETHERTYPE_OFFLOAD, ETH_TYPE, MAX_IP, UDP_CSUM, UDP_LEN, write_be16
 
 
 cdef enum:
@@ -112,38 +112,38 @@ cdef inline void enqueue_offloaded(MessageQueue *queue, Packet *p) noexcept nogi
     """
     cdef uint16_t be_type = load16(p.frame + ETH_TYPE)
     write_be16(p.frame + ETH_TYPE, ETHERTYPE_OFFLOAD)
-    p.vnet.gso_size = <uint16_t>p.pieces
+    p.vnet.gso_size = <uint16_t>p.segment_size
     enqueue_as(queue, p, be_type)
 
 
 # --- packets that leave in pieces ------------------------------------------------------------------------------------
 
-cdef inline uint32_t add_piece(MessageQueue *queue, Pieces *pieces) noexcept nogil:
+cdef inline uint32_t add_frame(MessageQueue *queue, Cutter *cutter) noexcept nogil:
     """The next piece, in the next slot. The length of its payload; 0: there is no more."""
     cdef uint8_t *headers = queue.headers[queue.slots]
     cdef iovec *parts = queue.parts[queue.slots]
     cdef const uint8_t *payload = NULL
-    cdef uint32_t length = next_piece(pieces, headers + VNET_HDR_LEN, &payload)
+    cdef uint32_t length = next_frame(cutter, headers + VNET_HDR_LEN, &payload)
     if length == 0:
         return 0
     memset(headers, 0, VNET_HDR_LEN)
     parts[0].iov_base = headers
-    parts[0].iov_len = VNET_HDR_LEN + pieces.headers
+    parts[0].iov_len = VNET_HDR_LEN + cutter.headers
     parts[1].iov_base = <void *>payload
     parts[1].iov_len = length
     queue.slots += 1
     return length
 
 
-cdef inline void enqueue_pieces(MessageQueue *queue, const Packet *p) noexcept nogil:
+cdef inline void enqueue_frames(MessageQueue *queue, const Packet *p) noexcept nogil:
     """Queue a packet that leaves as several frames. Bounded by the longest packet, 64 KiB."""
-    cdef Pieces pieces
-    cut(&pieces, p)
-    while add_piece(queue, &pieces):
+    cdef Cutter cutter
+    start_cutting(&cutter, p)
+    while add_frame(queue, &cutter):
         end_message(queue, queue.slots - 1, 2, p.out_ifindex, 0)
 
 
-cdef inline void join_pieces(
+cdef inline void join_segments(
         MessageQueue *queue, int slot, const Packet *p, uint32_t size, uint32_t length) noexcept nogil:
     """Make one message of the pieces from `slot` on: datagrams of `size` bytes, `length` in all, behind what they have
     in common, which is everything up to the UDP header. A single one is that already."""
@@ -170,20 +170,20 @@ cdef inline void enqueue_joined(MessageQueue *queue, const Packet *p) noexcept n
     """Queue a super-frame in gue as the datagrams that it is cut into, one behind the other. That is what a super-frame
     of UDP is (UDP_SEGMENT in udp(7)): the kernel or the device takes it apart, and sums up each part."""
     cdef uint32_t header = p.l4 + p.l4_header - (p.l3 - GUE_LEN)
-    cdef uint32_t most = max((MAX_IP - p.outer) // (header + p.pieces), <uint32_t>1)
+    cdef uint32_t most = max((MAX_IP - p.outer) // (header + p.segment_size), <uint32_t>1)
     cdef uint32_t length = 1
     cdef uint32_t total
-    cdef Pieces pieces
+    cdef Cutter cutter
     cdef int slot
     must(p.outer > GUE_LEN)
-    cut(&pieces, p)
+    start_cutting(&cutter, p)
     while length:
         slot = queue.slots
         total = 0
         while queue.slots < min(slot + <int>most, <int>TX_BATCH):
-            length = add_piece(queue, &pieces)
+            length = add_frame(queue, &cutter)
             if length == 0:
                 break
             total += header + length
         if total:
-            join_pieces(queue, slot, p, header + p.pieces, total)
+            join_segments(queue, slot, p, header + p.segment_size, total)

@@ -11,46 +11,46 @@ from fastlb.dataplane.lookup cimport MISSING, find, key_meta
 from fastlb.dataplane.machine cimport likely, prefetch, unlikely
 from fastlb.dataplane.sourceport cimport find_port, port_of, position_of
 from fastlb.dataplane.types cimport (
-    FAMILY_6, FORWARD_NAT, FRAGMENT_LATER, LEG_CLIENT, LEG_ECHO, LEG_NONE, LEG_REPLY, Addr, Packet, ServiceTable,
-    Shape, ShapeList, Table)
+    FAMILY_6, FORWARD_NAT, FRAGMENT_LATER, LEG_CLIENT, LEG_ECHO, LEG_NONE, LEG_REPLY, Addr, Mask, MaskList, Packet,
+    ServiceTable, Table)
 
 
-cdef inline uint32_t find_shaped(
-        const Table *table, const ShapeList *shapes, const Packet *p, Addr addr, uint16_t be_port) noexcept nogil:
+cdef inline uint32_t find_masked(
+        const Table *table, const MaskList *masks, const Packet *p, Addr addr, uint16_t be_port) noexcept nogil:
     """The most specific entry for an address and port: the whole of both first (shapes.py). Bounded by the shapes."""
     cdef uint32_t found = find(table, addr, key_meta(p.family, p.asked, be_port))
-    cdef const Shape *shape
+    cdef const Mask *mask
     cdef Addr masked
     cdef uint32_t i
     if likely(found != MISSING):
         return found
-    for i in range(shapes.count):
-        shape = &shapes.shapes[i]
-        masked.hi = addr.hi & shape.mask.hi
-        masked.lo = addr.lo & shape.mask.lo
-        found = find(table, masked, key_meta(p.family, p.asked, be_port & shape.be_port_mask) | shape.meta)
+    for i in range(masks.count):
+        mask = &masks.masks[i]
+        masked.hi = addr.hi & mask.addr.hi
+        masked.lo = addr.lo & mask.addr.lo
+        found = find(table, masked, key_meta(p.family, p.asked, be_port & mask.be_port) | mask.meta)
         if found != MISSING:
             return found
     return MISSING
 
 
 cdef inline uint32_t find_service(const ServiceTable *services, const Packet *p) noexcept nogil:
-    return find_shaped(&services.vips, &services.vip_shapes[p.family == FAMILY_6], p, p.dst, p.be_dport)
+    return find_masked(&services.vips, &services.vip_masks[p.family == FAMILY_6], p, p.dst, p.be_dport)
 
 
 cdef inline uint32_t find_answering(
         const ServiceTable *services, const Table *backends, const Packet *p) noexcept nogil:
     """What `backends` says of the address and port that a packet came from."""
-    return find_shaped(backends, &services.reply_shapes[p.family == FAMILY_6], p, p.src, p.be_sport)
+    return find_masked(backends, &services.reply_masks[p.family == FAMILY_6], p, p.src, p.be_sport)
 
 
-cdef inline bint is_full_reply(const ServiceTable *services, const FlowTable *flows, Packet *p) noexcept nogil:
-    """From a fullnat backend to a source port? Whose, is seen when the port's memory has come (`approach`)."""
+cdef inline bint is_fullnat_reply(const ServiceTable *services, const FlowTable *flows, Packet *p) noexcept nogil:
+    """From a fullnat backend to a source port? Whose, is seen when the port's memory has come (`prefetch_rest`)."""
     if unlikely(p.fragment == FRAGMENT_LATER):
         return (position_of(&flows.pools[p.family == FAMILY_6], p.dst, p.family) != MISSING
-                and find_answering(services, &services.full_replies, p) != MISSING)
+                and find_answering(services, &services.fullnat_replies, p) != MISSING)
     p.source = find_port(&flows.pools[p.family == FAMILY_6], p.dst, p.be_dport, p.protocol, p.family)
-    if p.source == 0 or find_answering(services, &services.full_replies, p) == MISSING:
+    if p.source == 0 or find_answering(services, &services.fullnat_replies, p) == MISSING:
         return False
     p.shard = port_of(p.source - 1) % SHARDS
     prefetch(&flows.pools[p.family == FAMILY_6].ports[p.source - 1])
@@ -76,7 +76,7 @@ cdef inline void classify(const ServiceTable *services, const FlowTable *flows, 
         p.fingerprint = fingerprint(
             flows.key, client, p.dst, p.be_dport, services.services[p.service].forward == FORWARD_NAT)
         return
-    if is_full_reply(services, flows, p):
+    if is_fullnat_reply(services, flows, p):
         p.leg = LEG_REPLY
         return
     p.source = 0

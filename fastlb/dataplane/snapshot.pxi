@@ -4,15 +4,15 @@ cdef enum:
     MAX_TIMEOUTS = 1 << 16   # kinds of them: Backend.timeouts has 16 bits
 
 cdef dict SCHEDULERS = {
-    "maglev": BY_MAGLEV, "ketama": BY_KETAMA, "source-hash": BY_SOURCE, "rr": BY_TURNS, "wrr": BY_TURNS,
-    "random": BY_LOT, "lc": BY_FLOWS, "wlc": BY_FLOWS, "lrt": BY_RESPONSE, "p2c": BY_TWO,
+    "maglev": BY_MAGLEV, "ketama": BY_KETAMA, "source-hash": BY_SOURCE_HASH, "rr": BY_WRR, "wrr": BY_WRR,
+    "random": BY_RANDOM, "lc": BY_LEAST_FLOWS, "wlc": BY_LEAST_FLOWS, "lrt": BY_LEAST_RESPONSE, "p2c": BY_P2C,
 }
 cdef dict FORWARDS = {
     "nat": FORWARD_NAT, "fullnat": FORWARD_FULLNAT, "dsr": FORWARD_DSR, "ipip": FORWARD_IPIP, "gre": FORWARD_GRE,
     "gue": FORWARD_GUE}
 cdef dict DONT_FRAGMENT = {"inner": DF_INNER, "always": DF_ALWAYS, "never": DF_NEVER}
 cdef dict PROTOCOLS = {"tcp": PROTO_TCP, "udp": PROTO_UDP}
-cdef dict KEEPING = {"all": KEEP_ALL, "but_syn": KEEP_BUT_SYN, "none": KEEP_NONE, "to_reset": KEEP_TO_RESET}
+cdef dict FLOW_POLICIES = {"all": KEEP_ALL, "except_syn": KEEP_EXCEPT_SYN, "none": KEEP_NONE, "to_reset": KEEP_TO_RESET}
 cdef dict TIMED_STATES = {
     "tcp_syn": (FLOW_SYN, FLOW_SYN_ACK, FLOW_PICKED_UP), "tcp_established": (FLOW_ESTABLISHED,),
     "tcp_half_closed": (FLOW_FIN_CLIENT, FLOW_FIN_BACKEND), "tcp_closing": (FLOW_CLOSING, FLOW_RESET),
@@ -49,7 +49,7 @@ cdef uint32_t milliseconds(double seconds) except? 0xFFFFFFFF:
     return <uint32_t>(seconds * 1000)
 
 
-cdef uint64_t shape_meta(prefix, bits, whole=0) except *:
+cdef uint64_t mask_meta(prefix, bits, whole=0) except *:
     """What keys of a shape have in their meta, above port, protocol and family; 0 for all bits of both."""
     return 0 if prefix == whole and bits == 16 else <uint64_t>(prefix + 1) << 32 | <uint64_t>(bits + 1) << 48
 
@@ -70,7 +70,7 @@ cdef uint32_t weight_in_load(scheduler, member) except? 0:
     return member.full if scheduler == "p2c" else member.weight
 
 
-cdef dict places_of(spec):
+cdef dict sticky_backends_of(spec):
     """{number of a place: (members of the service that take its clients, whether slots go on naming it)}."""
     places = {member.place: ([member] if member.sticky else [], False) for member in spec.members if member.place}
     for member in spec.members:
@@ -79,11 +79,11 @@ cdef dict places_of(spec):
     return places
 
 
-cdef void free_places(Affinity *by) noexcept:
+cdef void free_sticky_backends(Affinity *by) noexcept:
     cdef uint32_t number
-    for number in range(by.place_limit):
-        free(by.places[number].takers)
-    free(by.places)
+    for number in range(by.sticky_limit):
+        free(by.sticky_backends[number].takers)
+    free(by.sticky_backends)
 
 
 cdef class Services:
@@ -92,7 +92,7 @@ cdef class Services:
     ``specs``: an iterable of objects with ``network`` (the VIP as a prefix), ``port`` (0: several), ``blocks`` (those
     ports, as (port, leading bits) of shapes.py), ``protocol``, ``forward``, ``no_backend``, ``mss`` (bytes; 0: leave
     it, 65535: what fits), ``tunnel`` (as `fastlb.config.Tunnel`), ``scheduler``, ``table`` (MaglevTable or None),
-    ``ring`` (KetamaRing or None), ``rotation`` (Rotation or None), ``bounded_load`` (0: not bounded), ``affinity``
+    ``ring`` (KetamaRing or None), ``rotation`` (SmoothWrr or None), ``bounded_load`` (0: not bounded), ``affinity``
     (None, or an object with ``group``, 64 bits that its services share, ``prefix`` and ``timeout`` in seconds),
     ``timeouts`` (its own, or None), ``allow``, ``deny`` (networks of the VIP's version), ``source_limit`` (with rate,
     burst and prefix, or None), ``slot`` (of its counters, 1..65535, stable over reloads) and ``members``: objects with
@@ -100,7 +100,7 @@ cdef class Services:
     the weight where that does not count), ``response`` (seconds that health checks take; 0: unknown), ``max_flows`` (0:
     any number), ``place`` (1..2**18-1, its number in the affinity's group; 0: it has left), ``near`` (other places at
     its address, and whether each has to stay in the slots that name it), ``sticky`` (takes clients that stick to it)
-    and ``keeping`` (what becomes of its flows: all, but_syn, none, to_reset; see types.pxd), in the order of the
+    and ``flow_policy`` (what becomes of its flows: all, except_syn, none, to_reset; see types.pxd), in the order of the
     tables' positions. ``timeouts``: seconds by the keys tcp_syn, tcp_established, tcp_half_closed,
     tcp_closing, udp. ``echo``: VIPs answer echo requests. ``new_flows``: at most how many entries all workers make a
     second, and at once; 0: no limit.
@@ -138,7 +138,7 @@ cdef class Services:
         self.table.backend_limit = max(ids, default=0) + 1
         self.table.services = <Service *>zeroed(len(specs), sizeof(Service))
         self.table.backends = <Backend *>zeroed(self.table.backend_limit, sizeof(Backend))
-        self.table.places = <uint32_t *>zeroed(self.table.backend_limit, sizeof(uint32_t))
+        self.table.sticky_numbers = <uint32_t *>zeroed(self.table.backend_limit, sizeof(uint32_t))
         self.affinities = <Affinity *>zeroed(len(specs), sizeof(Affinity))
         self.members = <uint32_t *>zeroed(len(ids), sizeof(uint32_t))
         self.candidate_of = <uint32_t *>zeroed(len(ids), sizeof(uint32_t))
@@ -150,12 +150,12 @@ cdef class Services:
         blocks = sum(len(spec.blocks) for spec in specs)
         if (not table_init(&self.table.vips, blocks + 2 * len(specs))
                 or not table_init(&self.table.replies, 2 * replies["nat"])
-                or not table_init(&self.table.full_replies, 2 * replies["fullnat"])
+                or not table_init(&self.table.fullnat_replies, 2 * replies["fullnat"])
                 or not table_init(&self.table.sources, sources_of(specs))):
             raise MemoryError
-        self.set_shapes(specs)
+        self.set_masks(specs)
 
-    cdef int set_shapes(self, list specs) except -1:
+    cdef int set_masks(self, list specs) except -1:
         """A prefix that is longer is more specific; of one prefix, a smaller block of ports."""
         for version in (4, 6):
             of_version = [spec for spec in specs if spec.network.version == version]
@@ -163,21 +163,21 @@ cdef class Services:
             whole = 32 if version == 4 else 128
             replies = {
                 (whole, bits) for spec in of_version if spec.forward in ("nat", "fullnat") for _, bits in spec.blocks}
-            self.set_shape_list(&self.table.vip_shapes[version == 6], version, vips)
-            self.set_shape_list(&self.table.reply_shapes[version == 6], version, replies)
+            self.set_mask_list(&self.table.vip_masks[version == 6], version, vips)
+            self.set_mask_list(&self.table.reply_masks[version == 6], version, replies)
         return 0
 
-    cdef int set_shape_list(self, ShapeList *listed, version, wanted) except -1:
-        cdef Shape *shape
+    cdef int set_mask_list(self, MaskList *listed, version, wanted) except -1:
+        cdef Mask *shape
         whole = 32 if version == 4 else 128
         ordered = sorted(wanted - {(whole, 16)}, reverse=True)
-        listed.shapes = <Shape *>zeroed(len(ordered), sizeof(Shape))
+        listed.masks = <Mask *>zeroed(len(ordered), sizeof(Mask))
         listed.count = len(ordered)
         for at, (prefix, bits) in enumerate(ordered):
-            shape = &listed.shapes[<uint32_t>at]
-            shape.mask = addr_from(ip_network(f"{'0.0.0.0' if version == 4 else '::'}/{prefix}").netmask)
-            shape.be_port_mask = be_port_from(0x10000 - (0x10000 >> bits))
-            shape.meta = shape_meta(prefix, bits)
+            shape = &listed.masks[<uint32_t>at]
+            shape.addr = addr_from(ip_network(f"{'0.0.0.0' if version == 4 else '::'}/{prefix}").netmask)
+            shape.be_port = be_port_from(0x10000 - (0x10000 >> bits))
+            shape.meta = mask_meta(prefix, bits)
         return 0
 
     cdef int add_echo(self, list specs) except -1:
@@ -190,7 +190,7 @@ cdef class Services:
         for network, bits in bits_of.items():
             has_backend = network in served or any(
                 network.supernet(new_prefix=length) in served for length in lengths if length < network.prefixlen)
-            shape = 0 if network.prefixlen == network.max_prefixlen else shape_meta(network.prefixlen, bits)
+            shape = 0 if network.prefixlen == network.max_prefixlen else mask_meta(network.prefixlen, bits)
             table_put(
                 &self.table.vips, addr_from(network.network_address), key_meta(network.version, 0, 0) | shape,
                 has_backend)
@@ -233,25 +233,25 @@ cdef class Services:
             service.maglev_inverse = <uint64_t>0xFFFFFFFFFFFFFFFFULL // table.size
         cdef uint64_t shape
         for port, bits in spec.blocks:
-            shape = shape_meta(spec.network.prefixlen, bits, spec.network.max_prefixlen)
+            shape = mask_meta(spec.network.prefixlen, bits, spec.network.max_prefixlen)
             table_put(
                 &self.table.vips, service.vip,
                 key_meta(service.family, service.protocol, be_port_from(port)) | shape, index)
-        shape = shape_meta(spec.network.prefixlen, spec.blocks[0][1]) if service.has_prefix else 0
+        shape = mask_meta(spec.network.prefixlen, spec.blocks[0][1]) if service.has_prefix else 0
         table_put(
             &self.table.vips, service.vip, key_meta(service.family, service.protocol | LATER_BIT, 0) | shape, index)
 
     cdef int add_candidates(self, Service *service, spec, uint32_t at) except -1:
         """What the scheduler needs; ``at``: where the service's members begin."""
         cdef KetamaRing ring = spec.ring
-        cdef Rotation rotation = spec.rotation
+        cdef SmoothWrr rotation = spec.rotation
         cdef Candidate *candidate
         service.scheduler = SCHEDULERS[spec.scheduler]
         if ring is not None:
             service.ring_points, service.ring, service.ring_index = ring.points, ring.positions, ring.index
             service.ring_size, service.ring_shift = ring.size, ring.shift
         if rotation is not None:
-            service.rotation, service.rotation_size = rotation.positions, rotation.size
+            service.wrr, service.wrr_size = rotation.positions, rotation.size
         service.candidates = &self.candidates[at]
         service.candidate_of = &self.candidate_of[at]
         for position, member in enumerate(spec.members):
@@ -261,7 +261,7 @@ cdef class Services:
                 candidate.backend = member.id
                 candidate.weight = weight_in_load(spec.scheduler, member)
                 candidate.response = <uint32_t>min(member.response * 1e6, 1e9)
-                candidate.most = member.max_flows or NO_CAP
+                candidate.max_flows = member.max_flows or NO_CAP
                 service.weight += candidate.weight
                 service.candidate_count += 1
         service.bounded_load = round(spec.bounded_load * BOUND_UNIT)
@@ -270,32 +270,32 @@ cdef class Services:
 
     cdef int add_affinity(self, uint32_t index, spec) except -1:
         cdef Affinity *by = &self.affinities[index]
-        places = places_of(spec)
-        if not all(0 <= number < 1 << PLACE_BITS for number in places):
-            raise ValueError(f"places of an affinity group are 1..{(1 << PLACE_BITS) - 1}")
+        places = sticky_backends_of(spec)
+        if not all(0 <= number < 1 << STICKY_BITS for number in places):
+            raise ValueError(f"places of an affinity group are 1..{(1 << STICKY_BITS) - 1}")
         by.mask = addr_from(ip_network(
             f"{'0.0.0.0' if spec.network.version == 4 else '::'}/{spec.affinity.prefix}").netmask)
         by.group = spec.affinity.group
         by.ticks = (milliseconds(spec.affinity.timeout) >> TICK_BITS) + 2    # that much at least, and half a second
-        by.place_limit = max(places, default=0) + 1
-        by.places = <AffinePlace *>zeroed(by.place_limit, sizeof(AffinePlace))
+        by.sticky_limit = max(places, default=0) + 1
+        by.sticky_backends = <StickyBackend *>zeroed(by.sticky_limit, sizeof(StickyBackend))
         self.table.services[index].affinity = by
         for member in spec.members:
-            self.table.places[<uint32_t>member.id] = member.place
+            self.table.sticky_numbers[<uint32_t>member.id] = member.place
         for number, (takers, held) in places.items():
-            self.set_place(&by.places[<uint32_t>number], spec.scheduler, takers, held)
+            self.set_sticky_backend(&by.sticky_backends[<uint32_t>number], spec.scheduler, takers, held)
         return 0
 
-    cdef int set_place(self, AffinePlace *place, scheduler, list takers, bint held) except -1:
+    cdef int set_sticky_backend(self, StickyBackend *place, scheduler, list takers, bint held) except -1:
         """Of several takers those with weight 0 have no part, unless all have it."""
         cdef Taker *taker
         weights = [weight_in_load(scheduler, member) for member in takers]
         weighted = [(member, weight) for member, weight in zip(takers, weights) if weight or not any(weights)]
         place.takers = <Taker *>zeroed(len(weighted), sizeof(Taker))
-        place.count, place.held = len(weighted), held
+        place.count, place.pinned = len(weighted), held
         for at, (member, weight) in enumerate(weighted):
             taker = &place.takers[<uint32_t>at]
-            taker.backend, taker.most, taker.weight = member.id, member.max_flows or NO_CAP, weight or 1
+            taker.backend, taker.max_flows, taker.weight = member.id, member.max_flows or NO_CAP, weight or 1
         return 0
 
     cdef int set_tunnel(self, Service *service, tunnel) except -1:
@@ -316,22 +316,22 @@ cdef class Services:
         backend.family = member.address.version
         backend.protocol = service.protocol
         backend.present = 1
-        backend.keeping = KEEPING[member.keeping]
+        backend.flow_policy = FLOW_POLICIES[member.flow_policy]
         backend.timeouts = timeouts
         whole = member.address.max_prefixlen
         for port, bits in ((member.port, 16),) if member.port else spec.blocks:
             self.add_reply(service, backend, member.id, key_meta(
-                backend.family, backend.protocol, be_port_from(port)) | shape_meta(whole, bits, whole))
+                backend.family, backend.protocol, be_port_from(port)) | mask_meta(whole, bits, whole))
         if service.forward in (FORWARD_NAT, FORWARD_FULLNAT):
             table_put(
-                &self.table.replies if service.forward == FORWARD_NAT else &self.table.full_replies, backend.addr,
+                &self.table.replies if service.forward == FORWARD_NAT else &self.table.fullnat_replies, backend.addr,
                 key_meta(backend.family, backend.protocol | LATER_BIT, 0), member.id)
         return 0
 
     cdef int add_reply(self, const Service *service, Backend *backend, uint32_t number, uint64_t meta) except -1:
         cdef uint32_t first
         if service.forward == FORWARD_FULLNAT:
-            table_put(&self.table.full_replies, backend.addr, meta, number)
+            table_put(&self.table.fullnat_replies, backend.addr, meta, number)
         elif service.forward == FORWARD_NAT:
             first = find(&self.table.replies, backend.addr, meta)
             if first != MISSING:
@@ -342,9 +342,9 @@ cdef class Services:
     def __dealloc__(self):
         if self.affinities != NULL:
             for index in range(self.table.service_count):
-                free_places(&self.affinities[<uint32_t>index])
+                free_sticky_backends(&self.affinities[<uint32_t>index])
         free(self.affinities)
-        free(self.table.places)
+        free(self.table.sticky_numbers)
         free_admission(&self.table)
         free(self.table.services)
         free(self.table.backends)
@@ -354,10 +354,10 @@ cdef class Services:
         free(self.candidates)
         table_free(&self.table.vips)
         table_free(&self.table.replies)
-        table_free(&self.table.full_replies)
+        table_free(&self.table.fullnat_replies)
         for version in range(2):
-            free(self.table.vip_shapes[<uint32_t>version].shapes)
-            free(self.table.reply_shapes[<uint32_t>version].shapes)
+            free(self.table.vip_masks[<uint32_t>version].masks)
+            free(self.table.reply_masks[<uint32_t>version].masks)
 
 
 cdef class Routes:

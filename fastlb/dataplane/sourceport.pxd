@@ -14,7 +14,7 @@ is drawn by lot: after a restart the backends remember the flows of before.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from fastlb.dataplane.flowhash cimport SHARD_BITS, SHARDS
+from fastlb.dataplane.flowhash cimport SHARDS, SHARD_BITS
 from fastlb.dataplane.lookup cimport MISSING, find, key_meta
 from fastlb.dataplane.machine cimport bswap16, must
 from fastlb.dataplane.types cimport PROTO_UDP, Addr, Table
@@ -42,7 +42,7 @@ cdef struct FreePorts:
     uint32_t fresh           # how many have been taken for the first time
     uint32_t first
     uint32_t last
-    uint32_t used
+    uint32_t taken
     uint8_t pad[44]
 
 
@@ -119,7 +119,7 @@ cdef inline uint32_t take_port(SourcePool *pool, uint8_t protocol, uint32_t shar
         if free.first == 0:
             free.last = 0
     must(pool.ports[taken - 1].fingerprint == 0)
-    free.used += 1
+    free.taken += 1
     return taken
 
 
@@ -145,9 +145,9 @@ cdef inline bint has_port(
 cdef inline void give_back(SourcePool *pool, uint8_t protocol, uint32_t shard, uint32_t taken) noexcept nogil:
     """`taken`: as from take_port."""
     cdef FreePorts *free = free_ports(pool, protocol, shard)
-    must(free.used > 0 and port_of(taken - 1) & (SHARDS - 1) == shard)
+    must(free.taken > 0 and port_of(taken - 1) & (SHARDS - 1) == shard)
     put_in_queue(pool, free, taken)
-    free.used -= 1
+    free.taken -= 1
 
 
 cdef inline uint32_t position_of(const SourcePool *pool, Addr address, uint8_t family) noexcept nogil:

@@ -23,7 +23,7 @@ from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
 from fastlb.dataplane.conntrack cimport (
     ENTRIES, FLOW_FIN_BACKEND, FLOW_FIN_CLIENT, FLOW_NONE, FLOW_STATES, FLOW_SYN_ACK, FLOW_UDP, FLOW_UDP_NEW, Bucket,
-    FlowEntry, FlowTable, backend_of, first_bucket, is_over, log_end, owner_of, owns, pool_of, second_bucket, state_of,
+    FlowEntry, FlowTable, backend_of, first_bucket, is_over, log_end, owns, packed_of, pool_of, second_bucket, state_of,
     tuple_of)
 from fastlb.dataplane.flowhash cimport SHARDS, client_mix, fingerprint, shard_of
 from fastlb.dataplane.flowlog cimport FlowLog
@@ -39,7 +39,7 @@ from fastlb.dataplane.types cimport (
 
 
 cdef enum:
-    MOST_DAMAGED = 64        # entries; with more the memory as a whole is not what it was
+    MAX_DAMAGED = 64         # entries; with more the memory as a whole is not what it was
     FUTURE_MS = 1000         # an entry may be ahead of the clock by a tick; by more, it is weeks old
     AHEAD = 16               # buckets whose tuples are fetched before they are looked at
 
@@ -76,7 +76,7 @@ cdef inline bint takes_both_legs(uint32_t state) noexcept nogil:
 
 
 cdef inline bint has_check(const FlowEntry *entry, const FlowTuple *flow) noexcept nogil:
-    return entry.owner == owner_of(flow, entry.fingerprint, backend_of(entry), state_of(entry))
+    return entry.packed == packed_of(flow, entry.fingerprint, backend_of(entry), state_of(entry))
 
 
 cdef inline bint seen_since_it_began(const FlowEntry *entry, const FlowTuple *flow, uint32_t now) noexcept nogil:
@@ -166,7 +166,7 @@ cdef inline void keep(FlowTable *table, uint32_t shard, FlowEntry *entry, bint l
     table.flows[shard] += 1
     if not logged and flow.began & LOGGED_BIT:
         flow.began &= LOGGED_BIT - 1
-        entry.owner = owner_of(flow, entry.fingerprint, backend_of(entry), state_of(entry))
+        entry.packed = packed_of(flow, entry.fingerprint, backend_of(entry), state_of(entry))
     if flow.source != 0:
         port = &pool_of(table, flow.family).ports[flow.source - 1]
         port.fingerprint = entry.fingerprint
@@ -176,7 +176,7 @@ cdef inline void keep(FlowTable *table, uint32_t shard, FlowEntry *entry, bint l
         port.next = flow.since                           # for queue_ports; of a port that is taken no more than a hint
 
 
-cdef inline void look_ahead(FlowTable *table, uint64_t bucket) noexcept nogil:
+cdef inline void prefetch_tuples(FlowTable *table, uint64_t bucket) noexcept nogil:
     cdef int i
     if bucket >= <uint64_t>table.per_shard * SHARDS:
         return
@@ -199,7 +199,7 @@ cdef inline void take_over(
     cdef Finding finding
     cdef int i
     for at in range(<uint64_t>table.per_shard * SHARDS):
-        look_ahead(table, at + AHEAD)
+        prefetch_tuples(table, at + AHEAD)
         bucket = &table.buckets[at]
         shard = <uint32_t>(at // table.per_shard)
         for i in range(ENTRIES):
@@ -213,7 +213,7 @@ cdef inline void take_over(
                 if finding == UNWANTED and log != NULL:
                     log_end(log, &bucket.entries[i], tuple_of(table, &bucket.entries[i]))
                 bucket.entries[i].fingerprint = 0
-            if unlikely(result.found[<int>DAMAGED] > MOST_DAMAGED):
+            if unlikely(result.found[<int>DAMAGED] > MAX_DAMAGED):
                 return
     queue_ports(&table.pools[0], now)
     queue_ports(&table.pools[1], now)
@@ -276,6 +276,6 @@ cdef inline void queue_ports_of(SourcePool *pool, uint8_t protocol, uint32_t sha
     for i in range(free.fresh):
         number = nth_port(pool, protocol, shard, (free.start + i) % total)
         if pool.ports[number - 1].fingerprint != 0:
-            free.used += 1
+            free.taken += 1
         else:
             put_in_queue(pool, free, number)

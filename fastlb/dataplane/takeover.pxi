@@ -54,7 +54,7 @@ def flow_layout(uint64_t flows):
         "buckets": whole_pages(<size_t>per_shard * SHARDS * sizeof(Bucket)),
         "tuples": whole_pages(<size_t>per_shard * SHARDS * ENTRIES * sizeof(FlowTuple)),
         "entry": {
-            "fingerprint": <char *>&entry.fingerprint - e, "owner": <char *>&entry.owner - e,
+            "fingerprint": <char *>&entry.fingerprint - e, "owner": <char *>&entry.packed - e,
             "seen": <char *>&entry.seen - e, "": sizeof(FlowEntry)},
         "owner": {"backend": <int>BACKEND_BITS, "check": <int>CHECK_BITS},
         "tuple": {

@@ -5,26 +5,26 @@ The client's leg, the reply leg of the NAT modes, and ICMP errors, which change 
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
-from fastlb.dataplane.admission cimport exceed, may_go_by_hash, may_remember, remembered, source_may_begin
-from fastlb.dataplane.affinity cimport affine_backend, stuck_backend
+from fastlb.dataplane.admission cimport may_go_by_hash, may_make_entry, note_no_tokens, source_may_begin, spend_entry
+from fastlb.dataplane.affinity cimport affine_backend, sticky_or_scheduled
 from fastlb.dataplane.conntrack cimport (
     FLOW_PICKED_UP, FLOW_SYN, FlowEntry, backend_of, be_vport_of, conflicts, enter_flow, entry_number, find_by_port,
     find_flow, find_reply, find_room, first_state, forget, has_expired, is_over, is_stale, pool_of, serves, state_of,
     touch, tuple_of)
-from fastlb.dataplane.reserve cimport find_room_in_crowd, is_crowded
 from fastlb.dataplane.flowhash cimport fingerprint as flow_fingerprint
 from fastlb.dataplane.machine cimport bswap16, likely, unlikely
 from fastlb.dataplane.reasons cimport (
     DROP_BACKENDS_FULL, DROP_BACKEND_LEFT, DROP_FLOW_TABLE_FULL, DROP_FLOW_UNKNOWN, DROP_ICMP_UNKNOWN,
     DROP_NAT_CONFLICT, DROP_NEW_FLOW_RATE, DROP_NO_BACKEND, DROP_NO_SOURCE_PORT, DROP_REPLY_UNKNOWN, DROP_SOURCE_LIMIT,
     VIA_CONNTRACK, VIA_ICMP, VIA_MAGLEV, VIA_OVERLOAD, VIA_SCHEDULER)
+from fastlb.dataplane.reserve cimport find_room_by_replacing, only_reserve_left
 from fastlb.dataplane.schedule cimport (
-    BY_SOURCE, Place, goes_by_response, has_room, hash_of_flow, hashed_backend, hashed_candidate, note_question,
-    note_refusal, note_response, place_of, placement_hash, scheduled_backend, start_tick)
+    BY_SOURCE_HASH, Cursor, cursor_of, goes_by_response, has_room, hash_of_flow, hashed_backend, hashed_candidate,
+    note_refusal, note_response, note_syn, placement_hash, scheduled_backend, start_tick)
 from fastlb.dataplane.sourceport cimport SourcePool, SourcePort, give_back, take_port
 from fastlb.dataplane.state cimport PipelineState
 from fastlb.dataplane.types cimport (
-    FORWARD_FULLNAT, FORWARD_NAT, KEEP_ALL, KEEP_BUT_SYN, KEEP_TO_RESET, LOGGED_BIT, PROTO_TCP, Addr, Backend,
+    FORWARD_FULLNAT, FORWARD_NAT, KEEP_ALL, KEEP_EXCEPT_SYN, KEEP_TO_RESET, LOGGED_BIT, PROTO_TCP, Addr, Backend,
     Candidate, FlowTuple, Packet, Service, Snapshot)
 from fastlb.dataplane.wire cimport TCP_ACK, TCP_RST, TCP_SYN
 
@@ -58,13 +58,13 @@ cdef inline uint32_t backend_in_midflow(
 
 
 cdef inline uint32_t backend_of_new_flow(
-        PipelineState *pipe, const Snapshot *snap, const Service *service, Place *place, uint64_t hashed,
+        PipelineState *pipe, const Snapshot *snap, const Service *service, Cursor *cursor, uint64_t hashed,
         const Packet *p, uint32_t now) noexcept nogil:
     """0 when the service has none, or none with room."""
     if unlikely(service.affinity != NULL):
-        return stuck_backend(
-            &pipe.affinity, &pipe.schedulers, &pipe.flows, snap.services, service, place, hashed, p.src, now)
-    return scheduled_backend(&pipe.schedulers, &pipe.flows, service, place, hashed)
+        return sticky_or_scheduled(
+            &pipe.affinity, &pipe.schedulers, &pipe.flows, snap.services, service, cursor, hashed, p.src, now)
+    return scheduled_backend(&pipe.schedulers, &pipe.flows, service, cursor, hashed)
 
 
 cdef inline bint may_have(
@@ -76,14 +76,14 @@ cdef inline bint may_have(
 
 
 cdef inline uint32_t alternative(
-        PipelineState *pipe, const Snapshot *snap, const Service *service, Place *place, uint64_t hashed,
+        PipelineState *pipe, const Snapshot *snap, const Service *service, Cursor *cursor, uint64_t hashed,
         const Packet *p, bint fresh, uint32_t now) noexcept nogil:
     """The next by the hash that may have the flow, with room for it if it is new; 0: none of MAX_ALTERNATIVES."""
     cdef const Candidate *candidate
     cdef int offset
     for offset in range(MAX_ALTERNATIVES if service.candidate_count != 0 else 0):
         candidate = hashed_candidate(service, hashed, offset)
-        if fresh and not has_room(&pipe.schedulers, &pipe.flows, service, place, candidate):
+        if fresh and not has_room(&pipe.schedulers, &pipe.flows, service, cursor, candidate):
             continue
         if likely(may_have(pipe, snap, p, candidate.backend, now)):
             return candidate.backend
@@ -94,21 +94,21 @@ cdef inline int choose_backend(
         PipelineState *pipe, const Snapshot *snap, Packet *p, bint fresh, uint32_t now) noexcept nogil:
     """Set the backend of a flow that is new, or without an entry; 0, or why there is none."""
     cdef const Service *service = &snap.services.services[p.service]
-    cdef Place *place = place_of(&pipe.schedulers, p.service)
+    cdef Cursor *cursor = cursor_of(&pipe.schedulers, p.service)
     cdef uint64_t hashed = hash_of_flow(snap.services, service, p)
     if fresh:
-        p.backend = backend_of_new_flow(pipe, snap, service, place, hashed, p, now)
+        p.backend = backend_of_new_flow(pipe, snap, service, cursor, hashed, p, now)
     else:
         p.backend = backend_in_midflow(pipe, service, hashed, p.src, now)
     if unlikely(p.backend == 0):
         return DROP_NO_BACKEND if service.candidate_count == 0 else DROP_BACKENDS_FULL
     if unlikely(not may_have(pipe, snap, p, p.backend, now)):
-        p.backend = alternative(pipe, snap, service, place, hashed, p, fresh, now)
+        p.backend = alternative(pipe, snap, service, cursor, hashed, p, fresh, now)
         pipe.flows.events[service.slot].conflict_moved += p.backend != 0
     if unlikely(p.backend == 0):
         return DROP_NAT_CONFLICT
     if unlikely(service.restrained):
-        place.flows += fresh
+        cursor.flows += fresh
     return 0
 
 
@@ -123,8 +123,8 @@ cdef inline FlowEntry *enter_client(
     cdef const Service *service = &snap.services.services[p.service]
     cdef FlowEntry *entry
     cdef FlowTuple *flow
-    if unlikely(snap.services.mixed) and is_crowded(snap.services, &pipe.flows, service, p.shard):
-        entry = find_room_in_crowd(&pipe.flows, snap.services, p.shard, p.fingerprint, now)
+    if unlikely(snap.services.mixed) and only_reserve_left(snap.services, &pipe.flows, service, p.shard):
+        entry = find_room_by_replacing(&pipe.flows, snap.services, p.shard, p.fingerprint, now)
     else:
         entry = find_room(&pipe.flows, p.shard, p.fingerprint, snap.services, <FlowEntry *>p.entry, now)
     if unlikely(entry == NULL):
@@ -143,9 +143,9 @@ cdef inline FlowEntry *enter_client(
     flow.source = p.source
     flow.since = now
     enter_flow(&pipe.flows, entry, p.shard, p.fingerprint, p.backend, first_state(p), now)
-    remembered(&pipe.budget)
+    spend_entry(&pipe.budget)
     if unlikely(goes_by_response(service)) and translates(service) and is_syn(p):
-        note_question(&pipe.schedulers, p.backend, now)
+        note_syn(&pipe.schedulers, p.backend, now)
     return entry
 
 
@@ -153,7 +153,7 @@ cdef inline bint is_found_again(const Service *service) noexcept nogil:
     """Do packets in mid-flow go where a new flow of their client would: by the same hash, by the affinity table?"""
     if service.forward == FORWARD_FULLNAT or service.affinity != NULL:
         return True
-    return service.scheduler <= BY_SOURCE and not service.restrained
+    return service.scheduler <= BY_SOURCE_HASH and not service.restrained
 
 
 cdef inline bint needs_entry(
@@ -169,7 +169,7 @@ cdef inline bint needs_entry(
     return backend_in_midflow(pipe, service, hashed, p.src, now) != p.backend
 
 
-cdef inline int pass_unremembered(
+cdef inline int pass_without_entry(
         PipelineState *pipe, const Snapshot *snap, Packet *p, bint fresh, int reason, uint32_t now) noexcept nogil:
     """A flow that gets no entry goes from its first packet on as the next ones will, with an entry or not: by its
     client's affinity, or else by the hash.
@@ -180,7 +180,7 @@ cdef inline int pass_unremembered(
     cdef int fault
     if not fresh and service.forward == FORWARD_FULLNAT:
         return DROP_FLOW_UNKNOWN
-    exceed(&pipe.budget, snap.services, service, now)
+    note_no_tokens(&pipe.budget, snap.services, service, now)
     fault = choose_backend(pipe, snap, p, fresh and is_found_again(service), now)
     if unlikely(fault):
         return fault
@@ -190,7 +190,7 @@ cdef inline int pass_unremembered(
     return VIA_OVERLOAD
 
 
-cdef inline int start_full_flow(
+cdef inline int start_fullnat_flow(
         PipelineState *pipe, const Snapshot *snap, Packet *p, bint fresh, uint32_t now) noexcept nogil:
     """In fullnat a flow is nothing without its source port, and a port nothing without an entry that remembers it."""
     cdef SourcePool *pool = pool_of(&pipe.flows, p.family)
@@ -223,20 +223,20 @@ cdef inline int start_flow(PipelineState *pipe, const Snapshot *snap, Packet *p,
     if unlikely(service.gates != 0) and fresh and not source_may_begin(
             pipe.limits, &pipe.flows, service, p, pipe.now_us):
         return DROP_SOURCE_LIMIT
-    if unlikely(not may_remember(&pipe.budget, snap.services, &pipe.flows, service, pipe.now_us)):
-        return pass_unremembered(pipe, snap, p, fresh, DROP_NEW_FLOW_RATE, now)
-    if unlikely(pipe.budget.exceeded_once):
+    if unlikely(not may_make_entry(&pipe.budget, snap.services, &pipe.flows, service, pipe.now_us)):
+        return pass_without_entry(pipe, snap, p, fresh, DROP_NEW_FLOW_RATE, now)
+    if unlikely(pipe.budget.ran_out_once):
         scheduled = fresh and (
             is_found_again(service) or not may_go_by_hash(&pipe.budget, snap.services, service, now))
     fault = choose_backend(pipe, snap, p, scheduled, now)
     if unlikely(fault):
         return fault
     if unlikely(service.forward == FORWARD_FULLNAT):
-        return start_full_flow(pipe, snap, p, fresh, now)
+        return start_fullnat_flow(pipe, snap, p, fresh, now)
     if unlikely(p.tcp_flags & TCP_RST):                  # ends what is not even there
         return VIA_MAGLEV
     if unlikely(enter_client(pipe, snap, p, now) == NULL):
-        return pass_unremembered(pipe, snap, p, fresh, DROP_FLOW_TABLE_FULL, now)
+        return pass_without_entry(pipe, snap, p, fresh, DROP_FLOW_TABLE_FULL, now)
     return VIA_SCHEDULER if scheduled else VIA_MAGLEV
 
 
@@ -249,7 +249,7 @@ cdef inline bint still_holds(
         return False
     if unlikely(backend.service != p.service):
         return False
-    if unlikely(backend.keeping != KEEP_ALL) and not keeps(backend, p):
+    if unlikely(backend.flow_policy != KEEP_ALL) and not keeps(backend, p):
         return False
     return not (is_syn(p) and (is_over(state_of(entry)) or state_of(entry) == FLOW_PICKED_UP))
 
@@ -266,21 +266,21 @@ cdef inline bint has_its_source(
 
 cdef inline bint keeps(const Backend *backend, const Packet *p) noexcept nogil:
     """Does a backend that is down, or goes, get this packet of a flow of its? A RST that ends the flow it does."""
-    if backend.keeping == KEEP_TO_RESET:
+    if backend.flow_policy == KEEP_TO_RESET:
         return p.tcp_flags & TCP_RST != 0
-    return backend.keeping == KEEP_BUT_SYN and not is_syn(p)
+    return backend.flow_policy == KEEP_EXCEPT_SYN and not is_syn(p)
 
 
 cdef inline bint is_to_reset(
         const Snapshot *snap, const FlowEntry *entry, const Packet *p, uint32_t now) noexcept nogil:
     """Of an entry that does not decide: is the client told so? Not by a SYN's answer, which is a new flow's."""
     cdef const Backend *backend = &snap.services.backends[backend_of(entry)]
-    return (not has_expired(entry, snap.services, now) and backend.keeping == KEEP_TO_RESET
+    return (not has_expired(entry, snap.services, now) and backend.flow_policy == KEEP_TO_RESET
             and backend.service == p.service and not is_syn(p))
 
 
-cdef inline FlowEntry *find_again(PipelineState *pipe, const Packet *p) noexcept nogil:
-    """The flow's entry, or NULL; without another look where `approach` has seen it, or a place for it that is empty.
+cdef inline FlowEntry *find_prefetched(PipelineState *pipe, const Packet *p) noexcept nogil:
+    """Return the flow's entry, or NULL; no second search where `prefetch_rest` has seen it, or an empty entry for it.
 
     Whoever had entered the flow since would have taken that place, the first that was empty, unless one before it has
     become empty.
@@ -296,7 +296,7 @@ cdef inline FlowEntry *find_again(PipelineState *pipe, const Packet *p) noexcept
 
 cdef inline int track_client(PipelineState *pipe, const Snapshot *snap, Packet *p, uint32_t now) noexcept nogil:
     """Set the packet's backend; the reason tells how it was found, or why there is none."""
-    cdef FlowEntry *entry = find_again(pipe, p)
+    cdef FlowEntry *entry = find_prefetched(pipe, p)
     if likely(entry != NULL):
         if likely(still_holds(snap, entry, p, now) and has_its_source(pipe, snap, entry, p)):
             p.backend = backend_of(entry)
@@ -366,14 +366,14 @@ cdef inline int enter_picked_up(
     cdef FlowEntry *entry
     if p.protocol != PROTO_TCP or p.tcp_flags & TCP_RST:
         return VIA_MAGLEV
-    if not may_remember(&pipe.budget, snap.services, &pipe.flows, service, pipe.now_us):
+    if not may_make_entry(&pipe.budget, snap.services, &pipe.flows, service, pipe.now_us):
         return VIA_OVERLOAD
     flow.since = now
     entry = find_room(&pipe.flows, p.shard, fingerprint, snap.services, NULL, now)
     if likely(entry != NULL):
         tuple_of(&pipe.flows, entry)[0] = flow[0]
         enter_flow(&pipe.flows, entry, p.shard, fingerprint, p.backend, FLOW_PICKED_UP, now)
-        remembered(&pipe.budget)
+        spend_entry(&pipe.budget)
     else:
         pipe.flows.events[service.slot].untracked += 1
     return VIA_MAGLEV
@@ -431,7 +431,7 @@ cdef inline FlowEntry *entry_of_port(
     return entry
 
 
-cdef inline void hear_answer(PipelineState *pipe, FlowEntry *entry, const Packet *p, uint32_t now) noexcept nogil:
+cdef inline void note_answer(PipelineState *pipe, FlowEntry *entry, const Packet *p, uint32_t now) noexcept nogil:
     """A SYN-ACK tells how long the backend took; its tuple is looked at once in a flow."""
     cdef const FlowTuple *flow
     if likely(state_of(entry) != FLOW_SYN) or p.protocol != PROTO_TCP:
@@ -445,12 +445,12 @@ cdef inline void hear_answer(PipelineState *pipe, FlowEntry *entry, const Packet
         &pipe.schedulers, backend_of(entry), flow.began & (LOGGED_BIT - 1), flow.since, pipe.now_us, now)
 
 
-cdef inline int track_full_reply(
+cdef inline int track_fullnat_reply(
         PipelineState *pipe, const Snapshot *snap, Packet *p, FlowTuple *flow, uint32_t now) noexcept nogil:
     cdef FlowEntry *entry = entry_of_port(pipe, snap, p, flow, now)
     if unlikely(entry == NULL):
         return DROP_REPLY_UNKNOWN
-    hear_answer(pipe, entry, p, now)
+    note_answer(pipe, entry, p, now)
     touch(&pipe.flows, entry, p, True, now)
     return VIA_CONNTRACK
 
@@ -460,13 +460,13 @@ cdef inline int track_reply(
     """Set the packet's backend, and what of `flow` tells whom it goes to and whom it shall come from."""
     cdef FlowEntry *entry
     if p.source != 0:
-        return track_full_reply(pipe, snap, p, flow, now)
+        return track_fullnat_reply(pipe, snap, p, flow, now)
     entry = find_reply(&pipe.flows, snap.services, p)
     if unlikely(entry != NULL and has_expired(entry, snap.services, now)):
         forget(&pipe.flows, p.shard, entry)
         entry = NULL
     if likely(entry != NULL):
-        hear_answer(pipe, entry, p, now)
+        note_answer(pipe, entry, p, now)
         touch(&pipe.flows, entry, p, True, now)
         p.backend = backend_of(entry)
         set_flow_of_reply(flow, pipe, snap, p, p.backend, entry)

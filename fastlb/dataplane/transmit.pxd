@@ -9,12 +9,12 @@ Python opens sockets and clears up after those that failed, the worker uses them
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastlb.dataplane.abi cimport ENODEV
-from fastlb.dataplane.machine cimport load_acquire_u32, unlikely
 from fastlb.dataplane.encap cimport MAX_OUTER
-from fastlb.dataplane.segments cimport super_kind
+from fastlb.dataplane.machine cimport load_acquire_u32, unlikely
 from fastlb.dataplane.reasons cimport DROP_TX_LINK_DOWN
+from fastlb.dataplane.segments cimport gso_kind
 from fastlb.dataplane.sendmmsg cimport (
-    MessageQueue, enqueue, enqueue_joined, enqueue_offloaded, enqueue_pieces, send_messages)
+    MessageQueue, enqueue, enqueue_frames, enqueue_joined, enqueue_offloaded, send_messages)
 from fastlb.dataplane.types cimport FAMILY_4, GSO_TCP4, GSO_TCP6, GSO_UDP, PROTO_TCP, VNET_NEEDS_CSUM, Packet
 from fastlb.dataplane.wire cimport ETH_LEN, MAX_IP, TCP_CSUM, UDP_CSUM
 from fastlb.dataplane.xsk cimport (
@@ -105,10 +105,10 @@ cdef inline bint is_offloadable(const Packet *p) noexcept nogil:
         and p.l3 - p.outer == ETH_LEN)
 
 
-cdef inline bint is_what_it_says(const Packet *p) noexcept nogil:
+cdef inline bint has_sound_offloads(const Packet *p) noexcept nogil:
     """A super-frame whose offloads fit its headers, as those of a sender on this machine need not. The egress program
     reads as many bytes as the longest outer headers have."""
-    cdef uint8_t kind = super_kind(p)
+    cdef uint8_t kind = gso_kind(p)
     if not p.vnet.flags & VNET_NEEDS_CSUM or p.vnet.csum_start != p.l4 or p.length < ETH_LEN + MAX_OUTER:
         return False
     if p.protocol == PROTO_TCP:
@@ -120,21 +120,21 @@ cdef inline void enqueue_cut(Transmit *out, Packet *p) noexcept nogil:
     """Queue what leaves in pieces: cut here, unless the kernel can. One of its tunnels' kinds of super-frames has open
     checksums inside, and none outside; a super-frame of UDP is the other way about."""
     if not is_offloadable(p) or not offloads_tunnels(out, p.out_ifindex):
-        enqueue_pieces(&out.messages, p)
+        enqueue_frames(&out.messages, p)
     elif p.summed:
         enqueue_joined(&out.messages, p)
         out.offloaded += 1
-    elif is_what_it_says(p):
+    elif has_sound_offloads(p):
         enqueue_offloaded(&out.messages, p)
         out.offloaded += 1
     else:
-        enqueue_pieces(&out.messages, p)
+        enqueue_frames(&out.messages, p)
 
 
 cdef inline void transmit(Transmit *out, Packet *p) noexcept nogil:
     """Queue one frame; its memory stays in use until it is sent: see `block_is_free`."""
     cdef Xsk *xsk
-    if unlikely(p.pieces):
+    if unlikely(p.segment_size):
         push_all(out)
         enqueue_cut(out, p)
         return
@@ -151,10 +151,10 @@ cdef inline void transmit(Transmit *out, Packet *p) noexcept nogil:
     out.waiting = True
 
 
-cdef inline void send_aside(Transmit *out, Packet *p) noexcept nogil:
+cdef inline void send_outside_rings(Transmit *out, Packet *p) noexcept nogil:
     """Send a frame that lies outside of the rings, at once and after all that waits."""
     push_all(out)
-    if p.pieces:
+    if p.segment_size:
         enqueue_cut(out, p)
     else:
         enqueue(&out.messages, p)

@@ -43,16 +43,16 @@ cdef struct Table:
     uint64_t mask
 
 
-cdef struct Shape:
+cdef struct Mask:
     # Which bits of address and port the entries of a table look at that have this in their keys.
-    Addr mask
+    Addr addr
     uint64_t meta
-    uint16_t be_port_mask
+    uint16_t be_port
 
 
-cdef struct ShapeList:
+cdef struct MaskList:
     # Those of one IP version that a table has beside whole addresses and ports, the most specific first.
-    Shape *shapes
+    Mask *masks
     uint32_t count
 
 
@@ -121,11 +121,11 @@ cdef enum OnNoBackend:
     NO_BACKEND_RESET = 1
 
 
-cdef enum Keeping:
+cdef enum FlowPolicy:
     # What becomes of the flows that a backend has.
     KEEP_NONE = 0            # each is placed anew with its next packet from the client; so are those of an unknown id
     KEEP_ALL = 1
-    KEEP_BUT_SYN = 2         # the backend may be dead: a SYN on a flow of its is not left to it
+    KEEP_EXCEPT_SYN = 2      # the backend may be dead: a SYN on a flow of its is not left to it
     KEEP_TO_RESET = 3        # each is answered with RST at its next packet from the client
 
 
@@ -138,7 +138,7 @@ cdef struct Backend:
     uint8_t family
     uint8_t protocol
     uint8_t present          # 0: this id belongs to no backend of this configuration
-    uint8_t keeping          # see Keeping
+    uint8_t flow_policy      # see FlowPolicy
     uint16_t timeouts        # index into ServiceTable.timeouts
 
 
@@ -152,30 +152,30 @@ cdef struct Candidate:
     uint32_t backend         # its id
     uint32_t weight
     uint32_t response        # us, as health checks see it; 0: unknown
-    uint32_t most            # flows that it may have; NO_CAP: any number
+    uint32_t max_flows       # flows that it may have; NO_CAP: any number
 
 
 cdef struct Taker:
     # A backend that takes clients of a place.
     uint32_t backend         # its id
-    uint32_t most            # flows that it may have, as of Candidate
+    uint32_t max_flows       # flows that it may have, as of Candidate
     double weight            # among those of its address
 
 
-cdef struct AffinePlace:
+cdef struct StickyBackend:
     # What a place of an affinity group, one service's backend, is to one service: itself, or what this service has at
     # the same address.
     Taker *takers
     uint32_t count           # 0: none takes its clients
-    bint held                # it tells another service which of several it is, so a slot goes on naming it
+    bint pinned              # it tells another service which of several it is, so a slot goes on naming it
 
 
 cdef struct Affinity:
     # How the clients of a service stick to backends (affinity.pxd).
     Addr mask                # of a client's address
     uint64_t group           # the same for all services that share their clients
-    AffinePlace *places      # by number
-    uint32_t place_limit
+    StickyBackend *sticky_backends  # by number
+    uint32_t sticky_limit
     uint32_t ticks           # the timeout
 
 
@@ -222,8 +222,8 @@ cdef struct Service:
     const uint16_t *ring             # the position in members of each
     const uint32_t *ring_index       # the first point that is not below the index's part of the hashes
     uint32_t ring_size
-    uint32_t rotation_size
-    const uint16_t *rotation         # positions in members, in turn
+    uint32_t wrr_size
+    const uint16_t *wrr      # positions in members, in turn
     Candidate *candidates
     const uint32_t *candidate_of     # by position in members
     uint32_t candidate_count
@@ -241,13 +241,13 @@ cdef struct ServiceTable:
     # The immutable half of a snapshot that comes from the configuration.
     Table vips               # (VIP, port, protocol) -> index into services
     Table replies            # nat: (backend, port, protocol) -> the first backend id with it
-    Table full_replies       # fullnat: (backend, port, protocol)
+    Table fullnat_replies    # fullnat: (backend, port, protocol)
     Table sources            # (service, prefix) -> whether it is allowed, of services with lists
-    ShapeList vip_shapes[2]      # IPv4, IPv6
-    ShapeList reply_shapes[2]    # of replies and full_replies
+    MaskList vip_masks[2]    # IPv4, IPv6
+    MaskList reply_masks[2]  # of replies and fullnat_replies
     Service *services
     Backend *backends        # by stable id; [0] is never present
-    uint32_t *places         # by stable id: its number in its affinity group
+    uint32_t *sticky_numbers  # by stable id: its number in its affinity group
     uint32_t service_count
     uint32_t backend_limit   # one above the largest id
     uint64_t hash_seed
@@ -330,7 +330,7 @@ cdef struct Packet:
     uint8_t reason
     uint16_t l4_header       # bytes
     uint32_t l3_length       # IP header and payload, without Ethernet padding
-    uint32_t pieces          # 0: leaves as one frame; else the payload of each segment that it is cut into (segments.pxd)
+    uint32_t segment_size    # 0: leaves as one frame; else bytes of payload in each segment (segments.pxd)
     uint32_t fragment_size   # 0: those leave whole; else the bytes of each fragment that they leave in
     uint16_t outer           # bytes of the tunnel's headers, in front of l3; 0: there is none
     bint summed              # the tunnel's UDP header has a checksum

@@ -12,18 +12,18 @@ itself; then there are no doorbells.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastlb.dataplane.abi cimport (
-    CLOCK_MONOTONIC, CLOCK_MONOTONIC_COARSE, MSG_DONTWAIT, POLLERR, POLLIN, SO_ERROR, SOL_SOCKET, clock_gettime,
+    CLOCK_MONOTONIC, CLOCK_MONOTONIC_COARSE, MSG_DONTWAIT, POLLERR, POLLIN, SOL_SOCKET, SO_ERROR, clock_gettime,
     getsockopt, poll, pollfd, recv, timespec, tpacket3_hdr)
+from fastlb.dataplane.fragment cimport free_slot
 from fastlb.dataplane.machine cimport (
     load_acquire_u32, must, spin_pause, store_fence, store_release_u32, store_release_u64)
-from fastlb.dataplane.fragment cimport let_go
-from fastlb.dataplane.pipeline cimport must_look, next_settled, run_batch, sweep_tables
+from fastlb.dataplane.pipeline cimport must_check_held, next_settled, run_batch, sweep_tables
 from fastlb.dataplane.publish cimport Publication, pick_up
 from fastlb.dataplane.reasons cimport VIA_REJECT
 from fastlb.dataplane.ring cimport (
     RxRing, advance, has_frames, hold_block, is_closed, kernel_may_refill, next_slot, take_frame)
 from fastlb.dataplane.state cimport PipelineState
-from fastlb.dataplane.transmit cimport Transmit, block_is_free, collect, flush, push_all, send_aside, transmit
+from fastlb.dataplane.transmit cimport Transmit, block_is_free, collect, flush, push_all, send_outside_rings, transmit
 from fastlb.dataplane.types cimport BATCH, Packet, Snapshot
 
 
@@ -80,19 +80,19 @@ cdef inline void process(WorkerState *worker, int count, uint32_t now) noexcept 
     push_all(&worker.out)
 
 
-cdef inline void look_after_fragments(WorkerState *worker, uint32_t now) noexcept nogil:
+cdef inline void send_settled_fragments(WorkerState *worker, uint32_t now) noexcept nogil:
     """Send those that waited for their first. They lie outside of the rings, so they leave by sendmmsg, one by one."""
     cdef const Snapshot *snap
     cdef Packet *p
     cdef uint32_t at = 0
-    if not must_look(worker.pipe, now):
+    if not must_check_held(worker.pipe, now):
         return
     snap = pick_up(worker.publication)
     p = next_settled(worker.pipe, snap, &at, now)
     while p != NULL:
         if p.reason <= VIA_REJECT:
-            send_aside(&worker.out, p)
-        let_go(&worker.pipe.fragments, at)
+            send_outside_rings(&worker.out, p)
+        free_slot(&worker.pipe.fragments, at)
         p = next_settled(worker.pipe, snap, &at, now)
 
 
@@ -241,6 +241,6 @@ cdef inline void run_worker(WorkerState *worker) noexcept nogil:
         elif not keeps_spinning(worker, &idle_since):
             sleep_until_called(worker, IN_FLIGHT_MS if in_flight or worker.pipe.fragments.count else IDLE_MS)
             idle_since = 0
-        look_after_fragments(worker, now)
+        send_settled_fragments(worker, now)
         sweep_tables(worker.pipe, pick_up(worker.publication), now)
         store_release_u64(&worker.rounds, worker.rounds + 1)

@@ -19,7 +19,7 @@ cdef class RingMemory:
             self.base = NULL
             raise OSError(errno, f"no address space for rings of {self.size} bytes")
 
-    cdef int place(self, RxRing *ring, bint open_blocks) except -1:
+    cdef int map_ring(self, RxRing *ring, bint open_blocks) except -1:
         """Map a ring's blocks behind those of the rings before it."""
         cdef uint8_t *at = self.base + self.used
         if self.used + self.ring_size > self.size:
@@ -64,7 +64,7 @@ cdef class Ring:
         self.socket.setsockopt(SOL_SOCKET, SO_ATTACH_BPF, filter_fd)
         self.socket.setsockopt(SOL_PACKET, PACKET_RX_RING, pack(
             "7I", memory.block_size, memory.blocks, memory.block_size, memory.blocks, timeout_ms, 0, 0))
-        memory.place(&self.ring, open_blocks)
+        memory.map_ring(&self.ring, open_blocks)
         self.socket.bind((interface, ETH_P_ALL))         # last: no frame enters before the filter is there
 
     def join(self, int group):

@@ -1,7 +1,7 @@
 """Which backend does a client's packet get, and why? `fastlb trace`, and `Datapath.trace`. Pure.
 
-The data path says what it finds at each stage (`look_up`); here it is put into words, in the order in which a packet
-meets the stages, up to its verdict. Asking changes nothing: no turn is taken, no flow is begun.
+The data path says what it finds at each stage (`explain_tuple`); here it is put into words, in the order in which a
+packet meets the stages, up to its verdict. Asking changes nothing: no turn is taken, no flow is begun.
 
     service     the most specific VIP and port that fit
     access      the service's lists of sources, and how many flows this one may begin
@@ -21,7 +21,7 @@ from ipaddress import ip_network
 from textwrap import wrap
 from typing import Any, NamedTuple
 
-from fastlb._core import FlowMemory, Pipeline, Routes, look_up, shard_of_client
+from fastlb._core import FlowMemory, Pipeline, Routes, explain_tuple, shard_of_client
 from fastlb.config.schema import Config, Service
 from fastlb.errors import FastlbError
 from fastlb.model.modes import TUNNELS
@@ -117,7 +117,7 @@ def owner_of(packet: Tuple, workers: int) -> int:
 def explain(pipeline: Pipeline, packet: Tuple, scene: Scene, now_ms: int) -> Explanation:
     """Look a packet's tuple up, and say what was found. ``pipeline``: the one that owns its shard; ``now_ms``: its
     clock. Raises ValueError for what is no tuple."""
-    found: Mapping[str, Any] = look_up(
+    found: Mapping[str, Any] = explain_tuple(
         pipeline, packet.src, packet.sport, packet.dst, packet.dport, PROTOCOL_NUMBERS[packet.protocol], now_ms
     )
     if found["leg"] == "client":

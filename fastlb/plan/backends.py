@@ -85,8 +85,8 @@ class Standing:
             return "drained" if self.remaining(now) == 0 else "draining"
         return self.state
 
-    def keeping(self, service: Service, now: float) -> str:
-        """What becomes of the flows that it has: all, but_syn, none or to_reset of types.pxd.
+    def flow_policy(self, service: Service, now: float) -> str:
+        """What becomes of the flows that it has: all, except_syn, none or to_reset of types.pxd.
 
         A backend that is down may be dead: there a client that uses its port again would wait in vain.
         """
@@ -94,7 +94,7 @@ class Standing:
         policy = service.policy(leaves=shown in ("removed", "drained"), down=down)
         if policy == "keep" and shown == "drained":
             policy = "rehash"
-        return {"keep": "but_syn" if down else "all", "rehash": "none", "reset": "to_reset"}[policy]
+        return {"keep": "except_syn" if down else "all", "rehash": "none", "reset": "to_reset"}[policy]
 
 
 _FIRST = Standing()

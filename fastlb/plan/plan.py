@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
-from fastlb._core import KetamaRing, MaglevTable, Rotation, Services
+from fastlb._core import KetamaRing, MaglevTable, Services, SmoothWrr
 from fastlb.config.schema import Backend, Config, Service, Tunnel
 from fastlb.errors import FastlbError
 from fastlb.model.match import LATER, PORT_BITS, Block, Key, Keys
@@ -51,7 +51,7 @@ class Member:
     full: int  # what its weight is without slow start, or will be after it
     ramp: float  # the part of it that slow start gives it
     response: float = 0.0  # seconds that health checks take; 0: unknown
-    keeping: str = "all"  # what becomes of its flows: all, but_syn, none or to_reset (types.pxd)
+    flow_policy: str = "all"  # what becomes of its flows: all, except_syn, none or to_reset (types.pxd)
     removed: bool = False  # the configuration has it no more, and its flows are not over
     max_flows: int = 0  # that it may have; 0: any number
     place: int = 0  # its number in the service's affinity group
@@ -89,7 +89,7 @@ class Plan:
     scheduler: str
     table: MaglevTable | None  # of every service: also for packets in mid-flow
     ring: KetamaRing | None  # ketama only
-    rotation: Rotation | None  # of those that take turns or draw
+    rotation: SmoothWrr | None  # of those that take turns or draw
     timeouts: dict[str, float] | None  # seconds, where the service has its own
     bounded_load: float  # 0: not bounded
     affinity: Stickiness | None
@@ -238,7 +238,7 @@ def _own_timeouts(config: Config, service: Service) -> dict[str, float] | None:
     return config.timeouts.model_dump() | own if own else None
 
 
-def _rotation(scheduler: str, members: tuple[Member, ...]) -> Rotation | None:
+def _rotation(scheduler: str, members: tuple[Member, ...]) -> SmoothWrr | None:
     if scheduler == "rr":
         return build_rotation([member.even for member in members])
     return build_rotation([member.weight for member in members]) if scheduler in ("wrr", "random", "p2c") else None
@@ -264,7 +264,7 @@ def _member(
         place=numbers.places.get(place, 0),
         near=numbers.near.get(place, ()),
         sticky=share.sticky,
-        keeping=standing.keeping(service, now),
+        flow_policy=standing.flow_policy(service, now),
         removed=standing.left is not None,
     )
 

@@ -7,11 +7,11 @@ import math
 from collections.abc import Sequence
 from weakref import WeakValueDictionary
 
-from fastlb._core import Rotation
+from fastlb._core import SmoothWrr
 
 MOST_TURNS = 1 << 16  # where weights add up to more, they are scaled down to about so many turns
 
-_shared: WeakValueDictionary[tuple[int, ...], Rotation] = WeakValueDictionary()
+_shared: WeakValueDictionary[tuple[int, ...], SmoothWrr] = WeakValueDictionary()
 
 
 def turns(weights: Sequence[int]) -> list[int]:
@@ -35,12 +35,12 @@ def turns(weights: Sequence[int]) -> list[int]:
     return order
 
 
-def build_rotation(weights: Sequence[int]) -> Rotation | None:
+def build_rotation(weights: Sequence[int]) -> SmoothWrr | None:
     """The same for the data path, shared while it is in use anywhere; None when no backend has a weight."""
     content = tuple(weights)
     if not any(content):
         return None
     rotation = _shared.get(content)
     if rotation is None:
-        rotation = _shared[content] = Rotation(turns(content))
+        rotation = _shared[content] = SmoothWrr(turns(content))
     return rotation

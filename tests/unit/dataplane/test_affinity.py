@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fastlb import Config, Datapath
-from fastlb._core import AffinityMemory, FlowMemory, Pipeline, Services, look_up
+from fastlb._core import AffinityMemory, FlowMemory, Pipeline, Services, explain_tuple
 from fastlb.errors import FastlbError
 from fastlb.plan import plan
 from fastlb.plan.affinity import MAX_PLACE, RESTS, Near, Place, PlaceNumbers, group_of, stickiness_of
@@ -43,7 +43,7 @@ def hosts(dp: Datapath, client: str, sports: Iterable[int], dport: int = 80, now
 
 def affine(lb: Balancer, client: str = CLIENT[4], dport: int = 80) -> Any:
     """What the table knows of a client."""
-    found = look_up(lb.pipeline, ip_address(client), 1, ip_address(VIP[4]), dport, 6, lb.pipeline.now_ms)
+    found = explain_tuple(lb.pipeline, ip_address(client), 1, ip_address(VIP[4]), dport, 6, lb.pipeline.now_ms)
     return found["affine"]
 
 

@@ -335,12 +335,12 @@ def test_what_ends_it(changes: dict[str, Any]) -> None:
 
 def test_one_that_was_down_keeps_nothing_that_a_dead_one_would_not() -> None:
     """Removed while it is down: TCP flows stay, but for a SYN; UDP flows are gone already."""
-    for protocol, keeping in (("tcp", "but_syn"), ("udp", "none")):
+    for protocol, flow_policy in (("tcp", "except_syn"), ("udp", "none")):
         pair = Pair("nat", protocol, "`on_leave: keep`", checked=True)
         pair.checked(0, passed=False)
         pair.checked(1, passed=True)
         pair.enter("`removed`")
-        assert [each.keeping for each in pair.balancer.plans[0].members] == [keeping, "all"]
+        assert [each.flow_policy for each in pair.balancer.plans[0].members] == [flow_policy, "all"]
 
 
 def test_tables_do_not_know_a_removed_backend() -> None:

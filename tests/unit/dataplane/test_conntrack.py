@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fastlb._core import FlowMemory, Pipeline, look_up
+from fastlb._core import FlowMemory, Pipeline, explain_tuple
 from fastlb.config.schema import Config
 from fastlb.model.names import owner_of_shard
 from fastlb.plan import plan
@@ -537,7 +537,7 @@ def test_a_flow_is_seen_by_all() -> None:
         assert member.pipeline.flow_count() == len(PORTS)
         assert member.pipeline.memory() == members[0].pipeline.memory()
         for port in PORTS:
-            known = look_up(member.pipeline, ip_address(CLIENT[4]), port, ip_address(VIP[4]), 80, 6, 0)["entry"]
+            known = explain_tuple(member.pipeline, ip_address(CLIENT[4]), port, ip_address(VIP[4]), 80, 6, 0)["entry"]
             assert known is not None
             assert (known["backend"], known["state"], known["void"]) == (1, "syn", None)
 

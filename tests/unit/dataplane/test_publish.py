@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fastlb._core import Pipeline, Routes, Services, look_up
+from fastlb._core import Pipeline, Routes, Services, explain_tuple
 from fastlb.plan import plan
 from tests.balancers import BACKENDS, CLIENT, KEY, VIP, Balancer, config, flags, service
 from tests.frames import frame
@@ -165,7 +165,7 @@ def test_before_the_first_publish() -> None:
     with pytest.raises(RuntimeError, match="publish services and routes first"):
         Pipeline(64).process([], 0)
     with pytest.raises(RuntimeError, match="publish services and routes first"):
-        look_up(Pipeline(64), None, 0, None, 0, 6, 0)
+        explain_tuple(Pipeline(64), None, 0, None, 0, 6, 0)
 
 
 TIMES = ("tcp_syn", "tcp_established", "tcp_half_closed", "tcp_closing", "udp")

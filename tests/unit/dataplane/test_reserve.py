@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fastlb._core import look_up
+from fastlb._core import explain_tuple
 from fastlb.plan.plan import new_flows
 from tests.balancers import BACKENDS, CLIENT, VIP, Balancer, config, flags, reply_to, service
 from tests.frames import frame
@@ -142,8 +142,9 @@ def test_what_needs_an_entry_is_dropped_and_trace_says_so() -> None:
         client = str(ip_address(0x64000000 + at * 7919 % (1 << 24)))
         for letters in "SA":
             balancer.send(frame(client, 1000, VIP[4], 81, flags=flags(letters)), 1)
+    client = ip_address(CLIENT[4])
     found = {
-        port: look_up(balancer.pipeline, ip_address(CLIENT[4]), port, ip_address(VIP[4]), 80, 17, 1000)["admission"]
+        port: explain_tuple(balancer.pipeline, client, port, ip_address(VIP[4]), 80, 17, 1000)["admission"]
         for port in range(1000, 1100)
     }
     reasons = {port: balancer.send(frame(CLIENT[4], port, VIP[4], 80, "udp"), 1)[0] for port in found}

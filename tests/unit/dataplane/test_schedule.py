@@ -16,7 +16,7 @@ import pytest
 import xxhash
 
 from fastlb import Datapath, flow_hash
-from fastlb._core import KetamaRing, Rotation, look_up
+from fastlb._core import KetamaRing, SmoothWrr, explain_tuple
 from fastlb.plan import plan
 from fastlb.plan.backends import Standings
 from fastlb.plan.ketama import build_ring, point_counts
@@ -365,7 +365,7 @@ def response_seen(one: Balancer, now: float) -> float:
     """Of the only backend, as `fastlb trace` shows it."""
     one.pipeline.process([], round(now * 1000))
     vip = one.plans[0].network.network_address
-    found = look_up(one.pipeline, ip_address(CLIENT[4]), 9, vip, 80, 6, round(now * 1000))
+    found = explain_tuple(one.pipeline, ip_address(CLIENT[4]), 9, vip, 80, 6, round(now * 1000))
     return float(found["placement"]["candidates"][0]["response"])
 
 
@@ -556,4 +556,4 @@ def test_tables_refuse_nonsense() -> None:
     with pytest.raises(ValueError, match="at least one point"):
         KetamaRing([])
     with pytest.raises(ValueError, match="at least one turn"):
-        Rotation([])
+        SmoothWrr([])

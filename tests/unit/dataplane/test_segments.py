@@ -1,5 +1,5 @@
-"""segments.pxd: TCP segments that are too long for the way on, where ICMP is known to get lost (mss_clamp); and datagrams
-of UDP super-frames that are.
+"""segments.pxd: TCP segments that are too long for the way on, where ICMP is known to get lost (mss_clamp); and
+datagrams of UDP super-frames that are.
 
 Super-frames that are only cut, and fragments, are in test_encap.py and test_fragments.py.
 """

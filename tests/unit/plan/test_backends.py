@@ -121,11 +121,11 @@ def test_a_drain_and_its_deadline(age: float, deadline: float | None, state: str
     standings.drain(("web", KEYS[1]), None if deadline is None else 100.0 + deadline)
     standing = standings.of("web", KEYS[1])
     assert (standing.shown(100.0 + age), standing.remaining(100.0 + age)) == (state, left)
-    assert standing.keeping(conf.services[0], 100.0 + age) == ("none" if state == "drained" else "all")
+    assert standing.flow_policy(conf.services[0], 100.0 + age) == ("none" if state == "drained" else "all")
     assert weights(conf, standings, 100.0 + age) == [1, 0, 1]
     standings.enable(("web", KEYS[1]), 100.0 + age)
     assert (standing.shown(100.0 + age), standing.remaining(100.0 + age)) == ("unchecked", None)
-    assert standing.keeping(conf.services[0], 100.0 + age) == "all"
+    assert standing.flow_policy(conf.services[0], 100.0 + age) == "all"
 
 
 def test_the_end_of_a_drain_is_seen_once() -> None:
