@@ -63,7 +63,7 @@ NOT_YET: set[tuple[str, str]] = {
     ("a .pxi uses only what is included before it", "admission.pxi: zeroed of snapshot.pxi"),
     ("a .pxi uses only what is included before it", "affinity.pxi: map_zeroed of pipeline.pxi"),
     ("a .pxi uses only what is included before it", "affinity.pxi: unmap of pipeline.pxi"),
-    ("a .pxi uses only what is included before it", "pipeline.pxi: entries_of of look.pxi"),
+    ("a .pxi uses only what is included before it", "pipeline.pxi: entries_of of inspect.pxi"),
     ("a .pxi uses only what is included before it", "schedule.pxi: zeroed of snapshot.pxi"),
     ("a file is not too long", "config/fields.py"),
     ("a file is not too long", "config/schema.py"),
