@@ -22,7 +22,9 @@ from report import Bar, Spread, print_table, write
 
 from fastlb._core import FlowMemory, Pipeline, Routes
 from fastlb.config.schema import Config
-from fastlb.plan import plan
+from fastlb.plan.ids import BackendIds
+from fastlb.plan.plan import Member, plan_services
+from fastlb.plan.tables import services_table
 
 BACKENDS = 100
 FEW, MANY, MOST, FULL = 1_000, 1_000_000, 8_000_000, 10_000_000
@@ -119,13 +121,13 @@ def make_pipeline(version: int, mode: str, flows: int, memory: FlowMemory | None
     service = {"name": "web", "vip": cast.vip, "port": 80, "protocol": "tcp", "forward": mode}
     service["backends"] = [{"address": address, **port} for address in addresses]
     config = Config.from_dict({"services": [service], "snat": sources, "new_flow_rate": 100_000_000})
-    plans = plan.plan_services(config, plan.BackendIds(), 0.0)
+    plans = plan_services(config, BackendIds(), 0.0)
     pipeline = Pipeline(memory or FlowMemory(flows, sources=config.snat, ports=SOURCE_PORTS))
-    pipeline.publish(plan.services_table(config, plans), make_routes(version, plans[0].members))
+    pipeline.publish(services_table(config, plans), make_routes(version, plans[0].members))
     return pipeline
 
 
-def make_routes(version: int, members: Sequence[plan.Member]) -> Routes:
+def make_routes(version: int, members: Sequence[Member]) -> Routes:
     """Backends on one link, clients through a gateway on another, behind the default route."""
     own, everywhere = b"\2\0\0\0\0\1", ip_network("0.0.0.0/0" if version == 4 else "::/0")
     cast = ADDRESSES[version]

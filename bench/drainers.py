@@ -25,7 +25,9 @@ from fastlb.kernel import guard
 from fastlb.kernel.ebpf.classifier import Classifier
 from fastlb.model.match import Key, Keys
 from fastlb.model.names import SHARDS, owner_of_shard
-from fastlb.plan import plan
+from fastlb.plan.ids import BackendIds
+from fastlb.plan.plan import plan_services
+from fastlb.plan.tables import services_table
 from fastlb.workers.fanout import Group
 from fastlb.workers.selftest import open_blocks_fault
 from fastlb.workers.workers import open_pipelines
@@ -109,10 +111,10 @@ def counter_of(worker: Worker) -> Callable[[], int]:
 
 def publish(rig: Rig, config: Config, pipeline: Pipeline) -> None:
     """The configuration, and the one neighbour that all frames go to."""
-    plans = plan.plan_services(config, plan.BackendIds(), 0.0)
+    plans = plan_services(config, BackendIds(), 0.0)
     hop = (rig.macs["s0"], rig.macs["out0"], if_nametoindex("out0"), MTU, None)
     backends = {member.id: 0 for plan in plans for member in plan.members}
-    pipeline.publish(plan.services_table(config, plans), Routes([hop], [], {}, backends))
+    pipeline.publish(services_table(config, plans), Routes([hop], [], {}, backends))
 
 
 def open_reflectors(rig: Rig, way_out: str, workers: int, blocks: int, stack: ExitStack) -> list[Drainer]:

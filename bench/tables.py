@@ -18,10 +18,12 @@ from xxhash import xxh64_intdigest
 
 from fastlb._core import MaglevTable
 from fastlb.config.schema import Config
-from fastlb.plan import plan
-from fastlb.plan.backends import Standings
+from fastlb.plan.backends import BackendStates
+from fastlb.plan.ids import BackendIds
 from fastlb.plan.ketama import build_ring
 from fastlb.plan.maglev import build_table
+from fastlb.plan.plan import plan_services
+from fastlb.plan.tables import services_table
 
 ROUNDS, QUICK_ROUNDS = 25, 7
 SIZE = 65537
@@ -78,8 +80,8 @@ class Pool:
         ]
         service = {"name": "web", "vip": "203.0.113.10", "port": 443, "protocol": "tcp", "forward": "dsr"}
         config = Config.from_dict({"services": [service | {"backends": backends}]})
-        standings, ids = Standings(), plan.BackendIds()
-        standings.follow(config, 0.0)
+        standings, ids = BackendStates(), BackendIds()
+        standings.apply_config(config, 0.0)
         before = build(config, ids, standings)
         standings.set_weight(("web", self.keys[-1]), self.weights[-1] + 1, 0.0)
         took = timed(build, config, ids, standings)
@@ -87,10 +89,10 @@ class Pool:
         return took
 
 
-def build(config: Config, ids: plan.BackendIds, standings: Standings) -> object:
+def build(config: Config, ids: BackendIds, standings: BackendStates) -> object:
     """What the engine makes of a configuration and how its backends stand."""
-    plans = plan.plan_services(config, ids.copy(), 0.0, standings)
-    return plans, plan.services_table(config, plans)
+    plans = plan_services(config, ids.copy(), 0.0, standings)
+    return plans, services_table(config, plans)
 
 
 def timed(function: Callable[..., object], *arguments: Any) -> float:

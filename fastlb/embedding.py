@@ -14,8 +14,11 @@ from fastlb.config.schema import Config
 from fastlb.model.names import BackendName
 from fastlb.model.net import PROTOCOL_NAMES, PROTOCOL_NUMBERS, Address
 from fastlb.observe import status, trace
-from fastlb.plan import plan
-from fastlb.plan.backends import Standings
+from fastlb.plan.backends import BackendStates
+from fastlb.plan.ids import BackendIds
+from fastlb.plan.plan import Plan, plan_services
+from fastlb.plan.routes import tunnel_sources
+from fastlb.plan.tables import services_table
 
 Frame = bytes | bytearray | memoryview
 EVERYWHERE = (ip_network("0.0.0.0/0"), ip_network("::/0"))
@@ -92,8 +95,8 @@ class Datapath:
         self._pipeline = Pipeline(
             FlowMemory(config.flows, sources=config.snat, ports=config.snat_ports), affinity=config.affinity_entries
         )
-        self._ids = plan.BackendIds()
-        self._standings = Standings()
+        self._ids = BackendIds()
+        self._standings = BackendStates()
         self._mac = parse_mac(mac)
         self._mtu = mtu
         self._sources = {network.version: network for network in networks}
@@ -108,25 +111,24 @@ class Datapath:
         ``affinity_entries``, stay what they were, and so do ``snat`` and ``snat_ports``.
         """
         ids, standings = self._ids.copy(), self._standings.copy()
-        standings.let_go(self._flows_of, now)
-        standings.follow(config, now)
-        plans = plan.plan_services(config, ids, now, standings)
-        services = plan.services_table(config, plans)
+        standings.drop_removed(self._flows_of, now)
+        standings.apply_config(config, now)
+        plans = plan_services(config, ids, now, standings)
+        services = services_table(config, plans)
         self._ids, self._config, self._standings = ids, config, standings
         self._pipeline.renew(ids.reused, ids.services.reused)
         self._use(plans, services, now)
 
-    def _use(self, plans: list[plan.Plan], services: Services, now: float) -> None:
+    def _use(self, plans: list[Plan], services: Services, now: float) -> None:
         """From the next frame on."""
         self._plans, self._services, self._planned = plans, services, now
         self._keys = {member.id: member.key for plan in plans for member in plan.members}
-        self._rising = self._standings.rising(self._config, now)
         self._stale = True
 
     def _go_on_with_slow_starts(self, now: float) -> None:
-        if self._rising and self._standings.due(self._planned, now):
-            plans = plan.plan_services(self._config, self._ids, now, self._standings)
-            self._use(plans, plan.services_table(self._config, plans), now)
+        if self._standings.slow and self._standings.due(self._planned, now):
+            plans = plan_services(self._config, self._ids, now, self._standings)
+            self._use(plans, services_table(self._config, plans), now)
 
     def _flows_of(self, backend: BackendName) -> int:
         return self._pipeline.backend_stats(self._ids.by_name[backend])["active_flows"]
@@ -185,7 +187,7 @@ class Datapath:
             [(network, 0, None) for network in EVERYWHERE],
             {(0, address): position for address, position in positions.items()},
             backends,
-            plan.tunnel_sources(self._plans, lambda address: self._sources.get(address.version)),
+            tunnel_sources(self._plans, lambda address: self._sources.get(address.version)),
         )
         self._pipeline.publish(self._services, routes)
         self._stale = False

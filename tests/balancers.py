@@ -9,8 +9,11 @@ from typing import Any
 
 from fastlb import Config, Datapath
 from fastlb._core import FlowMemory, Pipeline, Routes
-from fastlb.plan import plan
-from fastlb.plan.backends import Standings
+from fastlb.plan.backends import BackendStates
+from fastlb.plan.ids import BackendIds
+from fastlb.plan.plan import plan_services
+from fastlb.plan.routes import tunnel_sources
+from fastlb.plan.tables import services_table
 from tests.frames import ACK, BALANCER_MAC, FIN, PSH, RST, SYN, TCP, frame, mac_bytes, mac_of, take_apart
 
 CLIENT = {4: "10.1.0.2", 6: "fd00:1::2"}
@@ -65,21 +68,21 @@ class Balancer:
     def __init__(self, settings: Config, *, hosts: Iterable[str] = HOSTS) -> None:
         self.pipeline = Pipeline(
             FlowMemory(settings.flows, KEY, sources=settings.snat, ports=settings.snat_ports))
-        self.ids = plan.BackendIds()
-        self.standings = Standings()
+        self.ids = BackendIds()
+        self.standings = BackendStates()
         self.hosts = list(hosts)
         self.reload(settings)
 
     def reload(self, settings: Config, now: float = 0.0) -> None:
         self.settings = settings
-        self.standings.follow(settings, now)
+        self.standings.apply_config(settings, now)
         self.plan(now)
 
     def plan(self, now: float = 0.0) -> None:
         """After the standings have changed."""
-        self.plans = plan.plan_services(self.settings, self.ids, now, self.standings)
+        self.plans = plan_services(self.settings, self.ids, now, self.standings)
         self.keys = {member.id: member.key for plan in self.plans for member in plan.members}
-        self.pipeline.publish(plan.services_table(self.settings, self.plans), self.routes())
+        self.pipeline.publish(services_table(self.settings, self.plans), self.routes())
 
     def routes(self) -> Routes:
         hops = [(mac_bytes(mac_of(host)), mac_bytes(BALANCER_MAC), 0, 1500, None) for host in self.hosts]
@@ -89,7 +92,7 @@ class Balancer:
             [(ip_network("0.0.0.0/0"), 0, None), (ip_network("::/0"), 0, None)],
             {(0, address): at for address, at in positions.items()},
             {member.id: positions.get(member.address, len(hops)) for plan in self.plans for member in plan.members},
-            plan.tunnel_sources(self.plans, lambda address: None),
+            tunnel_sources(self.plans, lambda address: None),
         )
 
     def send(self, raw: bytes, now: float = 0.0) -> tuple[str, bytes | None, str | None]:

@@ -17,7 +17,9 @@ from packetloop import Loop
 
 import fastlb
 from fastlb._core import Pipeline, Routes, Services, reason_names
-from fastlb.plan import plan
+from fastlb.plan.ids import BackendIds
+from fastlb.plan.plan import plan_services
+from fastlb.plan.tables import services_table
 
 INTERFACE = 1
 MTU = 1500
@@ -29,7 +31,7 @@ PCAP_ETHERNET = (b"\xd4\xc3\xb2\xa1", b"\x01\x00\x00\x00")  # magic number and l
 
 def make_tables(config: fastlb.Config, macs: dict[str, str]) -> tuple[Services, Routes]:
     """What to publish: services from the configuration, and next hops from ``macs``."""
-    plans = plan.plan_services(config, plan.BackendIds(), 0.0)
+    plans = plan_services(config, BackendIds(), 0.0)
     hops = [(bytes.fromhex(mac.replace(":", "")), OWN_MAC, INTERFACE, MTU, None) for mac in macs.values()]
     position = {ip_address(address): at for at, address in enumerate(macs)}
     nowhere = len(hops)
@@ -39,7 +41,7 @@ def make_tables(config: fastlb.Config, macs: dict[str, str]) -> tuple[Services, 
         {(INTERFACE, address): at for address, at in position.items()},
         {member.id: position.get(member.address, nowhere) for plan in plans for member in plan.members},
     )
-    return plan.services_table(config, plans), routes
+    return services_table(config, plans), routes
 
 
 def make_pipeline(config: fastlb.Config, macs: dict[str, str]) -> Pipeline:

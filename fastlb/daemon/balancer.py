@@ -51,8 +51,12 @@ from fastlb.model.hostview import KernelView, NextHop
 from fastlb.model.names import BackendName
 from fastlb.model.net import Address
 from fastlb.observe.flow_log import FlowLog
-from fastlb.plan import pathmtu, plan, routes
-from fastlb.plan.backends import Standings
+from fastlb.plan import pathmtu, routes
+from fastlb.plan.backends import BackendStates
+from fastlb.plan.ids import BackendIds
+from fastlb.plan.keys import held_vips
+from fastlb.plan.reachability import not_on_link
+from fastlb.plan.restart import restart_reasons
 from fastlb.workers import flow_file
 from fastlb.workers.flow_file import FlowFileError
 from fastlb.workers.workers import Workers, open_pipelines
@@ -78,8 +82,8 @@ class Engine:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self.standings = Standings()
-        self.now = Generation.load(path, plan.BackendIds(), self.standings)
+        self.standings = BackendStates()
+        self.now = Generation.load(path, BackendIds(), self.standings)
         self._checker = Checker(self._checked, could_not_check)
         self._planned = time.monotonic()  # when it was last looked at how backends stand
         self._let_go_at = 0.0  # when removed backends were last looked at
@@ -234,7 +238,7 @@ class Engine:
         self._want_next_hops()
 
     def _hold_vips(self, stack: ExitStack) -> None:
-        wanted = plan.held_vips(self.now.config)
+        wanted = held_vips(self.now.config)
         self.vips = HeldVips(self.now.config.interfaces[0])
         stack.callback(self._leave_vips)
         self.vips.add(wanted)
@@ -264,8 +268,8 @@ class Engine:
         if file.found is None:
             return None
         config, now = self.now.config, time.monotonic()
-        ids = plan.BackendIds.restored(file.found["ids"], now)
-        self.standings = Standings.restored(file.found, now)
+        ids = BackendIds.restored(file.found["ids"], now)
+        self.standings = BackendStates.restored(file.found, now)
         self.standings.follow(config, now)
         self.now = Generation.of(config, ids, self.standings, now)
         memory = file.take_over(config, self.now.services, ids.highest)
@@ -280,10 +284,10 @@ class Engine:
         self._handover = memory is not None
         return memory
 
-    def _saved(self, generation: Generation, standings: Standings) -> dict[str, Any]:
+    def _saved(self, generation: Generation, standings: BackendStates) -> dict[str, Any]:
         return {"ids": generation.ids.saved(), **standings.saved()}
 
-    def _save(self, generation: Generation, standings: Standings) -> None:
+    def _save(self, generation: Generation, standings: BackendStates) -> None:
         """Tell the next process; before the data path hears of new ids. Raises FlowFileError."""
         if self.flow_file is not None:
             self.flow_file.save(self._saved(generation, standings))
@@ -537,7 +541,7 @@ class Engine:
         self._tell_of_links(view)
         self._follow_links(view)
         self._want_next_hops()
-        unreachable = routes.not_on_link(view, self.now.plans)
+        unreachable = not_on_link(view, self.now.plans)
         if unreachable != self._reported:
             for line in unreachable:
                 log.warning("backend unreachable", problem=line)
@@ -606,7 +610,7 @@ class Engine:
         """Go over to what the file says now, or raise FastlbError and stay with what is."""
         standings = self.standings.copy()
         before, after = self.now, Generation.load(self._path, self.now.ids, standings)
-        refused = list(plan.restart_reasons(before.config, after.config))
+        refused = list(restart_reasons(before.config, after.config))
         if refused:
             raise FastlbError("a reload cannot change " + "; ".join(refused) + "; restart fastlb instead")
         check_reachable(self.view, after.plans)
@@ -629,7 +633,7 @@ class Engine:
         self.now = generation
         if self._flow_log is not None:
             self._flow_log.know(generation.plans)
-        vips = plan.held_vips(generation.config)
+        vips = held_vips(generation.config)
         self.vips.add(vips)
         for pipeline in self.pipelines:
             pipeline.renew(generation.ids.reused, generation.ids.services.reused)

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from fastlb._core import Services
 from fastlb.config.schema import Config, load_config
 from fastlb.model.match import Keys
-from fastlb.plan import plan
-from fastlb.plan.backends import Standings
+from fastlb.plan.backends import BackendStates
+from fastlb.plan.ids import BackendIds
+from fastlb.plan.keys import classifier_keys
+from fastlb.plan.plan import Plan, plan_services
+from fastlb.plan.tables import services_table
 
 
 @dataclass(frozen=True)
@@ -17,12 +20,12 @@ class Generation:
     """Replaced as a whole by the next one."""
 
     config: Config
-    ids: plan.BackendIds
-    plans: list[plan.Plan]
+    ids: BackendIds
+    plans: list[Plan]
     services: Services
 
     @classmethod
-    def load(cls, path: str, ids: plan.BackendIds, standings: Standings) -> Generation:
+    def load(cls, path: str, ids: BackendIds, standings: BackendStates) -> Generation:
         """Read the file, and let ``standings`` follow it; ``ids`` are those of the generation before and are not
         changed. Raises ConfigError."""
         config, now = load_config(path), time.monotonic()
@@ -30,15 +33,15 @@ class Generation:
         return cls.of(config, ids, standings, now)
 
     @classmethod
-    def of(cls, config: Config, ids: plan.BackendIds, standings: Standings, now: float) -> Generation:
+    def of(cls, config: Config, ids: BackendIds, standings: BackendStates, now: float) -> Generation:
         """The same of a configuration that has been read, as its backends stand."""
         ids = ids.copy()
-        plans = plan.plan_services(config, ids, now, standings)
-        return cls(config, ids, plans, plan.services_table(config, plans))
+        plans = plan_services(config, ids, now, standings)
+        return cls(config, ids, plans, services_table(config, plans))
 
     def classifier_keys(self) -> Keys:
         """What the filter and the guard take of it."""
-        return plan.classifier_keys(self.plans, self.config.icmp_echo)
+        return classifier_keys(self.plans, self.config.icmp_echo)
 
     def summary(self) -> dict[str, int]:
         """How much it is, for the log and for who asked for a reload."""

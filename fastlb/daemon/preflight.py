@@ -16,7 +16,17 @@ from fastlb.kernel.mirror import Watcher
 from fastlb.kernel.source_ports import check_source_ports
 from fastlb.model.hostview import KernelView
 from fastlb.observe import flow_log
-from fastlb.plan import plan, routes
+from fastlb.plan.ids import BackendIds
+from fastlb.plan.keys import vips_of_this_host
+from fastlb.plan.plan import Plan, plan_services
+from fastlb.plan.reachability import (
+    narrow_tunnels,
+    not_on_link,
+    own_addresses,
+    replies_elsewhere,
+    too_narrow,
+    without_route,
+)
 from fastlb.workers import flow_file, selftest
 
 FLOW_BYTES = 86  # of the flow table, hot and cold, for each of config.flows
@@ -61,7 +71,7 @@ def check_this_host(path: str, config: Config) -> list[str]:
     watcher = Watcher(lambda _: None)
     view = watcher.start()
     watcher.close()
-    plans = plan.plan_services(config, plan.BackendIds(), 0.0)
+    plans = plan_services(config, BackendIds(), 0.0)
     check_host(config, plans, view)
     allowed = len(os.sched_getaffinity(0))
     workers = cpus.count_workers(config.workers, allowed)
@@ -86,20 +96,20 @@ def check_places(config: Config) -> None:
     server.check_place(Path(config.control))
 
 
-def host_warnings(config: Config, plans: list[plan.Plan], view: KernelView) -> list[tuple[str, str]]:
+def host_warnings(config: Config, plans: list[Plan], view: KernelView) -> list[tuple[str, str]]:
     """What is allowed, because it may be meant, but mostly is a mistake; as event and problem."""
-    elsewhere = routes.replies_elsewhere(view, plans, config.interfaces)
-    narrow = routes.narrow_tunnels(view, plans)
+    elsewhere = replies_elsewhere(view, plans, config.interfaces)
+    narrow = narrow_tunnels(view, plans)
     foreign = [address for address in config.snat if address not in view.addresses]
     return [
-        *(("backend unreachable", problem) for problem in routes.without_route(view, plans)),
+        *(("backend unreachable", problem) for problem in without_route(view, plans)),
         *(("answers must be routed here", f"snat: {address} is no address of this host") for address in foreign),
         *(("replies will not be seen", problem) for problem in elsewhere),
         *(("a tunnel is narrow", problem) for problem in narrow),
     ]
 
 
-def check_host(config: Config, plans: list[plan.Plan], view: KernelView) -> None:
+def check_host(config: Config, plans: list[Plan], view: KernelView) -> None:
     """What is asked of the host's links, addresses, routes and ports."""
     check_interfaces(config, view)
     check_reachable(view, plans)
@@ -116,12 +126,12 @@ def check_interfaces(config: Config, view: KernelView) -> None:
             raise KernelError(f"interface {name} has no MAC address; fastlb works on Ethernet interfaces")
 
 
-def check_reachable(view: KernelView, plans: list[plan.Plan]) -> None:
+def check_reachable(view: KernelView, plans: list[Plan]) -> None:
     """As the host's routes stand now: a dsr backend must be on-link, no way be too narrow, and no backend or VIP prefix
     be this host."""
-    problems = routes.own_addresses(view, plans) + routes.not_on_link(view, plans)
-    problems += routes.too_narrow(view, plans)
-    problems += plan.vips_of_this_host(plans, view.addresses)
+    problems = own_addresses(view, plans) + not_on_link(view, plans)
+    problems += too_narrow(view, plans)
+    problems += vips_of_this_host(plans, view.addresses)
     if problems:
         raise FastlbError("\n".join(problems))
 

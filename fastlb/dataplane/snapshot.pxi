@@ -66,15 +66,15 @@ cdef uint32_t weight_in_load(scheduler, member) except? 0:
     start would lose against every other idle one, and get nothing.
     """
     if scheduler == "lc":
-        return member.even
-    return member.full if scheduler == "p2c" else member.weight
+        return member.unweighted
+    return member.target_weight if scheduler == "p2c" else member.weight
 
 
 cdef dict sticky_backends_of(spec):
     """{number of a place: (members of the service that take its clients, whether slots go on naming it)}."""
     places = {member.place: ([member] if member.sticky else [], False) for member in spec.members if member.place}
     for member in spec.members:
-        for number, held in member.near if member.sticky else ():
+        for number, held in member.same_address if member.sticky else ():
             places.setdefault(number, ([], held))[0].append(member)
     return places
 
@@ -96,9 +96,9 @@ cdef class Services:
     (None, or an object with ``group``, 64 bits that its services share, ``prefix`` and ``timeout`` in seconds),
     ``timeouts`` (its own, or None), ``allow``, ``deny`` (networks of the VIP's version), ``source_limit`` (with rate,
     burst and prefix, or None), ``slot`` (of its counters, 1..65535, stable over reloads) and ``members``: objects with
-    ``id`` (1..2**20-1, stable over reloads), ``address``, ``port`` (0: the packet's), ``weight``, ``even`` (in place of
+    ``id`` (1..2**20-1, stable over reloads), ``address``, ``port`` (0: the packet's), ``weight``, ``unweighted`` (in place of
     the weight where that does not count), ``response`` (seconds that health checks take; 0: unknown), ``max_flows`` (0:
-    any number), ``place`` (1..2**18-1, its number in the affinity's group; 0: it has left), ``near`` (other places at
+    any number), ``place`` (1..2**18-1, its number in the affinity's group; 0: it has left), ``same_address`` (other places at
     its address, and whether each has to stay in the slots that name it), ``sticky`` (takes clients that stick to it)
     and ``flow_policy`` (what becomes of its flows: all, except_syn, none, to_reset; see types.pxd), in the order of the
     tables' positions. ``timeouts``: seconds by the keys tcp_syn, tcp_established, tcp_half_closed,

@@ -9,7 +9,7 @@ from typing import Any, cast
 from fastlb._core import Pipeline, reason_names, verdict_number
 from fastlb.model.counters import add_up
 from fastlb.model.net import PROTOCOL_NAMES
-from fastlb.plan.backends import Standings
+from fastlb.plan.backends import BackendStates
 from fastlb.plan.plan import Member, Plan
 
 Pipelines = Sequence[Pipeline]
@@ -36,10 +36,10 @@ def split_counters(counters: Mapping[str, int]) -> dict[str, Any]:
 
 
 def describe_services(
-    pipelines: Pipelines, plans: Iterable[Plan], states: Standings | None = None, now: float = 0.0
+    pipelines: Pipelines, plans: Iterable[Plan], states: BackendStates | None = None, now: float = 0.0
 ) -> list[dict[str, Any]]:
     """Return each service with its backends, their states ``now``, and what all workers sent to them."""
-    steps = services_in_steps(pipelines, plans, states or Standings(), now)
+    steps = services_in_steps(pipelines, plans, states or BackendStates(), now)
     while True:
         try:
             next(steps)
@@ -49,7 +49,7 @@ def describe_services(
 
 
 def services_in_steps(
-    pipelines: Pipelines, plans: Iterable[Plan], states: Standings, now: float
+    pipelines: Pipelines, plans: Iterable[Plan], states: BackendStates, now: float
 ) -> Generator[None, None, list[dict[str, Any]]]:
     """Do what `describe_services` does; yields now and then, where an event loop may interrupt it."""
     described = []
@@ -95,7 +95,7 @@ def _count_service(pipelines: Pipelines, plan: Plan) -> dict[str, dict[str, int]
 
 
 def _describe_member(
-    pipelines: Pipelines, plan: Plan, member: Member, states: Standings, now: float
+    pipelines: Pipelines, plan: Plan, member: Member, states: BackendStates, now: float
 ) -> dict[str, Any]:
     """Return how a backend stands, and its counters.
 
@@ -105,7 +105,7 @@ def _describe_member(
     state = states.of(plan.name, member.key)
     return {
         "backend": member.key,
-        "weight": member.full if member.weight else 0,
+        "weight": member.target_weight if member.weight else 0,
         "slow_start": member.ramp if member.ramp < 1 else None,
         "state": state.shown(now),
         "reason": state.reason,

@@ -27,9 +27,10 @@ from fastlb.errors import FastlbError
 from fastlb.model.modes import TUNNELS
 from fastlb.model.names import owner_of_shard
 from fastlb.model.net import PROTOCOL_NUMBERS, Address, PortRange, endpoint_text, parse_endpoint
-from fastlb.plan import plan
-from fastlb.plan.backends import Standings
-from fastlb.plan.plan import Member, Plan
+from fastlb.plan.backends import BackendStates
+from fastlb.plan.ids import BackendIds
+from fastlb.plan.plan import Member, Plan, plan_services
+from fastlb.plan.tables import services_table
 
 EVENLY = ("rr", "lc")  # weights do not count
 TURNED_AWAY = ("denied", "source_limit", "new_flow_rate")  # before a backend is chosen, or in spite of it
@@ -65,7 +66,7 @@ class Scene:
 
     plans: Sequence[Plan]
     services: Sequence[Service]
-    standings: Standings
+    standings: BackendStates
     worker_of: Callable[[int], str] = lambda shard: ""  # a shard's
     next_hop: Callable[[Address], tuple[str, Address] | None] = lambda address: None  # (interface, address)
     hops_known: bool = True  # not without a running balancer
@@ -407,7 +408,7 @@ class _Client:
         return {"backend": member.key, "state": state, "weight": weight, "configured": configured}
 
     def _part(self, member: Member) -> int:
-        return member.even if self.plan.scheduler in EVENLY else member.weight
+        return member.unweighted if self.plan.scheduler in EVENLY else member.weight
 
     def _configured(self, member: Member) -> int:
         """0 of one that is removed."""
@@ -507,13 +508,13 @@ def _seconds(milliseconds: int) -> str:
 
 def from_configuration(config: Config, packet: Tuple) -> Explanation:
     """What the configuration alone decides: as in a balancer that has just begun, before the first health check."""
-    standings, ids = Standings(), plan.BackendIds()
-    standings.follow(config, 0.0)
-    plans = plan.plan_services(config, ids, 0.0, standings)
+    standings, ids = BackendStates(), BackendIds()
+    standings.apply_config(config, 0.0)
+    plans = plan_services(config, ids, 0.0, standings)
     pipeline = Pipeline(FlowMemory(1, sources=config.snat, ports=config.snat_ports))
     anywhere = (bytes(6), bytes(6), 0, 0, None)
     hops = dict.fromkeys((member.id for plan in plans for member in plan.members), 0)
-    pipeline.publish(plan.services_table(config, plans), Routes([anywhere], [], {}, hops))
+    pipeline.publish(services_table(config, plans), Routes([anywhere], [], {}, hops))
     return explain(pipeline, packet, Scene(plans, config.services, standings, hops_known=False), 0)
 
 

@@ -30,14 +30,14 @@ class Place(NamedTuple):
     key: str  # of the backend within the service
 
 
-class Near(NamedTuple):
-    """A place at a backend's address that is not itself: its number, and whether slots have to go on naming it.
+class SameAddress(NamedTuple):
+    """Another place at a backend's address: its number, and whether slots must go on naming it (``pinned``).
 
-    They have, when its service has several backends there: only the slot tells which of them a client has.
+    They must when its service has several backends there, since only the slot tells which of them a client has.
     """
 
     number: int
-    held: bool
+    pinned: bool
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,14 @@ class Stickiness:
 
 
 def group_of(service: Service) -> str:
-    """The name of a service's group; one without a group is its own. "" without affinity."""
+    """Return the name of a service's group; one without a group is its own. "" without affinity."""
     if service.affinity is None:
         return ""
     return f"group {service.affinity.group}" if service.affinity.group else f"service {service.name}"
 
 
 def stickiness_of(service: Service) -> Stickiness | None:
-    """None without affinity."""
+    """Return how a service's clients stick to backends; None without affinity."""
     if service.affinity is None:
         return None
     told_apart = f"{group_of(service)}, IPv{service.network.version}/{service.client_prefix}"
@@ -74,11 +74,11 @@ class PlaceNumbers:
     highest: dict[str, int] = field(default_factory=dict)  # by group
 
     def copy(self) -> PlaceNumbers:
-        """An independent copy, to try a configuration with."""
+        """Return an independent copy, to try a configuration with."""
         return PlaceNumbers(dict(self.by_place), dict(self.resting), dict(self.highest))
 
     def assign(self, config: Config, now: float) -> Mapping[Place, int]:
-        """The numbers of exactly the backends of this configuration; ``now`` in seconds.
+        """Return the numbers of exactly the backends of this configuration; ``now`` in seconds.
 
         A backend that comes back finds its number, and its clients find it. Raises FastlbError when none is left.
         """
@@ -96,8 +96,8 @@ class PlaceNumbers:
                 self.by_place[place] = self._take(place, now)
         return self.by_place
 
-    def near(self) -> dict[Place, tuple[Near, ...]]:
-        """What else there is at the address of each place, those that rest included: slots may still name them.
+    def same_address(self) -> dict[Place, tuple[SameAddress, ...]]:
+        """Return what else there is at the address of each place, those that rest included: slots may still name them.
 
         The backends that the place's own service has there are not: their clients are theirs.
         """
@@ -107,20 +107,20 @@ class PlaceNumbers:
         of_service = Counter((place.service, place.address) for place in self.by_place)
         return {
             place: tuple(
-                self._near(other, of_service)
+                self._same_address(other, of_service)
                 for other in there[place.group, place.address]
                 if other not in self.by_place or other.service != place.service
             )
             for place in self.by_place
         }
 
-    def _near(self, place: Place, of_service: Counter[tuple[str, Address]]) -> Near:
+    def _same_address(self, place: Place, of_service: Counter[tuple[str, Address]]) -> SameAddress:
         if place in self.resting:
-            return Near(self.resting[place][1], held=False)
-        return Near(self.by_place[place], held=of_service[place.service, place.address] > 1)
+            return SameAddress(self.resting[place][1], pinned=False)
+        return SameAddress(self.by_place[place], pinned=of_service[place.service, place.address] > 1)
 
     def _forget_groups(self, now: float) -> None:
-        """Those whose last place has rested."""
+        """Drop the groups whose last place has rested."""
         known = {place.group for place in self.by_place}
         known.update(place.group for place, (since, _) in self.resting.items() if now - since < RESTS)
         self.resting = {place: rests for place, rests in self.resting.items() if place.group in known}

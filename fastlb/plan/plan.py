@@ -1,45 +1,33 @@
-"""Pure decisions: from a configuration to what the data path and the classifier hold, and from one to the next.
+"""What each service is in the data path: from the configuration and the states of its backends to a `Plan`. Pure.
 
-Nothing here opens a socket or knows a clock that was not handed in.
+A reload plans anew what it changes. A change of a backend's state plans its service again, and of that only what the
+change concerns: the members that it names, unless their shares depend on one another (`Plan.settled`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-from fastlb._core import KetamaRing, MaglevTable, Services, SmoothWrr
+from fastlb._core import KetamaRing, MaglevTable, SmoothWrr
 from fastlb.config.schema import Backend, Config, Service, Tunnel
-from fastlb.errors import FastlbError
-from fastlb.model.match import LATER, PORT_BITS, Block, Key, Keys
-from fastlb.model.modes import TUNNELS
-from fastlb.model.net import PROTOCOL_NUMBERS, Address, Network, PortRange
-from fastlb.plan.affinity import Near, Place, PlaceNumbers, Stickiness, group_of, stickiness_of
-from fastlb.plan.backends import Share, Standings
+from fastlb.model.match import Block
+from fastlb.model.modes import SCHEDULERS
+from fastlb.model.net import Address, Network, PortRange
+from fastlb.plan.affinity import Place, SameAddress, Stickiness, group_of, stickiness_of
+from fastlb.plan.backends import BackendState, BackendStates, Share
+from fastlb.plan.ids import BackendIds, Numbers
 from fastlb.plan.ketama import build_ring
 from fastlb.plan.maglev import build_table
 from fastlb.plan.smooth_wrr import build_rotation
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-Name = TypeVar("Name")
-
 CLAMP_TO_PATH = 65535
-MAX_FLOWS = 1 << 30
-MAX_BACKEND_ID = (1 << 20) - 1
-MAX_SERVICE_SLOT = (1 << 16) - 1
-ID_QUARANTINE = 60.0  # seconds; the sweep forgets the flows of a backend that left within ten
-
-NEEDS_RESTART = (
-    *("interfaces", "workers", "flows", "ring", "transmit", "control", "vip_address"),
-    *("snat", "snat_ports", "flow_log", "flow_file", "affinity_entries"),
-)
+SHARED_SETTINGS = ("maglev_size", "hash_seed", "ring_points", "timeouts")  # of all services: plans depend on them
 
 
-@dataclass(frozen=True)
-class Member:
+class Member(NamedTuple):
     """A backend of one service, as the data path knows it."""
 
     id: int
@@ -47,15 +35,15 @@ class Member:
     address: Address
     port: int  # 0: the packet's own
     weight: int  # as it stands: health, the operator's word and slow start count
-    even: int  # the same where weights do not count
-    full: int  # what its weight is without slow start, or will be after it
+    unweighted: int  # the same where weights do not count
+    target_weight: int  # what its weight is without slow start, or will be after it
     ramp: float  # the part of it that slow start gives it
     response: float = 0.0  # seconds that health checks take; 0: unknown
     flow_policy: str = "all"  # what becomes of its flows: all, except_syn, none or to_reset (types.pxd)
     removed: bool = False  # the configuration has it no more, and its flows are not over
     max_flows: int = 0  # that it may have; 0: any number
     place: int = 0  # its number in the service's affinity group
-    near: tuple[Near, ...] = ()  # what else the group has at its address
+    same_address: tuple[SameAddress, ...] = ()  # what else the group has at its address
     sticky: bool = False  # its clients of before still come to it
 
 
@@ -88,124 +76,44 @@ class Plan:
     tunnel: Tunnel
     scheduler: str
     table: MaglevTable | None  # of every service: also for packets in mid-flow
-    ring: KetamaRing | None  # ketama only
-    rotation: SmoothWrr | None  # of those that take turns or draw
+    ring: KetamaRing | None  # where the scheduler has one
+    rotation: SmoothWrr | None  # likewise
     timeouts: dict[str, float] | None  # seconds, where the service has its own
     bounded_load: float  # 0: not bounded
     affinity: Stickiness | None
     members: tuple[Member, ...]
+    keys: tuple[str, ...]  # of the members
+    takers: int  # members that take new flows
+    settled: bool  # one takes flows and none is in slow start, so no member's share depends on another's state
 
 
-@dataclass
-class StableNumbers(Generic[Name]):
-    """Numbers from 1 on that names keep as long as they are in use.
+def plan_services(
+    config: Config, ids: BackendIds, now: float, states: BackendStates | None = None, known: Mapping[str, Plan] = {}
+) -> list[Plan]:
+    """Return what each service of the configuration is in the data path, in the configuration's order.
 
-    A number that is no longer used rests for ID_QUARANTINE seconds, so that nothing of what it stood for is left when
-    something new gets it. ``reused`` collects such numbers for `Pipeline.renew`.
+    ``ids`` gives the numbers, and is changed. ``now`` in seconds. ``states``: of its backends; without them all are as
+    the configuration says. ``known``: plans, by name, of services that have not changed and whose backends have not;
+    they are taken as they are where their numbers are the same. Raises FastlbError when there are too many backends.
     """
-
-    MOST: ClassVar[int]  # the highest number that there is
-    OF: ClassVar[str]  # what they are numbers of
-
-    by_name: dict[Name, int] = field(default_factory=dict)
-    resting: list[tuple[float, int]] = field(default_factory=list)  # (when it was freed, number), oldest first
-    highest: int = 0
-    reused: set[int] = field(default_factory=set)
-
-    def copy(self) -> Self:
-        """An independent copy, to try a configuration with."""
-        return replace(self, by_name=dict(self.by_name), resting=list(self.resting), reused=set())
-
-    def assign(self, wanted: Iterable[Name], now: float) -> dict[Name, int]:
-        """The numbers of exactly these names; ``now`` in seconds. Raises FastlbError when none is left."""
-        self.reused = set()
-        wanted = list(wanted)
-        keep = set(wanted)
-        for gone in [name for name in self.by_name if name not in keep]:
-            self.resting.append((now, self.by_name.pop(gone)))
-        for name in wanted:
-            if name not in self.by_name:
-                self.by_name[name] = self._take(now)
-        return self.by_name
-
-    def _take(self, now: float) -> int:
-        if self.resting and now - self.resting[0][0] >= ID_QUARANTINE:
-            number = self.resting.pop(0)[1]
-            self.reused.add(number)
-            return number
-        if self.highest == self.MOST:
-            raise FastlbError(f"more than {self.MOST} {self.OF}, those that left within a minute included")
-        self.highest += 1
-        return self.highest
+    states = states or BackendStates()
+    removed = [(service.name, key) for service in config.services for key in states.removed.get(service.name, ())]
+    numbers = ids.number(config, removed, now)
+    return [
+        known[service.name] if service.name in known and service.affinity is None
+        else _plan_service(config, service, numbers, states, now)
+        for service in config.services
+    ]  # fmt: skip
 
 
-class ServiceSlots(StableNumbers[str]):
-    """Of services by name, for what is counted by service."""
-
-    MOST, OF = MAX_SERVICE_SLOT, "services"
-
-
-@dataclass
-class BackendIds(StableNumbers[tuple[str, str]]):
-    """Of backends by (service name, backend key), which flow entries carry; and those of their services."""
-
-    MOST, OF = MAX_BACKEND_ID, "backends"
-
-    services: ServiceSlots = field(default_factory=ServiceSlots)
-    places: PlaceNumbers = field(default_factory=PlaceNumbers)  # of affinity, which has other numbers
-
-    def saved(self) -> dict[str, Any]:
-        """What flow entries need of it, for JSON."""
-        named = [[service, key, number] for (service, key), number in self.by_name.items()]
-        return {"highest": self.highest, "named": named, "resting": [number for _, number in self.resting]}
-
-    @classmethod
-    def restored(cls, saved: Mapping[str, Any], now: float) -> BackendIds:
-        """What ``saved`` gave, perhaps in another process; what rests begins to do so ``now``."""
-        named = {(service, key): number for service, key, number in saved["named"]}
-        return cls(named, [(now, number) for number in saved["resting"]], saved["highest"])
-
-    def copy(self) -> Self:
-        """As above, of all of them."""
-        return replace(super().copy(), services=self.services.copy(), places=self.places.copy())
-
-
-def plan_services(config: Config, ids: BackendIds, now: float, standings: Standings | None = None) -> list[Plan]:
-    """What each service of the configuration is in the data path, in the configuration's order.
-
-    ``standings``: how its backends stand; none: as the configuration says. ``now`` in seconds.
-    """
-    standings = standings or Standings()
-    configured = ((service.name, service.key(backend)) for service in config.services for backend in service.backends)
-    removed = ((service.name, key) for service in config.services for key in standings.removed.get(service.name, ()))
-    numbers = Numbers(
-        ids.assign((*configured, *removed), now),
-        ids.places.assign(config, now),
-        ids.places.near(),
-        ids.services.assign((service.name for service in config.services), now),
-    )
-    return [_plan_service(config, service, numbers, standings, now) for service in config.services]
-
-
-class Numbers(NamedTuple):
-    """What flow entries and the affinity table call a backend, and counters a service."""
-
-    ids: Mapping[tuple[str, str], int]  # by service and key
-    places: Mapping[Place, int]  # of affinity
-    near: Mapping[Place, tuple[Near, ...]]
-    slots: Mapping[str, int]  # of a service's counters, by its name
-
-
-def _plan_service(
-    config: Config, service: Service, numbers: Numbers, standings: Standings, now: float
-) -> Plan:
-    shared = list(zip(service.backends, standings.shares(service, now), strict=True))
-    shared += [(gone.backend, Share(0, 0)) for gone in standings.removed.get(service.name, {}).values()]
-    unsorted = (_member(service, backend, numbers, share, standings, now) for backend, share in shared)
-    members = tuple(sorted(unsorted, key=lambda member: member.key))
-    keys = [member.key for member in members]
-    weights = [member.weight for member in members]
-    return Plan(
+def _plan_service(config: Config, service: Service, numbers: Numbers, states: BackendStates, now: float) -> Plan:
+    listed = [(service.key(backend), backend) for backend in service.backends]
+    shares = states.shares(service, now)
+    known = [(key, backend, share) for (key, backend), share in zip(listed, shares, strict=True)]
+    known += [(key, gone.backend, Share(0, 0)) for key, gone in states.removed.get(service.name, {}).items()]
+    known.sort(key=lambda each: each[0])
+    members = tuple(_member(service, key, backend, numbers, share, states, now) for key, backend, share in known)
+    return _with_members(config, service, Plan(
         name=service.name,
         slot=numbers.slots[service.name],
         vip=service.vip,
@@ -222,51 +130,121 @@ def _plan_service(
         source_limit=_limit(service),
         tunnel=service.tunnel,
         scheduler=service.scheduler,
-        table=build_table(keys, weights, config.maglev_size, config.hash_seed),
-        ring=build_ring(keys, weights, config.ring_points, config.hash_seed) if service.scheduler == "ketama" else None,
-        rotation=_rotation(service.scheduler, members),
+        table=None,
+        ring=None,
+        rotation=None,
         timeouts=_own_timeouts(config, service),
         bounded_load=service.bounded_load or 0.0,
         affinity=stickiness_of(service),
-        members=members,
-    )
-
-
-def _own_timeouts(config: Config, service: Service) -> dict[str, float] | None:
-    """All of them, where one differs from those of all services."""
-    own = service.timeouts.model_dump(exclude_none=True)
-    return config.timeouts.model_dump() | own if own else None
-
-
-def _rotation(scheduler: str, members: tuple[Member, ...]) -> SmoothWrr | None:
-    if scheduler == "rr":
-        return build_rotation([member.even for member in members])
-    return build_rotation([member.weight for member in members]) if scheduler in ("wrr", "random", "p2c") else None
+        members=(),
+        keys=tuple(key for key, _, _ in known),
+        takers=0,
+        settled=False,
+    ), members)  # fmt: skip
 
 
 def _member(
-    service: Service, backend: Backend, numbers: Numbers, share: Share, standings: Standings, now: float
+    service: Service, key: str, backend: Backend, numbers: Numbers, share: Share, states: BackendStates, now: float
 ) -> Member:
-    key = service.key(backend)
-    standing = standings.of(service.name, key)
-    place = Place(group_of(service), backend.address, service.name, key)
+    state = states.of(service.name, key)
+    place = same_address = None
+    if service.affinity is not None:
+        at = Place(group_of(service), backend.address, service.name, key)
+        place, same_address = numbers.places.get(at), numbers.same_address.get(at)
     return Member(
         id=numbers.ids[service.name, key],
         key=key,
         address=backend.address,
         port=backend.port or service.single_port,
         weight=share.weight,
-        even=share.even if share.weight else 0,
-        full=standing.chosen_weight(backend.weight),
+        unweighted=share.unweighted if share.weight else 0,
+        target_weight=state.chosen_weight(backend.weight),
         ramp=share.ramp,
-        response=standing.response,
+        response=state.response,
+        flow_policy=state.flow_policy(service, now),
+        removed=state.left is not None,
         max_flows=backend.max_flows or 0,
-        place=numbers.places.get(place, 0),
-        near=numbers.near.get(place, ()),
+        place=place or 0,
+        same_address=same_address or (),
         sticky=share.sticky,
-        flow_policy=standing.flow_policy(service, now),
-        removed=standing.left is not None,
     )
+
+
+def update_plan(
+    config: Config, plan: Plan, states: BackendStates, now: float, changed: Collection[str] | None = None
+) -> Plan:
+    """Return the plan of a service whose backends' states have changed, and nothing else of it.
+
+    ``changed``: the keys of those backends; None: perhaps all. ``now`` in seconds.
+    """
+    service = states.services[plan.name]
+    members = list(plan.members)
+    alone = _only_changed(plan, service, states, changed) if changed is not None else None
+    if alone is not None:
+        for at, backend, state in alone:
+            members[at] = _renewed(service, members[at], backend, state, state.share(backend.weight), now)
+    else:
+        shares = dict(zip(map(service.key, service.backends), states.shares(service, now), strict=True))
+        for at, member in enumerate(plan.members):
+            backend, state = states.backend(plan.name, member.key), states.of(plan.name, member.key)
+            members[at] = _renewed(service, member, backend, state, shares.get(member.key, Share(0, 0)), now)
+    return _with_members(config, service, plan, tuple(members))
+
+
+def _only_changed(
+    plan: Plan, service: Service, states: BackendStates, changed: Collection[str]
+) -> list[tuple[int, Backend, BackendState]] | None:
+    """Return the positions of the changed members with what they are; None when the shares of others change, too."""
+    if not plan.settled or states.has_slow_starts(service):
+        return None
+    takers, found = plan.takers, []
+    for key in changed:
+        at = bisect_left(plan.keys, key)
+        if at == len(plan.keys) or plan.keys[at] != key:
+            continue  # it was removed meanwhile
+        backend, state = states.backend(plan.name, key), states.of(plan.name, key)
+        takers += state.takes_flows(backend.weight) - (plan.members[at].weight > 0)
+        found.append((at, backend, state))
+    return found if takers > 0 else None
+
+
+def _renewed(
+    service: Service, member: Member, backend: Backend, state: BackendState, share: Share, now: float
+) -> Member:
+    """Return the member with the share and state that it has now; the same object when nothing is different."""
+    renewed = member._replace(
+        weight=share.weight,
+        unweighted=share.unweighted if share.weight else 0,
+        target_weight=state.chosen_weight(backend.weight),
+        ramp=share.ramp,
+        response=state.response,
+        flow_policy=state.flow_policy(service, now),
+        sticky=share.sticky,
+    )
+    return member if renewed == member else renewed
+
+
+def _with_members(config: Config, service: Service, plan: Plan, members: tuple[Member, ...]) -> Plan:
+    """Return the plan with these members, and the tables that follow from their weights."""
+    scheduler = SCHEDULERS[plan.scheduler]
+    weights = tuple(member.weight for member in members)
+    counted = weights if scheduler.weighted else tuple(member.unweighted for member in members)
+    takers, seed = sum(map(bool, weights)), config.hash_seed
+    return replace(
+        plan,
+        members=members,
+        table=build_table(plan.keys, weights, config.maglev_size, seed),
+        ring=build_ring(plan.keys, weights, config.ring_points, seed) if scheduler.table == "ring" else None,
+        rotation=build_rotation(counted) if scheduler.table == "rotation" else None,
+        takers=takers,
+        settled=takers > 0 and all(member.ramp == 1 for member in members),
+    )
+
+
+def _own_timeouts(config: Config, service: Service) -> dict[str, float] | None:
+    """Return all timeouts of a service that has some of its own; else None."""
+    own = service.timeouts.model_dump(exclude_none=True)
+    return config.timeouts.model_dump() | own if own else None
 
 
 def _limit(service: Service) -> Limit | None:
@@ -280,109 +258,19 @@ def _clamp(mss: int | bool) -> int:
     return CLAMP_TO_PATH if mss is True else int(mss)
 
 
-def services_table(config: Config, plans: Iterable[Plan]) -> Services:
-    """The plans as one immutable table of the data path."""
-    timeouts = config.timeouts.model_dump()
-    return Services(
-        plans, hash_seed=config.hash_seed, timeouts=timeouts, echo=config.icmp_echo, new_flows=new_flows(config)
-    )
+def unchanged_plans(
+    before: Config, after: Config, plans: Iterable[Plan], differing: Collection[str]
+) -> dict[str, Plan]:
+    """Return the plans, by name, of services that a reload leaves as they were.
 
-
-def new_flows(config: Config) -> tuple[int, int]:
-    """How many entries the workers may make a second, and at once after a time without any.
-
-    A flow of one packet is remembered for tcp_syn, or for udp where there is no TCP: the longest that any service has.
-    So by ``auto`` a flood of such flows fills half of the table at once, and half of it in the long run.
+    ``differing``: services some backend of which has another state than when it was planned, or came or left.
     """
-    remembered = _longest(config, "tcp", "tcp_syn") or _longest(config, "udp", "udp") or config.timeouts.tcp_syn
-    if config.new_flow_rate == "auto":
-        rate = max(1, int(config.flows / 2 / remembered))
-        return rate, max(rate, config.flows // 2)
-    return config.new_flow_rate, min(int(config.new_flow_rate * remembered), MAX_FLOWS)
-
-
-def _longest(config: Config, protocol: str, key: str) -> float:
-    """Of the services of this protocol the longest of these timeouts, in seconds; 0 without such a service."""
-    general: float = getattr(config.timeouts, key)
-    own = (getattr(service.timeouts, key) for service in config.services if service.protocol == protocol)
-    return max((general if each is None else each for each in own), default=0.0)
-
-
-def tunnel_sources(plans: Iterable[Plan], own: Callable[[Address], Network | None]) -> dict[int, Network]:
-    """By backend id, where its tunnel comes from: its service's prefix, or ``own`` for the backend's address.
-
-    A backend that has neither is left out.
-    """
-    sources = {}
-    for plan in plans:
-        for member in plan.members if plan.forward in TUNNELS else ():
-            configured = (prefix for prefix in plan.tunnel.source if prefix.version == member.address.version)
-            source = next(configured, None) or own(member.address)
-            if source is not None:
-                sources[member.id] = source
-    return sources
-
-
-def classifier_keys(plans: Iterable[Plan], echo: bool) -> Keys:
-    """What the receive filter and the guard take; with ``echo`` also pings to VIPs."""
-    vips: set[Key] = set()
-    replies: dict[str, set[Key]] = {"nat": set(), "fullnat": set()}
-    for plan in plans:
-        protocol = PROTOCOL_NUMBERS[plan.protocol]
-        network, length = plan.network.network_address, plan.network.prefixlen
-        for block in plan.blocks:
-            vips.add(_key(network, block, protocol, length))
-        vips.add(portless_key(plan, LATER | protocol))
-        if echo:
-            vips.add(portless_key(plan, 0))
-        for member in plan.members if plan.forward in replies else ():
-            blocks = (Block(member.port, PORT_BITS),) if member.port else plan.blocks
-            replies[plan.forward].update(
-                _key(member.address, block, protocol, member.address.max_prefixlen) for block in blocks
-            )
-            replies[plan.forward].add(Key(member.address, 0, LATER | protocol))
-    return Keys(vips, replies["nat"], replies["fullnat"])
-
-
-def _key(address: Address, block: Block, protocol: int, prefix: int) -> Key:
-    """As short as it can be written."""
-    length = None if prefix == address.max_prefixlen else prefix
-    bits = None if block.bits == (PORT_BITS if block.port else 0) else block.bits
-    return Key(address, block.port, protocol, length, bits)
-
-
-def portless_key(plan: Plan, protocol: int) -> Key:
-    """Under which echo requests or later fragments to the VIP are found, by a mask that the service has anyway."""
-    if plan.network.num_addresses == 1:
-        return Key(plan.network.network_address, 0, protocol)
-    return Key(plan.network.network_address, 0, protocol, plan.network.prefixlen, plan.blocks[0].bits)
-
-
-def vips_of_this_host(plans: Iterable[Plan], own: Iterable[Address]) -> list[str]:
-    """Prefixes that hold an address of this host, whose own traffic would be taken; ``own``: its addresses."""
-    addresses = list(own)
-    return [
-        f"service {plan.name}: VIP {plan.vip} holds {address}, an address of this host; use prefixes without it"
-        for plan in plans
-        if plan.network.num_addresses > 1
-        for address in addresses
-        if address in plan.network
-    ]
-
-
-def restart_reasons(old: Config, new: Config) -> Iterator[str]:
-    """Every change that a reload cannot make, as ``key: old -> new``."""
-    for key in NEEDS_RESTART:
-        before, after = getattr(old, key), getattr(new, key)
-        if before != after:
-            yield f"{key}: {_shown(before)} -> {_shown(after)}"
-
-
-def _shown(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def held_vips(config: Config) -> set[Address]:
-    """The VIPs that fastlb puts on an interface: all with vip_address: interface, else none."""
-    vips = (service.network.network_address for service in config.services)
-    return set(vips) if config.vip_address == "interface" else set()
+    if any(getattr(before, key) != getattr(after, key) for key in SHARED_SETTINGS):
+        return {}
+    known = {plan.name: plan for plan in plans}
+    earlier = {service.name: service for service in before.services}
+    return {
+        service.name: known[service.name]
+        for service in after.services
+        if service.name not in differing and service.name in known and earlier[service.name] == service
+    }

@@ -102,7 +102,7 @@ class Outcome:
 
 
 @dataclass
-class Standing:
+class BackendState:
     """What is known of a backend beside its configuration."""
 
     health: str = "unchecked"
@@ -149,7 +149,7 @@ class Model:
     def __init__(self, services: list[dict[str, Any]]) -> None:
         self.flows: dict[Tuple, Flow] = {}
         self.numbers: dict[Name, int] = {}
-        self.standings: dict[Name, Standing] = {}
+        self.standings: dict[Name, BackendState] = {}
         self.cursors: dict[int, int | None] = {}  # by the service's place; None: it is not known
         self.slots: dict[tuple[str, str], tuple[str, int]] = {}  # by group and client: address, the tick when it ends
         self.silences: dict[int, Silence] = {}  # by number
@@ -165,7 +165,7 @@ class Model:
         for service in services:
             for key in keys_of(service):
                 known = before.get((service["name"], key))
-                standing = Standing() if known is None or known.removed else known
+                standing = BackendState() if known is None or known.removed else known
                 if "check" not in service:
                     standing.health = "unchecked"
                 elif standing.health == "unchecked":

@@ -13,8 +13,10 @@ import pytest
 from fastlb import Config, Datapath
 from fastlb._core import AffinityMemory, FlowMemory, Pipeline, Services, explain_tuple
 from fastlb.errors import FastlbError
-from fastlb.plan import plan
-from fastlb.plan.affinity import MAX_PLACE, RESTS, Near, Place, PlaceNumbers, group_of, stickiness_of
+from fastlb.plan.affinity import MAX_PLACE, RESTS, Place, PlaceNumbers, SameAddress, group_of, stickiness_of
+from fastlb.plan.ids import BackendIds
+from fastlb.plan.plan import plan_services
+from fastlb.plan.tables import services_table
 from tests.balancers import BACKENDS, CLIENT, KEY, VIP, Balancer, config, datapath, flags, reply_to, service
 from tests.frames import frame
 
@@ -675,14 +677,15 @@ def test_what_is_near_a_place() -> None:
     other = {"name": "other", "port": 443, "affinity": GROUP, "forward": "nat", "backends": at(90)}
     alone = {"name": "alone", "port": 1, "affinity": STICKY, "forward": "nat", "backends": at(80)}
     given.assign(config(*(site(**each) for each in (web | {"backends": at(80, 81)}, other, alone))), 0)
-    assert given.near() == {
-        place(A): (Near(3, held=False),), place(A, 81): (Near(3, held=False),),
-        place(A, 90, "other"): (Near(1, held=True), Near(2, held=True)), place(A, 80, "alone", "service alone"): (),
+    assert given.same_address() == {
+        place(A): (SameAddress(3, pinned=False),), place(A, 81): (SameAddress(3, pinned=False),),
+        place(A, 90, "other"): (SameAddress(1, pinned=True), SameAddress(2, pinned=True)),
+        place(A, 80, "alone", "service alone"): (),
     }  # fmt: skip
     given.assign(config(*(site(**each) for each in (web | {"backends": at(81) + at(81, address=B)}, other))), 1)
-    assert given.near() == {
-        place(A, 81): (Near(3, held=False), Near(1, held=False)), place(B, 81): (),
-        place(A, 90, "other"): (Near(2, held=False), Near(1, held=False)),
+    assert given.same_address() == {
+        place(A, 81): (SameAddress(3, pinned=False), SameAddress(1, pinned=False)), place(B, 81): (),
+        place(A, 90, "other"): (SameAddress(2, pinned=False), SameAddress(1, pinned=False)),
     }  # fmt: skip
 
 
@@ -703,10 +706,10 @@ def test_no_number_is_left() -> None:
 
 def test_the_data_path_refuses_numbers_that_do_not_fit() -> None:
     settings = of(A)
-    plans = plan.plan_services(settings, plan.BackendIds(), 0.0)
+    plans = plan_services(settings, BackendIds(), 0.0)
     member = plans[0].members[0]
     object.__setattr__(member, "place", MAX_PLACE + 1)
     with pytest.raises(ValueError, match=r"places of an affinity group are 1\.\.262143"):
-        plan.services_table(settings, plans)
+        services_table(settings, plans)
     object.__setattr__(member, "place", MAX_PLACE)
-    assert isinstance(plan.services_table(settings, plans), Services)
+    assert isinstance(services_table(settings, plans), Services)

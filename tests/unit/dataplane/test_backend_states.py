@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fastlb.observe import trace
-from fastlb.plan.plan import ID_QUARANTINE
+from fastlb.plan.ids import ID_QUARANTINE
 from tests.balancers import BACKENDS, CLIENT, VIP, Balancer, config, flags, reply_to, service
 from tests.frames import ACK, RST, SYN, frame, take_apart
 
@@ -292,8 +292,8 @@ def test_one_with_a_closing_time_of_its_own() -> None:
     pair = Pair("nat", "tcp", "`on_leave: keep`")
     pair.changes["timeouts"] = {"tcp_closing": 3}
     pair.enter("`removed`")
-    assert pair.balancer.standings.let_go(lambda name: 0, 2.9) == []
-    assert pair.balancer.standings.let_go(lambda name: 0, 3.0) == [("web", pair.keys[0])]
+    assert pair.balancer.standings.drop_removed(lambda name: 0, 2.9) == []
+    assert pair.balancer.standings.drop_removed(lambda name: 0, 3.0) == [("web", pair.keys[0])]
 
 
 def test_kept_flows_go_on_until_they_end() -> None:

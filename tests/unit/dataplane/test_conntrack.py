@@ -14,8 +14,8 @@ import pytest
 from fastlb._core import FlowMemory, Pipeline, explain_tuple
 from fastlb.config.schema import Config
 from fastlb.model.names import owner_of_shard
-from fastlb.plan import plan
-from fastlb.plan.backends import Standings
+from fastlb.plan.backends import BackendStates
+from fastlb.plan.ids import BackendIds
 from fastlb.workers.workers import open_pipelines
 from tests.balancers import BACKENDS, CLIENT, HOSTS, KEY, VIP, Balancer, config, flags, reply_to, service
 from tests.frames import ACK, FIN, RST, SYN, UDP, frame
@@ -464,8 +464,8 @@ class Part(Balancer):
 
     def __init__(self, settings: Config, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
-        self.ids = plan.BackendIds()
-        self.standings = Standings()
+        self.ids = BackendIds()
+        self.standings = BackendStates()
         self.hosts = list(HOSTS)
         self.reload(settings)
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from fastlb import Verdict
 from fastlb.errors import ConfigError
-from fastlb.plan import plan
+from fastlb.plan.tables import services_table
 from fastlb.workers.workers import open_pipelines
 from tests.balancers import BACKENDS, CLIENT, VIP, Balancer, config, datapath, reply_to, service
 from tests.frames import ACK, FIN, PSH, SYN, checksum, ethernet, frame, mac_of, pseudo_header, take_apart
@@ -171,7 +171,7 @@ def test_two_workers_have_different_numbers() -> None:
     workers = open_pipelines(settings, 2)
     used: list[list[int]] = [[], []]
     for worker, numbers in zip(workers, used, strict=True):
-        worker.publish(plan.services_table(settings, plans.plans), plans.routes())
+        worker.publish(services_table(settings, plans.plans), plans.routes())
         mine = next(
             raw for port in range(1, 100)
             if worker.process([raw := frame(CLIENT[4], port, VIP[4], 80)], 0)[0][1] == "scheduled"

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastlb import Datapath, Verdict
-from fastlb.plan import plan
+from fastlb.plan.tables import services_table
 from fastlb.workers.workers import open_pipelines
 from tests.balancers import BACKENDS, CLIENT, VIP, Balancer, config, datapath, service
 from tests.frames import checksum, ethernet, frame, ip4_packet, take_apart
@@ -194,7 +194,7 @@ def test_another_worker_s_hash(version: int) -> None:
     for first_goes_first in (True, False):
         workers = open_pipelines(settings, 2)
         for pipeline in workers:
-            pipeline.publish(plan.services_table(settings, known.plans), known.routes())
+            pipeline.publish(services_table(settings, known.plans), known.routes())
         for sport in range(40000, 40020):
             first, *later = cut(datagram(version, sport=sport), [1400, 1400], number=sport)
             reason = "wrong_worker"

@@ -18,7 +18,7 @@ from fastlb import Datapath, Verdict
 from fastlb._core import FlowMemory, Pipeline
 from fastlb.errors import FastlbError
 from fastlb.observe.flow_log import FlowLog
-from fastlb.plan import plan
+from fastlb.plan.tables import services_table
 from fastlb.workers.workers import open_pipelines
 from tests.balancers import BACKENDS, CLIENT, VIP, Balancer, config, datapath, flags, reply_to, service
 from tests.frames import RST, TCP, Seen, frame, mac_of, take_apart
@@ -129,7 +129,7 @@ def test_a_flow_takes_a_port_of_its_own_shard() -> None:
     one, two = open_pipelines(settings, 2)
     known = Balancer(settings)
     for pipeline in (one, two):
-        pipeline.publish(plan.services_table(settings, known.plans), known.routes())
+        pipeline.publish(services_table(settings, known.plans), known.routes())
     forwarded = []
     for sport in range(1000, 1400):
         for pipeline, other in ((one, two), (two, one)):
@@ -437,7 +437,7 @@ def test_flows_that_are_made_to_end(tmp_path: Path, forward: str) -> None:
     reasons = []
     for pipeline in (mine, others):
         pipeline.log_flows()
-        pipeline.publish(plan.services_table(known.settings, known.plans), known.routes())
+        pipeline.publish(services_table(known.settings, known.plans), known.routes())
         reasons += [result[1] for result in pipeline.process(frames, 0)]
     assert (reasons.count("scheduled"), reasons.count("wrong_worker")) == (200, 200)
     of_others = reasons[200:].count("scheduled")

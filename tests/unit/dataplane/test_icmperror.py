@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastlb import Datapath, Verdict
-from fastlb.plan import plan
-from fastlb.plan.backends import Standings
+from fastlb.plan.backends import BackendStates
+from fastlb.plan.plan import plan_services
+from fastlb.plan.tables import services_table
 from tests.balancers import BACKENDS, CLIENT, VIP, Balancer, config, datapath, reply_to, service
 from tests.frames import (
     ACK,
@@ -370,13 +371,13 @@ def test_a_vip_is_silent_while_its_backends_are_down_or_drained() -> None:
     settings = config(service("nat", backends=BACKENDS_OF_TWO, check={"type": "tcp", "rise": 1, "fall": 1}))
     [checked] = settings.services
     one, two = (checked.key(backend) for backend in checked.backends)
-    standings = Standings()
-    standings.follow(settings, 0.0)
+    standings = BackendStates()
+    standings.apply_config(settings, 0.0)
     known = Balancer(settings)
 
     def answered() -> str:
-        plans = plan.plan_services(settings, known.ids, 0.0, standings)
-        known.pipeline.publish(plan.services_table(settings, plans), known.routes())
+        plans = plan_services(settings, known.ids, 0.0, standings)
+        known.pipeline.publish(services_table(settings, plans), known.routes())
         return known.send(asked)[0]
 
     assert answered() == "echo", "not checked yet"

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from fastlb._core import Pipeline, Routes, Services, explain_tuple
-from fastlb.plan import plan
+from fastlb.plan.ids import BackendIds
+from fastlb.plan.plan import plan_services
+from fastlb.plan.tables import services_table
 from tests.balancers import BACKENDS, CLIENT, KEY, VIP, Balancer, config, flags, service
 from tests.frames import frame
 
@@ -103,13 +105,13 @@ def test_timeouts_take_effect_on_flows_that_are_there() -> None:
 def test_old_snapshots_are_freed() -> None:
     pipeline = Pipeline(64, KEY)
     settings = config(service("dsr"))
-    plans = plan.plan_services(settings, plan.BackendIds(), 0.0)
-    first = plan.services_table(settings, plans), Routes([], [], {}, {})
+    plans = plan_services(settings, BackendIds(), 0.0)
+    first = services_table(settings, plans), Routes([], [], {}, {})
     held = [sys.getrefcount(part) for part in first]
     pipeline.publish(*first)
     assert [sys.getrefcount(part) for part in first] == [count + 1 for count in held]
     for _ in range(5):
-        pipeline.publish(plan.services_table(settings, plans), Routes([], [], {}, {}))
+        pipeline.publish(services_table(settings, plans), Routes([], [], {}, {}))
         assert pipeline.reclaim() == 1
     assert [sys.getrefcount(part) for part in first] == held
     pipeline.process([frame(CLIENT[4], 1, VIP[4], 80)], 0)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fastlb._core import explain_tuple
-from fastlb.plan.plan import new_flows
+from fastlb.plan.tables import new_flows
 from tests.balancers import BACKENDS, CLIENT, VIP, Balancer, config, flags, reply_to, service
 from tests.frames import frame
 

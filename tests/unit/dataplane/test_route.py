@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from fastlb._core import Pipeline, Routes
-from fastlb.plan import plan
+from fastlb.plan.ids import BackendIds
+from fastlb.plan.plan import plan_services
+from fastlb.plan.tables import services_table
 from tests.balancers import BACKENDS, CLIENT, KEY, VIP, config, service
 from tests.frames import frame, mac_bytes, mac_of, take_apart
 
@@ -32,7 +34,7 @@ def replies(
     for client in clients:
         version = ip_address(client).version
         settings = config(service("nat", version, backends=[{"address": BACKENDS[version][0], "port": 8080}]))
-        plans = plan.plan_services(settings, plan.BackendIds(), 0.0)
+        plans = plan_services(settings, BackendIds(), 0.0)
         routes = Routes(
             [*hops, hop("f", 3)],
             [(ip_network(network), ifindex, position) for network, ifindex, position in prefixes],
@@ -40,7 +42,7 @@ def replies(
             {1: len(hops)},
         )
         pipeline = Pipeline(64, KEY)
-        pipeline.publish(plan.services_table(settings, plans), routes)
+        pipeline.publish(services_table(settings, plans), routes)
         pipeline.process([frame(client, 40000, VIP[version], 80)], 0, 1)
         raw = frame(BACKENDS[version][0], 8080, client, 40000, flags=0x12)
         _, reason, frames, _, ifindex = pipeline.process([raw], 0, 3)[0]
@@ -141,10 +143,10 @@ BACKEND_HOPS = [
 @pytest.mark.parametrize(("fault", "mtu", "reason"), BACKEND_HOPS)
 def test_towards_a_backend(forward: str, fault: str | None, mtu: int, reason: str) -> None:
     settings = config(service(forward, backends=[{"address": BACKENDS[4][0]}]))
-    plans = plan.plan_services(settings, plan.BackendIds(), 0.0)
+    plans = plan_services(settings, BackendIds(), 0.0)
     pipeline = Pipeline(64, KEY)
     routes = Routes([hop("a", 2, mtu, fault)], [], {}, {1: 0})
-    pipeline.publish(plan.services_table(settings, plans), routes)
+    pipeline.publish(services_table(settings, plans), routes)
     out = pipeline.process([frame(CLIENT[4], 40000, VIP[4], 80)], 0, 1)[0]
     assert out[1] == reason
     assert out[3] == 1  # the backend is named, whatever kept the packet from it
@@ -154,9 +156,9 @@ def test_towards_a_backend(forward: str, fault: str | None, mtu: int, reason: st
 
 def test_a_backend_without_a_hop_has_no_route() -> None:
     settings = config(service("dsr"))
-    plans = plan.plan_services(settings, plan.BackendIds(), 0.0)
+    plans = plan_services(settings, BackendIds(), 0.0)
     pipeline = Pipeline(64, KEY)
-    pipeline.publish(plan.services_table(settings, plans), Routes([], [], {}, {}))
+    pipeline.publish(services_table(settings, plans), Routes([], [], {}, {}))
     assert pipeline.process([frame(CLIENT[4], 40000, VIP[4], 80)], 0)[0][1] == "no_route"
 
 
@@ -164,10 +166,10 @@ def test_a_backend_without_a_hop_has_no_route() -> None:
 @pytest.mark.parametrize("forward", ["nat", "dsr"])
 def test_tags_stay_on_their_link(forward: str, out_link: int, tags: bool) -> None:
     settings = config(service(forward, backends=[{"address": BACKENDS[4][0]}]))
-    plans = plan.plan_services(settings, plan.BackendIds(), 0.0)
+    plans = plan_services(settings, BackendIds(), 0.0)
     pipeline = Pipeline(64, KEY)
     here = (mac_bytes(mac_of(BACKENDS[4][0])), MACS[out_link], out_link, 1500, None)
-    pipeline.publish(plan.services_table(settings, plans), Routes([here], [], {}, {1: 0}))
+    pipeline.publish(services_table(settings, plans), Routes([here], [], {}, {1: 0}))
     raw = frame(CLIENT[4], 40000, VIP[4], 80, tags=((0x88A8, 100), (0x8100, 5)), payload=b"abc")
     _, _, (sent,), _, ifindex = pipeline.process([raw], 0, 1)[0]
     assert ifindex == out_link
@@ -185,7 +187,7 @@ def test_a_gateway_s_other_version_will_do() -> None:
 def test_clients_on_a_link_without_a_mac_are_noted() -> None:
     """fastlb's own packets do not make the kernel resolve them, so it must be asked; those behind a gateway are not."""
     settings = config(service("nat", backends=[{"address": BACKENDS[4][0], "port": 8080}]))
-    plans = plan.plan_services(settings, plan.BackendIds(), 0.0)
+    plans = plan_services(settings, BackendIds(), 0.0)
     pipeline = Pipeline(1024, KEY)
     prefixes = [
         (ip_network("198.51.100.0/24"), 2, None),
@@ -193,7 +195,7 @@ def test_clients_on_a_link_without_a_mac_are_noted() -> None:
         (ip_network("0.0.0.0/0"), 1, 0),
     ]
     routes = Routes([hop("a", 1, fault="no_neighbour"), hop("b", 1)], prefixes, {}, {1: 1})
-    pipeline.publish(plan.services_table(settings, plans), routes)
+    pipeline.publish(services_table(settings, plans), routes)
     for client in ("198.51.100.7", "198.51.100.7", "192.0.2.9", "203.0.113.200"):
         pipeline.process([frame(client, 40000, VIP[4], 80)], 0, 1)
         back = frame(BACKENDS[4][0], 8080, client, 40000, flags=0x12)

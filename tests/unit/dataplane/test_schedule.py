@@ -17,10 +17,11 @@ import xxhash
 
 from fastlb import Datapath, flow_hash
 from fastlb._core import KetamaRing, SmoothWrr, explain_tuple
-from fastlb.plan import plan
-from fastlb.plan.backends import Standings
+from fastlb.plan.backends import BackendStates
 from fastlb.plan.ketama import build_ring, point_counts
+from fastlb.plan.plan import plan_services
 from fastlb.plan.smooth_wrr import MOST_TURNS, turns
+from fastlb.plan.tables import services_table
 from tests.balancers import CLIENT, VIP, Balancer, config, datapath, flags, reply_to, service
 from tests.frames import frame, mac_of
 
@@ -219,13 +220,13 @@ def test_p2c_over_idle_backends_goes_by_chance() -> None:
 
 def test_p2c_gives_an_idle_backend_in_slow_start_its_share() -> None:
     conf = config(service("dsr", scheduler="p2c", slow_start={"window": 100}))
-    standings = Standings()
-    standings.follow(conf, 0.0)
+    standings = BackendStates()
+    standings.apply_config(conf, 0.0)
     standings.drain(("dsr4tcp", "10.3.0.11:80"), 0.0)
     standings.enable(("dsr4tcp", "10.3.0.11:80"), 0.0)
     one = Balancer(conf)
-    [planned] = plan.plan_services(conf, one.ids, 10.0, standings)
-    one.pipeline.publish(plan.services_table(conf, [planned]), one.routes())
+    [planned] = plan_services(conf, one.ids, 10.0, standings)
+    one.pipeline.publish(services_table(conf, [planned]), one.routes())
     count = 0
     for port in range(1000, 5000):
         count += one.send(syn(port))[2] == "10.3.0.11:80"

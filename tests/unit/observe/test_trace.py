@@ -12,8 +12,10 @@ import pytest
 from fastlb import Datapath
 from fastlb.errors import FastlbError
 from fastlb.observe import trace
-from fastlb.plan import plan, routes
-from fastlb.plan.backends import Standings
+from fastlb.plan import routes
+from fastlb.plan.backends import BackendStates
+from fastlb.plan.plan import plan_services
+from fastlb.plan.tables import services_table
 from tests.balancers import BACKENDS, CLIENT, VIP, Balancer, config, datapath, flags, reply_to, service
 from tests.frames import frame, mac_of, take_apart
 from tests.unit.dataplane.test_admission import LISTS
@@ -300,8 +302,8 @@ def test_why_nobody_takes_flows() -> None:
     assert says(datapath(service("nat", backends=[])), "backend") == "the service has none"
     backends = [{"address": f"10.3.0.{host}"} for host in range(11, 11 + trace.MOST_CANDIDATES + 2)]
     settings = config(service("dsr", name="web", backends=backends, check={"type": "tcp"}))
-    standings = Standings()
-    standings.follow(settings, 0.0)
+    standings = BackendStates()
+    standings.apply_config(settings, 0.0)
     for standing in standings.by_backend.values():
         standing.state, standing.reason = "down", "Connection refused"
     told = standing_says(explained(settings, standings))
@@ -315,7 +317,7 @@ def test_why_nobody_takes_flows() -> None:
 @pytest.mark.parametrize(("forward", "target"), [("nat", "10.7.0.1:80"), ("gue", "10.7.0.1")])
 def test_no_route_to_the_backend(forward: str, target: str) -> None:
     known = Balancer(config(service(forward, name="web", backends=[{"address": "10.7.0.1"}])))
-    services = plan.services_table(known.settings, known.plans)
+    services = services_table(known.settings, known.plans)
     known.pipeline.publish(services, routes.routes_table(view(), known.plans))
     scene = trace.Scene(known.plans, known.settings.services, known.standings)
     told = trace.explain(known.pipeline, trace.parse_tuple("10.1.0.2:40000", "203.0.113.10:80/tcp"), scene, 0)
@@ -353,11 +355,11 @@ def test_a_tunnel_without_a_source() -> None:
     assert told.reason == dp.process(frame(CLIENT[4], 40000, VIP[4], 80)).reason == "no_tunnel_source"
 
 
-def explained(settings: Any, standings: Standings, **more: Any) -> trace.Explanation:
+def explained(settings: Any, standings: BackendStates, **more: Any) -> trace.Explanation:
     """Of a balancer whose backends stand so."""
     balancer = Balancer(settings)
-    balancer.plans = plan.plan_services(settings, balancer.ids, 0.0, standings)
-    balancer.pipeline.publish(plan.services_table(settings, balancer.plans), balancer.routes())
+    balancer.plans = plan_services(settings, balancer.ids, 0.0, standings)
+    balancer.pipeline.publish(services_table(settings, balancer.plans), balancer.routes())
     scene = trace.Scene(balancer.plans, settings.services, standings, **more)
     return trace.explain(balancer.pipeline, trace.parse_tuple("10.1.0.2:40000", "203.0.113.10:80/tcp"), scene, 0)
 
@@ -369,8 +371,8 @@ def standing_says(told: trace.Explanation) -> str:
 def test_how_the_backend_stands() -> None:
     backends = [{"address": BACKENDS[4][0], "weight": 3}, {"address": BACKENDS[4][1], "weight": 5}]
     settings = config(service("dsr", name="web", backends=backends))
-    standings = Standings()
-    standings.follow(settings, 0.0)
+    standings = BackendStates()
+    standings.apply_config(settings, 0.0)
     one, two = ("web", "10.3.0.11:80"), ("web", "10.3.0.12:80")
     standings.drain(two)
     told = explained(settings, standings)
@@ -386,7 +388,7 @@ def test_how_the_backend_stands() -> None:
 def test_what_a_running_balancer_adds() -> None:
     settings = config(service("dsr", name="web", backends=[{"address": BACKENDS[4][0]}]))
     told = explained(
-        settings, Standings(), worker_of=lambda shard: f"1 of 2 ({shard}), ",
+        settings, BackendStates(), worker_of=lambda shard: f"1 of 2 ({shard}), ",
         next_hop=lambda address: ("eth1", ip_address("10.9.0.1")),
     )  # fmt: skip
     by_stage = {step.stage: step.says for step in told.steps}
@@ -396,7 +398,7 @@ def test_what_a_running_balancer_adds() -> None:
 
 
 def test_programs_get_the_same() -> None:
-    told = explained(config(service("nat", name="web", scheduler="lrt")), Standings())
+    told = explained(config(service("nat", name="web", scheduler="lrt")), BackendStates())
     data = json.loads(json.dumps(told.as_json()))
     assert (data["service"], data["verdict"], data["reason"]) == ("web", "FORWARD", "scheduled")
     steps = {step["stage"]: step for step in data["steps"]}

@@ -11,8 +11,12 @@ import pytest
 from fastlb import Config
 from fastlb.config.schema import SlowStart
 from fastlb.errors import FastlbError
-from fastlb.plan import backends, plan
-from fastlb.plan.backends import SCALE, STEPS, Share, Standings, ramp
+from fastlb.plan import backends
+from fastlb.plan.backends import SCALE, STEPS, BackendStates, Share, ramp
+from fastlb.plan.ids import BackendIds
+from fastlb.plan.plan import plan_services
+from fastlb.plan.saved import restored_states, saved_states
+from fastlb.plan.tables import services_table
 from tests.balancers import BACKENDS, config, service
 
 KEYS = [f"{address}:8080" for address in BACKENDS[4]]
@@ -24,17 +28,17 @@ def settings(**changes: Any) -> Config:
     return config(service("nat", **{"name": "web", **changes}))
 
 
-def following(conf: Config) -> Standings:
-    standings = Standings()
-    standings.follow(conf, 0.0)
+def following(conf: Config) -> BackendStates:
+    standings = BackendStates()
+    standings.apply_config(conf, 0.0)
     return standings
 
 
-def weights(conf: Config, standings: Standings, now: float = 0.0) -> list[int]:
+def weights(conf: Config, standings: BackendStates, now: float = 0.0) -> list[int]:
     return [share.weight for share in standings.shares(conf.services[0], now)]
 
 
-def check(conf: Config, standings: Standings, results: str, number: int = 0, now: float = 0.0) -> list[str]:
+def check(conf: Config, standings: BackendStates, results: str, number: int = 0, now: float = 0.0) -> list[str]:
     """The state after each result: + passed, - failed."""
     states = []
     for result in results:
@@ -183,13 +187,13 @@ def test_a_removed_backend_is_nobody_s_business() -> None:
         check=CHECK, on_leave="keep", backends=[{"address": address, "port": 8080} for address in BACKENDS[4][1:]])
     standings = following(conf)
     standings.drain(("web", KEYS[0]), 50.0)
-    standings.follow(fewer, 10.0)
+    standings.apply_config(fewer, 10.0)
     with pytest.raises(FastlbError, match=r'no backend "10\.3\.0\.11"; it has: 10\.3\.0\.12:8080, 10\.3\.0\.13:8080'):
         standings.find("web", "10.3.0.11")
     assert standings.checked(fewer.services[0], KEYS[0], 0.01, "", 11.0) is False
     assert weights(fewer, standings, 60.0) == [1, 1]
     assert not standings.drains_ended(10.0, 60.0)
-    standings.follow(conf, 70.0)
+    standings.apply_config(conf, 70.0)
     assert standings.of("web", KEYS[0]).shown(70.0) == "unknown"
 
 
@@ -198,12 +202,12 @@ def test_a_copy_of_standings_goes_its_own_way() -> None:
     standings = following(conf)
     copy = standings.copy()
     copy.drain(("web", KEYS[0]))
-    copy.follow(settings(on_leave="keep", backends=[]), 1.0)
+    copy.apply_config(settings(on_leave="keep", backends=[]), 1.0)
     assert weights(conf, standings) == [1, 1, 1]
     assert [standings.of("web", key).shown(1.0) for key in KEYS] == ["unchecked"] * 3
     assert [copy.of("web", key).shown(1.0) for key in KEYS] == ["removed"] * 3
     again = copy.copy()
-    again.let_go(lambda name: 0, 99.0)
+    again.drop_removed(lambda name: 0, 99.0)
     assert (list(again.removed), list(copy.removed)) == ([], ["web"])
 
 
@@ -211,9 +215,9 @@ def test_no_more_removed_ones_than_a_table_has_room_for(monkeypatch: pytest.Monk
     monkeypatch.setattr(backends, "MAX_BACKENDS", 4)
     listed = [{"address": f"10.3.1.{number}", "port": 8080} for number in range(1, 9)]
     standings = following(settings(on_leave="keep", backends=listed[:4]))
-    standings.follow(settings(on_leave="keep", backends=listed[4:7]), 1.0)
+    standings.apply_config(settings(on_leave="keep", backends=listed[4:7]), 1.0)
     assert list(standings.removed["web"]) == ["10.3.1.1:8080"]
-    standings.follow(settings(on_leave="keep", backends=listed[6:]), 2.0)
+    standings.apply_config(settings(on_leave="keep", backends=listed[6:]), 2.0)
     assert list(standings.removed["web"]) == ["10.3.1.1:8080", "10.3.1.5:8080"]  # the oldest stay
 
 
@@ -234,11 +238,11 @@ def test_a_reload_keeps_what_is_known() -> None:
     standings = following(conf)
     check(conf, standings, "-", 0)
     standings.drain(("web", KEYS[1]))
-    standings.follow(settings(check=CHECK | {"interval": "5s"}), 10.0)
+    standings.apply_config(settings(check=CHECK | {"interval": "5s"}), 10.0)
     assert weights(conf, standings) == [0, 0, 1]
-    standings.follow(settings(), 20.0)  # the check goes, and with it what it said
+    standings.apply_config(settings(), 20.0)  # the check goes, and with it what it said
     assert weights(settings(), standings) == [1, 0, 1]
-    standings.follow(settings(backends=[{"address": BACKENDS[4][2], "port": 8080}]), 30.0)
+    standings.apply_config(settings(backends=[{"address": BACKENDS[4][2], "port": 8080}]), 30.0)
     assert set(standings.by_backend) == {("web", KEYS[2])}
 
 
@@ -285,7 +289,7 @@ def test_the_ramp_has_few_steps() -> None:
     assert len({ramp(slow, ms / 1000) for ms in range(31_000)}) <= STEPS + 1
 
 
-def recovered(**changes: Any) -> tuple[Config, Standings]:
+def recovered(**changes: Any) -> tuple[Config, BackendStates]:
     """The first of three backends has come up again at second 0."""
     conf = settings(check=CHECK, slow_start=SLOW, **changes)
     standings = following(conf)
@@ -302,9 +306,9 @@ def test_one_that_recovers_ramps_up() -> None:
         0.0: [SCALE // 10, SCALE, SCALE], 25.0: [25, SCALE, SCALE], 50.0: [50, SCALE, SCALE],
         95.0: [95, SCALE, SCALE], 100.0: [1, 1, 1],
     }  # fmt: skip
-    assert standings.rising(conf, 50.0)
-    assert standings.rising(conf, 100.0)  # the last step
-    assert not standings.rising(conf, 100.1)
+    assert standings.rising(50.0)
+    assert standings.rising(100.0)  # the last step
+    assert not standings.rising(100.1)
 
 
 def test_a_new_one_ramps_up_from_its_first_check_on() -> None:
@@ -312,7 +316,7 @@ def test_a_new_one_ramps_up_from_its_first_check_on() -> None:
     standings = following(fewer)
     standings.checked(fewer.services[0], KEYS[1], 0.01, "", 0.0)
     conf = settings(check=CHECK, slow_start=SLOW)
-    standings.follow(conf, 10.0)
+    standings.apply_config(conf, 10.0)
     check(conf, standings, "+", 0, now=70.0)
     assert weights(conf, standings, 70.0) == [SCALE // 10, SCALE, 0]
     check(conf, standings, "+", 0, now=80.0)  # the first one alone counts
@@ -331,11 +335,11 @@ def test_one_that_had_no_weight_ramps_up() -> None:
     standings.set_weight(name, 1, 100.0)
     assert weights(none, standings, 100.0) == ramped
     standings = following(none)
-    standings.follow(some, 100.0)
+    standings.apply_config(some, 100.0)
     assert weights(some, standings, 100.0) == ramped
     standings = following(none)
     standings.set_weight(name, 1, 0.0)
-    standings.follow(some, 500.0)  # the operator's weight held all the time
+    standings.apply_config(some, 500.0)  # the operator's weight held all the time
     assert weights(some, standings, 500.0) == [1, 1, 1]
     standings = following(some)
     standings.set_weight(name, 0, 99.0)
@@ -376,7 +380,7 @@ def test_a_new_backend_ramps_up_and_an_enabled_one() -> None:
     conf = settings(slow_start=SLOW, backends=[{"address": BACKENDS[4][1], "port": 8080}])
     standings = following(conf)
     more = settings(slow_start=SLOW)
-    standings.follow(more, 10.0)
+    standings.apply_config(more, 10.0)
     assert weights(more, standings, 10.0) == [10, SCALE, 10]
     assert weights(more, standings, 200.0) == [1, 1, 1]
     standings.drain(("web", KEYS[1]))
@@ -387,10 +391,10 @@ def test_a_new_backend_ramps_up_and_an_enabled_one() -> None:
 @pytest.mark.parametrize("scheduler", ["rr", "wrr", "random", "lc", "wlc", "lrt", "p2c", "maglev", "ketama"])
 def test_every_scheduler_s_tables_follow(scheduler: str) -> None:
     conf, standings = recovered(scheduler=scheduler)
-    [planned] = plan.plan_services(conf, plan.BackendIds(), 0.0, standings)
+    [planned] = plan_services(conf, BackendIds(), 0.0, standings)
     assert [member.weight for member in planned.members] == [10, SCALE, SCALE]
-    assert [member.even for member in planned.members] == [10, SCALE, SCALE]
-    plan.services_table(conf, [planned])
+    assert [member.unweighted for member in planned.members] == [10, SCALE, SCALE]
+    services_table(conf, [planned])
 
 
 @pytest.mark.parametrize(("checks", "draining", "weight", "share"), [
@@ -435,9 +439,9 @@ def test_what_is_saved_is_what_is_restored() -> None:
     standings.set_weight(("web", KEYS[2]), 7, 10.0)
     left = conf.model_dump()["services"][0]["backends"][1:]
     less = settings(check=CHECK, slow_start=SLOW, on_leave="keep", backends=left)
-    standings.follow(less, 20.0)
-    again = Standings.restored(json.loads(json.dumps(standings.saved())), 30.0)
-    again.follow(less, 30.0)
+    standings.apply_config(less, 20.0)
+    again = restored_states(json.loads(json.dumps(saved_states(standings))), 30.0)
+    again.apply_config(less, 30.0)
     for key in KEYS:
         for name in backends.SAVED:
             assert getattr(again.of("web", key), name) == getattr(standings.of("web", key), name), (key, name)
@@ -449,8 +453,8 @@ def test_what_is_restored_is_followed_as_by_a_reload() -> None:
     """A backend that is new beside those of the process before comes slowly; one that left is removed."""
     before = following(settings(on_leave="keep", backends=[{"address": host} for host in BACKENDS[4][:2]]))
     now = settings(on_leave="keep", slow_start=SLOW, backends=[{"address": host} for host in BACKENDS[4][1:]])
-    again = Standings.restored(before.saved(), 50.0)
-    again.follow(now, 50.0)
+    again = restored_states(saved_states(before), 50.0)
+    again.apply_config(now, 50.0)
     first, second, third = (again.of("web", f"{host}:80") for host in BACKENDS[4])
     assert (first.left, second.left, third.left) == (50.0, None, None)
     assert (second.slow_since, third.slow_since) == (None, 50.0)
@@ -462,7 +466,7 @@ def test_what_is_restored_is_followed_as_by_a_reload() -> None:
     {"removed": [["web", "10.0.0.1:80", {"address": "x"}, {"left": 1.0}]]},
 ])  # fmt: skip
 def test_what_another_fastlb_saved_may_mean_nothing(damage: dict[str, Any]) -> None:
-    saved = following(settings()).saved()
-    assert Standings.restored(saved, 0.0).by_backend.keys() == {("web", key) for key in KEYS}
-    assert Standings.restored(saved | damage, 0.0) == Standings()
-    assert Standings.restored({}, 0.0) == Standings()
+    saved = saved_states(following(settings()))
+    assert restored_states(saved, 0.0).by_backend.keys() == {("web", key) for key in KEYS}
+    assert restored_states(saved | damage, 0.0) == BackendStates()
+    assert restored_states({}, 0.0) == BackendStates()

@@ -10,8 +10,10 @@ import pytest
 import fastlb
 from fastlb.errors import FastlbError
 from fastlb.model.match import LATER, Key, Keys
-from fastlb.plan import plan
-from fastlb.plan.plan import ID_QUARANTINE, BackendIds, plan_services
+from fastlb.plan.ids import ID_QUARANTINE, BackendIds
+from fastlb.plan.keys import classifier_keys, held_vips
+from fastlb.plan.plan import Plan, plan_services
+from fastlb.plan.restart import restart_reasons
 from tests.balancers import BACKENDS, VIP, config, service
 
 A, B, C, D = (("web", f"10.3.0.{n}:80") for n in (1, 2, 3, 4))
@@ -73,7 +75,7 @@ def test_a_copy_goes_its_own_way() -> None:
 # --- plans --------------------------------------------------------------------
 
 
-def plans(*services: dict[str, Any], **settings: Any) -> list[plan.Plan]:
+def plans(*services: dict[str, Any], **settings: Any) -> list[Plan]:
     return plan_services(config(*services, **settings), BackendIds(), 0.0)
 
 
@@ -152,9 +154,9 @@ SNAT = ["10.3.0.5", "fd00:3::5"]
 def test_classifier_keys(services: list[dict[str, Any]], vips: set[Key], replies: set[Key]) -> None:
     vips |= {key(str(each.address), 0, LATER | each.protocol) for each in vips}
     replies |= {key(str(each.address), 0, LATER | each.protocol) for each in replies}
-    assert plan.classifier_keys(plans(*services), False) == Keys(vips, replies)
+    assert classifier_keys(plans(*services), False) == Keys(vips, replies)
     addresses = {key(str(each.address), 0, 0) for each in vips}
-    assert plan.classifier_keys(plans(*services), True) == Keys(vips | addresses, replies)
+    assert classifier_keys(plans(*services), True) == Keys(vips | addresses, replies)
 
 
 # --- from one configuration to the next ---------------------------------------
@@ -176,7 +178,7 @@ CHANGES: list[tuple[dict[str, Any], list[str]]] = [
 def test_restart_reasons(changes: dict[str, Any], reasons: list[str]) -> None:
     old = config(interfaces=["eth0"])
     new = config(service("dsr"), **{"interfaces": ["eth0"], **changes})
-    assert list(plan.restart_reasons(old, new)) == reasons
+    assert list(restart_reasons(old, new)) == reasons
 
 
 RING_CHANGES: list[tuple[dict[str, Any], str, str]] = [
@@ -188,7 +190,7 @@ RING_CHANGES: list[tuple[dict[str, Any], str, str]] = [
 
 @pytest.mark.parametrize(("ring", "before", "after"), RING_CHANGES)
 def test_a_changed_ring_needs_a_restart(ring: dict[str, Any], before: str, after: str) -> None:
-    (reason,) = plan.restart_reasons(config(), config(ring=ring))
+    (reason,) = restart_reasons(config(), config(ring=ring))
     key, _, change = reason.partition(": ")
     old, new = change.split(" -> ")
     assert key == "ring"
@@ -210,4 +212,4 @@ def test_held_vips(vip_address: str, vips: list[str], held: set[str]) -> None:
         service("dsr", ip_address(vip).version, name=f"s{port}", vip=vip, port=port)
         for port, vip in enumerate(vips, 80)
     ]
-    assert {str(vip) for vip in plan.held_vips(config(*services, vip_address=vip_address))} == held
+    assert {str(vip) for vip in held_vips(config(*services, vip_address=vip_address))} == held

@@ -10,7 +10,11 @@ import pytest
 from fastlb._core import Pipeline
 from fastlb.model.hostview import KernelView, Link, Route
 from fastlb.model.modes import TUNNELS
-from fastlb.plan import plan, routes
+from fastlb.plan import routes
+from fastlb.plan.ids import BackendIds
+from fastlb.plan.plan import Plan, plan_services
+from fastlb.plan.reachability import narrow_tunnels, not_on_link, outer_length, too_narrow, without_route
+from fastlb.plan.tables import services_table
 from tests.balancers import CLIENT, KEY, VIP, config, service
 from tests.frames import frame, mac_bytes, mac_of
 
@@ -57,9 +61,9 @@ def view(**changes: Any) -> KernelView:
 def balancer(forward: str, backend: str, seen: KernelView) -> Pipeline:
     version = ip_address(backend).version
     settings = config(service(forward, version, "udp", backends=[{"address": backend}]))
-    plans = plan.plan_services(settings, plan.BackendIds(), 0.0)
+    plans = plan_services(settings, BackendIds(), 0.0)
     pipeline = Pipeline(64, KEY)
-    pipeline.publish(plan.services_table(settings, plans), routes.routes_table(seen, plans))
+    pipeline.publish(services_table(settings, plans), routes.routes_table(seen, plans))
     return pipeline
 
 
@@ -97,12 +101,12 @@ def test_towards_a_backend(backend: str, nat: str, dsr: str, next_hop: str | Non
 ])  # fmt: skip
 def test_backends_that_nothing_can_be_sent_to(backend: str, forward: str, problem: str | None) -> None:
     placed = frozenset({(3, 24, ip_address("10.3.0.2"))})
-    lines = routes.without_route(view(placed=placed), planned(backend, forward=forward))
+    lines = without_route(view(placed=placed), planned(backend, forward=forward))
     assert lines == ([f"service s0: {problem}"] if problem else [])
 
 
 def test_a_tunnel_that_has_nowhere_to_come_from() -> None:
-    [line] = routes.without_route(view(), planned("10.3.0.11", forward="gue"))
+    [line] = without_route(view(), planned("10.3.0.11", forward="gue"))
     assert line.startswith("service s0: no address of IPv4 on the link towards backend 10.3.0.11")
 
 
@@ -148,10 +152,10 @@ def test_the_mtu_of_a_route(backend: str, limit: int) -> None:
 ])  # fmt: skip
 def test_the_mtu_that_routers_told_a_tunnel(backend: str, heard: int, limit: int) -> None:
     settings = config(service("ipip", 4, "udp", backends=[{"address": backend}], tunnel={"source": ["192.0.2.0/24"]}))
-    plans = plan.plan_services(settings, plan.BackendIds(), 0.0)
+    plans = plan_services(settings, BackendIds(), 0.0)
     pipeline = Pipeline(64, KEY)
     table = routes.routes_table(view(), plans, {ip_address(backend): heard})
-    pipeline.publish(plan.services_table(settings, plans), table)
+    pipeline.publish(services_table(settings, plans), table)
     sizes = (limit - 48, limit - 47)
     made = [frame(CLIENT[4], 40000, VIP[4], 80, "udp", payload=bytes(size), df=True) for size in sizes]
     assert [result[1] for result in pipeline.process(made, 0, 2)] == ["scheduled", "too_big"]
@@ -172,12 +176,12 @@ def test_a_moved_mac_takes_effect() -> None:
     assert sent[:6] == b"\x02\xff\xff\xff\xff\xff"
 
 
-def planned(*backends: str, forward: str) -> list[plan.Plan]:
+def planned(*backends: str, forward: str) -> list[Plan]:
     services = [
         service(forward, ip_address(backend).version, "udp", name=f"s{n}", port=80 + n, backends=[{"address": backend}])
         for n, backend in enumerate(backends)
     ]
-    return plan.plan_services(config(*services), plan.BackendIds(), 0.0)
+    return plan_services(config(*services), BackendIds(), 0.0)
 
 
 def test_wanted_next_hops() -> None:
@@ -214,13 +218,13 @@ def test_ways_that_are_too_narrow(version: int, forward: str, mtu: int) -> None:
     least = 1280 if version == 6 and forward not in TUNNELS else 92
     inside = f", which leaves {max(mtu - taken, 0)} inside {forward}" if forward in TUNNELS else ""
     what = "a tunnel" if forward in TUNNELS else f"IPv{version}"
-    assert routes.too_narrow(view(routes=known), plans) == (
+    assert too_narrow(view(routes=known), plans) == (
         [f"service s0: the MTU towards backend {backend} is {mtu}{inside}; {what} needs {least}: "
          "raise that of the link or route"] if mtu - taken < least else []
     )  # fmt: skip
     in_fragments = version == 6 and forward in TUNNELS and 92 <= mtu - taken < 1280
-    assert len(routes.narrow_tunnels(view(routes=known), plans)) == in_fragments
-    assert routes.too_narrow(view(routes=()), plans) == []
+    assert len(narrow_tunnels(view(routes=known), plans)) == in_fragments
+    assert too_narrow(view(routes=()), plans) == []
 
 
 @pytest.mark.parametrize(("tunnel", "forward", "four", "six"), [
@@ -229,18 +233,18 @@ def test_ways_that_are_too_narrow(version: int, forward: str, mtu: int) -> None:
 ])  # fmt: skip
 def test_what_a_tunnel_takes(tunnel: dict[str, int], forward: str, four: int, six: int) -> None:
     settings = config(service(forward, tunnel=tunnel))
-    [planned] = plan.plan_services(settings, plan.BackendIds(), 0.0)
-    assert (routes.outer_length(planned, 4), routes.outer_length(planned, 6)) == (four, six)
+    [planned] = plan_services(settings, BackendIds(), 0.0)
+    assert (outer_length(planned, 4), outer_length(planned, 6)) == (four, six)
 
 
 def test_dsr_backends_that_are_not_on_link() -> None:
-    lines = routes.not_on_link(view(), planned("10.3.0.11", "10.6.0.1", "10.7.0.1", forward="dsr"))
+    lines = not_on_link(view(), planned("10.3.0.11", "10.6.0.1", "10.7.0.1", forward="dsr"))
     assert lines == [
         "service s1: dsr backend 10.6.0.1 is behind gateway 10.3.0.254; it must be on-link "
         "(dsr only rewrites the MAC address), or use forward: nat",
         "service s2: no route to dsr backend 10.7.0.1; it must be on-link",
     ]
-    assert routes.not_on_link(view(), planned("10.6.0.1", forward="nat")) == []
+    assert not_on_link(view(), planned("10.6.0.1", forward="nat")) == []
 
 
 def test_what_tunnels_look_like() -> None:
@@ -255,7 +259,7 @@ def test_what_tunnels_look_like() -> None:
         service("dsr", 4, name="e", port=82, backends=[{"address": "10.3.0.12"}]),
     )
     four, six = ip_network("10.3.0.2"), ip_network("fd00:3::2")
-    assert routes.tunnels(host, plan.plan_services(settings, plan.BackendIds(), 0.0)) == {
+    assert routes.tunnels(host, plan_services(settings, BackendIds(), 0.0)) == {
         ip_address("10.3.0.11"): {(four, 4, 0), (ip_network("192.0.2.0/24"), 41, 0), (four, 47, 0)},
         ip_address("fd00:3::11"): {(six, 4, 0), (six, 17, 5555)},
     }

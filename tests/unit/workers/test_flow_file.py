@@ -20,8 +20,11 @@ import structlog
 
 from fastlb._core import FlowMemory, Pipeline, Routes, flow_layout
 from fastlb.config.schema import Config
-from fastlb.plan import plan
-from fastlb.plan.backends import Standings
+from fastlb.plan.backends import BackendStates
+from fastlb.plan.ids import BackendIds
+from fastlb.plan.plan import Plan, plan_services
+from fastlb.plan.saved import restored_states, saved_states
+from fastlb.plan.tables import services_table
 from fastlb.workers import flow_file
 from fastlb.workers.flow_file import FlowFileError, FlowFileUsedError, open_file
 from fastlb.workers.workers import open_pipelines
@@ -60,14 +63,14 @@ class Life:
             self._open(settings, workers)
 
     def _open(self, settings: Config, workers: int) -> None:
-        self.ids, self.standings, memory = plan.BackendIds(), Standings(), None
+        self.ids, self.standings, memory = BackendIds(), BackendStates(), None
         self.follow(settings)
         file = open_file(settings, self.saved())
         assert file is not None
         self.file = file
         if file.found is not None:
-            self.ids = plan.BackendIds.restored(file.found["ids"], 0.0)
-            self.standings = Standings.restored(file.found, 0.0)
+            self.ids = BackendIds.restored(file.found["ids"], 0.0)
+            self.standings = restored_states(file.found, 0.0)
             self.follow(settings)
             memory = file.take_over(settings, self.services, self.ids.highest)
             file.save(self.saved())
@@ -76,13 +79,13 @@ class Life:
             pipeline.publish(self.services, routes_for(self.plans))
 
     def follow(self, settings: Config) -> None:
-        self.standings.follow(settings, 0.0)
-        self.plans = plan.plan_services(settings, self.ids, 0.0, self.standings)
-        self.services = plan.services_table(settings, self.plans)
+        self.standings.apply_config(settings, 0.0)
+        self.plans = plan_services(settings, self.ids, 0.0, self.standings)
+        self.services = services_table(settings, self.plans)
         self.keys = {member.id: (plan.name, member.key) for plan in self.plans for member in plan.members}
 
     def saved(self) -> dict[str, Any]:
-        return {"ids": self.ids.saved(), **self.standings.saved()}
+        return {"ids": self.ids.saved(), **saved_states(self.standings)}
 
     def send(self, raw: bytes) -> tuple[str, list[bytes], tuple[str, str] | None]:
         """(reason, what would be sent, service and backend), by whichever worker has the packet's shard."""
@@ -123,7 +126,7 @@ class Life:
         self.file.close(keep)
 
 
-def routes_for(plans: list[plan.Plan]) -> Routes:
+def routes_for(plans: list[Plan]) -> Routes:
     """One gateway to everywhere."""
     everywhere = [(ip_network("0.0.0.0/0"), 1, 0), (ip_network("::/0"), 1, 0)]
     members = [member.id for plan in plans for member in plan.members]
@@ -885,10 +888,10 @@ def test_killed_while_a_list_was_written(folder: Path) -> None:
 
 
 def test_saved_ids_are_the_same_ids() -> None:
-    ids = plan.BackendIds()
+    ids = BackendIds()
     ids.assign([("web", "10.0.0.1:80"), ("web", "10.0.0.2:80"), ("dns", "10.0.0.1:53")], 0.0)
     ids.assign([("web", "10.0.0.2:80"), ("dns", "10.0.0.1:53")], 5.0)
-    restored = plan.BackendIds.restored(ids.saved(), 100.0)
+    restored = BackendIds.restored(ids.saved(), 100.0)
     assert (restored.by_name, restored.highest, restored.resting) == (ids.by_name, 3, [(100.0, 1)])
 
 
@@ -925,7 +928,7 @@ def test_pipelines_come_after_taking_over(folder: Path) -> None:
     here = settings(folder)
     memory = FlowMemory(here.flows)
     Pipeline(memory)
-    services = plan.services_table(here, plan.plan_services(here, plan.BackendIds(), 0.0))
+    services = services_table(here, plan_services(here, BackendIds(), 0.0))
     with pytest.raises(ValueError, match="pipelines use this memory"):
         memory.take_over(services, 100, 0)
 
