@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from fastlb.config.schema import Config
 from fastlb.model.hostview import KernelView
 from fastlb.observe.status import Pipelines
-from fastlb.plan.backends import Standings
+from fastlb.plan.backends import BackendStates
 from fastlb.plan.plan import Plan
 
 
@@ -62,7 +62,7 @@ class Balancer(Protocol):
     @property
     def now(self) -> Current: ...
     @property
-    def standings(self) -> Standings: ...
+    def standings(self) -> BackendStates: ...
     @property
     def pipelines(self) -> Pipelines: ...
     @property

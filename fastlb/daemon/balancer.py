@@ -57,6 +57,7 @@ from fastlb.plan.ids import BackendIds
 from fastlb.plan.keys import held_vips
 from fastlb.plan.reachability import not_on_link
 from fastlb.plan.restart import restart_reasons
+from fastlb.plan.saved import restored_states, saved_states
 from fastlb.workers import flow_file
 from fastlb.workers.flow_file import FlowFileError
 from fastlb.workers.workers import Workers, open_pipelines
@@ -269,8 +270,8 @@ class Engine:
             return None
         config, now = self.now.config, time.monotonic()
         ids = BackendIds.restored(file.found["ids"], now)
-        self.standings = BackendStates.restored(file.found, now)
-        self.standings.follow(config, now)
+        self.standings = restored_states(file.found, now)
+        self.standings.apply_config(config, now)
         self.now = Generation.of(config, ids, self.standings, now)
         memory = file.take_over(config, self.now.services, ids.highest)
         if self._flow_log is not None and memory is not None:
@@ -285,7 +286,7 @@ class Engine:
         return memory
 
     def _saved(self, generation: Generation, standings: BackendStates) -> dict[str, Any]:
-        return {"ids": generation.ids.saved(), **standings.saved()}
+        return {"ids": generation.ids.saved(), **saved_states(standings)}
 
     def _save(self, generation: Generation, standings: BackendStates) -> None:
         """Tell the next process; before the data path hears of new ids. Raises FlowFileError."""
@@ -513,7 +514,7 @@ class Engine:
         if now - self._let_go_at < LET_GO_EVERY:
             return
         self._let_go_at = now
-        over = self.standings.let_go(self._flows_of, now)
+        over = self.standings.drop_removed(self._flows_of, now)
         if over:
             self._install(Generation.of(self.now.config, self.now.ids, self.standings, now))
             self._save_again()

@@ -29,7 +29,7 @@ class Generation:
         """Read the file, and let ``standings`` follow it; ``ids`` are those of the generation before and are not
         changed. Raises ConfigError."""
         config, now = load_config(path), time.monotonic()
-        standings.follow(config, now)
+        standings.apply_config(config, now)
         return cls.of(config, ids, standings, now)
 
     @classmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from ipaddress import IPv4Address, ip_address
 from typing import Any
 
@@ -706,10 +707,9 @@ def test_no_number_is_left() -> None:
 
 def test_the_data_path_refuses_numbers_that_do_not_fit() -> None:
     settings = of(A)
-    plans = plan_services(settings, BackendIds(), 0.0)
-    member = plans[0].members[0]
-    object.__setattr__(member, "place", MAX_PLACE + 1)
+    [planned] = plan_services(settings, BackendIds(), 0.0)
+    [member] = planned.members
     with pytest.raises(ValueError, match=r"places of an affinity group are 1\.\.262143"):
-        services_table(settings, plans)
-    object.__setattr__(member, "place", MAX_PLACE)
-    assert isinstance(services_table(settings, plans), Services)
+        services_table(settings, [replace(planned, members=(member._replace(place=MAX_PLACE + 1),))])
+    fits = replace(planned, members=(member._replace(place=MAX_PLACE),))
+    assert isinstance(services_table(settings, [fits]), Services)

@@ -280,7 +280,7 @@ def test_a_removed_backend_is_known_until_its_last_flow_is_over(policy: str) -> 
     ]  # fmt: skip
     number = pair.balancer.ids.by_name[name]
     looks = [(0.0, 1), (500.0, 1), (501.0, 0), (520.0, 2), (521.0, 0), (549.9, 0), (550.0, 0), (551.0, 0)]
-    gone = [(now, standings.let_go({name: flows}.__getitem__, now)) for now, flows in looks]
+    gone = [(now, standings.drop_removed({name: flows}.__getitem__, now)) for now, flows in looks]
     assert [now for now, names in gone if names] == [550.0]  # 30 seconds, tcp_closing, after its last flow was seen
     pair.balancer.plan(now=551.0)
     assert [each.key for each in pair.balancer.plans[0].members] == [pair.keys[1]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -304,8 +305,8 @@ def test_why_nobody_takes_flows() -> None:
     settings = config(service("dsr", name="web", backends=backends, check={"type": "tcp"}))
     standings = BackendStates()
     standings.apply_config(settings, 0.0)
-    for standing in standings.by_backend.values():
-        standing.state, standing.reason = "down", "Connection refused"
+    for name, state in list(standings.by_backend.items()):
+        standings.update(name, replace(state, state="down", reason="Connection refused"))
     told = standing_says(explained(settings, standings))
     assert told.startswith("10.3.0.11:80 is down (Connection refused), weight 1; 10.3.0.12:80 is down")
     assert told.endswith("weight 1; and 2 more")
@@ -379,7 +380,7 @@ def test_how_the_backend_stands() -> None:
     assert standing_says(told) == "10.3.0.11:80 is unchecked, weight 3, 100.0% of the weight for new flows"
     standings.enable(two, 0.0)
     standings.set_weight(two, 1, 0.0)
-    standings.by_backend[one].state, standings.by_backend[one].reason = "down", "refused"
+    standings.update(one, replace(standings.of(*one), state="down", reason="refused"))
     assert standing_says(explained(settings, standings)) == (
         "10.3.0.12:80 is unchecked, weight 1 by command (configured: 5), 100.0% of the weight for new flows"
     )

@@ -15,7 +15,7 @@ from fastlb.plan import backends
 from fastlb.plan.backends import SCALE, STEPS, BackendStates, Share, ramp
 from fastlb.plan.ids import BackendIds
 from fastlb.plan.plan import plan_services
-from fastlb.plan.saved import restored_states, saved_states
+from fastlb.plan.saved import SAVED, restored_states, saved_states
 from fastlb.plan.tables import services_table
 from tests.balancers import BACKENDS, config, service
 
@@ -128,6 +128,7 @@ def test_a_drain_and_its_deadline(age: float, deadline: float | None, state: str
     assert standing.flow_policy(conf.services[0], 100.0 + age) == ("none" if state == "drained" else "all")
     assert weights(conf, standings, 100.0 + age) == [1, 0, 1]
     standings.enable(("web", KEYS[1]), 100.0 + age)
+    standing = standings.of("web", KEYS[1])
     assert (standing.shown(100.0 + age), standing.remaining(100.0 + age)) == ("unchecked", None)
     assert standing.flow_policy(conf.services[0], 100.0 + age) == "all"
 
@@ -443,7 +444,7 @@ def test_what_is_saved_is_what_is_restored() -> None:
     again = restored_states(json.loads(json.dumps(saved_states(standings))), 30.0)
     again.apply_config(less, 30.0)
     for key in KEYS:
-        for name in backends.SAVED:
+        for name in SAVED:
             assert getattr(again.of("web", key), name) == getattr(standings.of("web", key), name), (key, name)
     assert {key: gone.backend for key, gone in again.removed["web"].items()} == {KEYS[0]: conf.services[0].backends[0]}
     assert (len(again.drains_ended(499.0, 501.0)), again.drains_ended(400.0, 499.0)) == (1, [])

@@ -54,7 +54,7 @@ def test_numbers_rest_longer_than_a_sweep() -> None:
 
 
 def test_numbers_run_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(BackendIds, "MOST", 2)
+    monkeypatch.setattr(BackendIds, "MAX", 2)
     ids = BackendIds()
     before = dict(ids.assign([A, B], 0))
     with pytest.raises(FastlbError, match="more than 2 backends, those that left within a minute included"):
