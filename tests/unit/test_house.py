@@ -74,7 +74,6 @@ NOT_YET: set[tuple[str, str]] = {
     ("a module has a test file", "config.fields"),
     ("a module has a test file", "config.rules"),
     ("a module has a test file", "config.yaml"),
-    ("a module has a test file", "control.commands"),
     ("a module has a test file", "daemon.balancer"),
     ("a module has a test file", "daemon.decap"),
     ("a module has a test file", "daemon.generation"),
