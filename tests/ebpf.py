@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from fastlb.kernel.ebpf import syscall
-from fastlb.kernel.ebpf.classification import ACT_SHOT
 from fastlb.kernel.ebpf.classifier import Classifier
+from fastlb.kernel.ebpf.frame import ACT_SHOT
 
 _MAP_NEXT_KEY, _PROG_NEXT_ID, _MAP_NEXT_ID, _PROG_FD_BY_ID, _MAP_FD_BY_ID, _INFO_BY_FD = 4, 11, 12, 13, 14, 15
 _NAME_AT = {_PROG_FD_BY_ID: 64, _MAP_FD_BY_ID: 24}  # in struct bpf_prog_info and struct bpf_map_info

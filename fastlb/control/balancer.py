@@ -34,7 +34,7 @@ class Workers(Protocol):
 class Guard(Protocol):
     """The programs that keep VIPs' packets from the host."""
 
-    def passed(self) -> Mapping[str, int]: ...
+    def host_counters(self) -> Mapping[str, int]: ...
 
 
 class TunnelOffload(Protocol):

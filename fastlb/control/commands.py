@@ -54,7 +54,7 @@ class Commands:
             status.services_in_steps(pipelines, balancer.now.plans, balancer.standings, time.monotonic())
         )
         found = [pipeline.counters() for pipeline in pipelines]
-        counters = add_up((*found, balancer.classifier.passed())) | balancer.workers.counters()
+        counters = add_up((*found, balancer.classifier.host_counters())) | balancer.workers.counters()
         return {
             "version": __version__,
             "pid": os.getpid(),

@@ -21,7 +21,8 @@ from itertools import islice
 from fastlb._core import Ring, RingMemory
 from fastlb.errors import KernelError
 from fastlb.kernel.ebpf import syscall
-from fastlb.kernel.ebpf.classification import everything_program
+from fastlb.kernel.ebpf.classification import constant_program
+from fastlb.kernel.ebpf.frame import WHOLE_FRAME
 
 ROUNDS = 16
 FRAMES = 120  # a round: less than the ring holds, so that none may be lost
@@ -78,7 +79,7 @@ def _try(frames: Sequence[bytes]) -> list[tuple[bytes, bool]]:
         hint = " (a network namespace needs CAP_SYS_ADMIN)" if code == errno.EPERM else ""
         raise OSError(code, os.strerror(code) + hint)
     _set_up("lo")
-    everything = syscall.load_program(syscall.SOCKET_FILTER, everything_program(), PROGRAM_NAME)
+    everything = syscall.load_program(syscall.SOCKET_FILTER, constant_program(WHOLE_FRAME), PROGRAM_NAME)
     memory = RingMemory(1, BLOCK_SIZE, BLOCKS)
     try:
         ring = Ring("lo", everything, memory, TIMEOUT_MS, open_blocks=True)

@@ -19,7 +19,7 @@ import pytest
 
 from fastlb import Config, Datapath, Verdict
 from fastlb.errors import KernelError
-from fastlb.kernel.ebpf import classifier, fragments, syscall
+from fastlb.kernel.ebpf import fragments, syscall, tables
 from fastlb.kernel.ebpf.classifier import Classifier, Sources
 from fastlb.model.match import LATER, Key, Keys, blocks_of
 from fastlb.model.names import SHARDS
@@ -623,7 +623,7 @@ def test_only_datagrams_that_would_be_taken_are_noted() -> None:
 # What the guard counts of what it leaves to the host; None: nothing.
 NESTED = icmp(VIP, CLIENT, 3, ipv4(CLIENT, 1, VIP, 80))
 NESTED6 = icmp(VIP6, CLIENT6, 1, ipv6(CLIENT6, 1, VIP6, 80))
-PASSED: list[tuple[str, bytes, str | None]] = [
+LEFT_TO_HOST: list[tuple[str, bytes, str | None]] = [
     ("a tunnel", ipv4(CLIENT, 1, VIP, 80, 4), "not_tcp_udp"),
     ("a tunnel, options and a tag", ipv4(CLIENT, 1, VIP, 80, 47, ihl=8, tags=(0x8100,)), "not_tcp_udp"),
     ("a tunnel, ipv6", ipv6(CLIENT6, 1, VIP6, 80, 41), "not_tcp_udp"),
@@ -685,17 +685,17 @@ def core() -> Datapath:
     return Datapath(Config.from_dict({"interfaces": ["eth0"], "services": services}))
 
 
-@pytest.mark.parametrize(("frame", "reason"), [row[1:] for row in PASSED], ids=[row[0] for row in PASSED])
+@pytest.mark.parametrize(("frame", "reason"), [row[1:] for row in LEFT_TO_HOST], ids=[row[0] for row in LEFT_TO_HOST])
 def test_the_guard_counts_what_is_odd_at_a_vip(
     with_everything: Classifier, core: Datapath, frame: bytes, reason: str | None
 ) -> None:
     """By the name that the data path has for it; no other program does."""
-    before = with_everything.passed()
+    before = with_everything.host_counters()
     for program in ("filter", "steering", "bell"):
         sees(with_everything, program, frame)
-    assert with_everything.passed() == before
+    assert with_everything.host_counters() == before
     is_taken(with_everything, frame)
-    after = with_everything.passed()
+    after = with_everything.host_counters()
     assert {name: after[name] - before[name] for name in after if after[name] != before[name]} == (
         {reason: 1} if reason else {}
     )
@@ -879,7 +879,7 @@ def test_thousands_of_services() -> None:
 
 
 def test_more_than_the_limit_is_refused_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(classifier, "MAX_ENTRIES", 2)
+    monkeypatch.setattr(tables, "MAX_ENTRIES", 2)
     with Classifier() as classified:
         classified.replace(Keys({VIP_80}))
         with pytest.raises(KernelError, match=r"fastlb_replies would have to hold 3 entries.* limit is 2"):

@@ -30,7 +30,8 @@ from fastlb.errors import KernelError
 from fastlb.kernel import guard
 from fastlb.kernel.ebpf import syscall
 from fastlb.kernel.ebpf.assembler import Assembler, Reg
-from fastlb.kernel.ebpf.classifier import BELL_NAME, FILTER_NAME, Classifier
+from fastlb.kernel.ebpf.bells import BELL_NAME
+from fastlb.kernel.ebpf.classifier import FILTER_NAME, Classifier
 from fastlb.model.match import Key, Keys
 from fastlb.model.names import GUARD_NAME
 from tests import ebpf
@@ -277,7 +278,7 @@ def test_the_guard_outlives_the_classifier_and_goes_wholly(rig: Rig) -> None:
         classified.replace(Keys(VIPS, REPLIES), LOCALS)
         rig.attach(classified)
         ours = held(os.getpid()) - others
-        maps = ["fastlb_datagram", "fastlb_locals", "fastlb_passed", "fastlb_replies", "fastlb_vips"]
+        maps = ["fastlb_datagram", "fastlb_locals", "fastlb_replies", "fastlb_to_host", "fastlb_vips"]
         maps += ["fastlb_masks"] * 2
         unused = ["fastlb_full", "fastlb_masks", "fastlb_sources"]  # without full NAT no program refers to them
         assert names(ours) == sorted([*maps, *unused, "fastlb_asleep", FILTER_NAME, GUARD_NAME, BELL_NAME])

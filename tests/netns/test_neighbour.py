@@ -24,6 +24,8 @@ from pyroute2 import IPRoute, netns
 
 from fastlb.errors import KernelError
 from fastlb.kernel import mirror, netlink
+from fastlb.kernel.asks import ASK_BATCH
+from fastlb.kernel.host_tables import HostTables
 from fastlb.kernel.mirror import Watcher
 from fastlb.kernel.vips import add_vip, remove_vip
 from fastlb.model.hostview import KernelView, Route
@@ -183,7 +185,7 @@ def test_hundreds_of_next_hops_are_all_asked_for(seen: Observer) -> None:
         for number in (0, 1)
         for last in range(129, 254)
     ]
-    assert len(hops) > mirror.ASK_BATCH
+    assert len(hops) > ASK_BATCH
     seen.watcher.want(hops)
     seen.until(lambda view: set(hops) <= set(view.neighbours))
 
@@ -364,7 +366,7 @@ def test_overrun_leads_to_a_fresh_dump(wires: None, monkeypatch: pytest.MonkeyPa
         go_on.wait(PATIENCE)
         take(view)
 
-    observer.watcher._on_change = slow
+    observer.watcher.on_change = slow
     eth0 = observer.link("eth0")
     hops = {(eth0, ip_address(f"10.9.0.{last}")) for last in range(50, 250)}
     try:
@@ -387,20 +389,20 @@ def test_change_that_was_not_taken_is_told_again(seen: Observer, monkeypatch: py
     take = seen.take
 
     def fail_once(view: KernelView) -> None:
-        seen.watcher._on_change = take
+        seen.watcher.on_change = take
         raise ValueError("a mistake elsewhere")
 
-    seen.watcher._on_change = fail_once
+    seen.watcher.on_change = fail_once
     with inside(NEAR):
         add_vip("eth0", ip_address("203.0.113.1"))
     seen.until(lambda view: ip_address("203.0.113.1") in view.addresses)
-    assert seen.watcher._on_change == take
+    assert seen.watcher.on_change == take
 
 
 def test_watching_goes_on_after_an_event_that_could_not_be_taken_in(
     seen: Observer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    apply, fails = mirror._Mirror.apply, iter([True])
+    apply, fails = HostTables.apply, iter([True])
 
     def fail_once(*args: Any) -> Any:
         if next(fails, False):
@@ -408,7 +410,7 @@ def test_watching_goes_on_after_an_event_that_could_not_be_taken_in(
         return apply(*args)
 
     monkeypatch.setattr(mirror, "RETRY", 0.05)
-    monkeypatch.setattr(mirror._Mirror, "apply", fail_once)
+    monkeypatch.setattr(HostTables, "apply", fail_once)
     with inside(NEAR):
         add_vip("eth0", ip_address("203.0.113.1"))
     seen.until(lambda view: ip_address("203.0.113.1") in view.addresses)
@@ -442,7 +444,7 @@ def test_close_before_start_and_from_the_callback(wires: None) -> None:
         observer.watcher.close()
         closed.set()
 
-    observer.watcher._on_change = close
+    observer.watcher.on_change = close
     with inside(NEAR):
         add_vip("eth0", ip_address("203.0.113.1"))
     assert closed.wait(PATIENCE)

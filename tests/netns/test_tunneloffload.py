@@ -22,7 +22,8 @@ import pytest
 from pyroute2.ethtool.ioctl import IoctlEthtool
 
 from fastlb.kernel.ebpf import syscall
-from fastlb.kernel.ebpf.tunnel_offload import PROGRAM_NAME, TunnelOffload, describing_program
+from fastlb.kernel.ebpf.tunnel_offload import PROGRAM_NAME, TunnelOffload
+from fastlb.kernel.ebpf.tunnel_program import describing_program
 from fastlb.model.names import OFFLOAD_LINKS, OFFLOAD_TYPE
 from tests import ebpf
 from tests.frames import ACK, PSH, checksum, frame
@@ -440,4 +441,4 @@ def test_a_kernel_that_refuses_is_not_asked_again_at_once(
     monkeypatch.setattr(syscall, "link_to_egress", refuse)
     assert [offload.apply([2, 3]), offload.apply([2, 3])] == [[], []]
     assert asked == [2, 3]
-    assert capsys.readouterr().out.count("cut by fastlb") == 2
+    assert capsys.readouterr().out.count("segmented by fastlb") == 2

@@ -1,15 +1,15 @@
-"""Fragments, in the classification of programs.py: the first one of a datagram decides for all of them.
+"""Fragments, in the classification: the first one of a datagram decides for all of them.
 
 A later fragment has no ports. What is ours by its addresses alone may be a part of a datagram whose first fragment
 went to the host: a backend's own traffic, or an answer to one of the host's sockets. So such datagrams are noted in a
 map that all programs share. Each program that meets a first fragment writes, and each comes to the same; for later
-fragments the map is only read. A key is 40 bytes (scratch.py), in network order but for IPv4's number:
+fragments the map is only read. A key is 40 bytes (frame.py), in network order but for IPv4's number:
 
     source (16) | destination (16) | 0 (2) | protocol (1) | family (1) | number (4)
 
-In it are only datagrams of which the later fragments would otherwise be ours, and of those the MAX_NOTED that were used
-last. One leaves when a datagram that is ours has its number again. A later fragment that overtakes its first is judged
-before anything is known of it, so by its addresses: the ring takes it, holds it, and drops it by name. (One that
+In it are only datagrams of which the later fragments would otherwise be ours, and of those the MAX_NOTED that were
+used last. One leaves when a datagram that is ours has its number again. A later fragment that overtakes its first is
+judged before anything is known of it, so by its addresses: the ring takes it, holds it, and drops it by name. (One that
 another processor receives in the very moment of its first may be taken by the ring and left to the host as well; the
 ring's is dropped.) Notes know no time: only Linux 5.8 and later give it to programs of any licence.
 """
@@ -44,14 +44,15 @@ _VALUE_SIZE = 4  # of no meaning
 
 
 def new_map() -> RecentMap:
-    """Empty. Raises KernelError."""
+    """Make the map, which is empty at first. Raises KernelError."""
     return RecentMap(MAP_NAME, KEY_SIZE, _VALUE_SIZE, MAX_NOTED)
 
 
 def ask_of_fragment(a: Assembler, noted_fd: int) -> None:
-    """A fragment comes to "first", or falls in, or to "later", with both addresses and the number in place.
+    """Note the datagram of a first fragment, and ask for that of a later one.
 
-    Anything but TCP and UDP may be another header, which a later fragment would not show: then none is ours.
+    A fragment comes to "first", or falls in, or to "later", with both addresses and the number in place. Anything but
+    TCP and UDP may be another header, which a later fragment would not show: then none is ours.
     """
     a.label("first")
     a.jump_if(R8, "==", TCP, "ported")
@@ -74,6 +75,7 @@ def ask_of_fragment(a: Assembler, noted_fd: int) -> None:
 
 
 def _complete_datagram(a: Assembler) -> None:
+    """Copy what names the datagram to DATAGRAM."""
     a.alu(R1, "=", 0)
     complete_key(a, DESTINATION, R1)
     for at in range(0, KEY_SIZE, 8):
@@ -82,12 +84,12 @@ def _complete_datagram(a: Assembler) -> None:
 
 
 def jump_if_first(a: Assembler, answer: str) -> None:
-    """Away from the straight way of all other packets, to `settle_first`; ``answer``: whose it is."""
+    """Send a first fragment to `settle_first`, away from the straight way of all others; ``answer``: whose it is."""
     a.jump_if(R8, "&", FIRST | AGAIN, f"first_{answer}")
 
 
 def settle_first(a: Assembler, noted_fd: int, taken: dict[str, str]) -> None:
-    """Places "first_…" for each answer in ``taken``, all of which mean ours: forgets the datagram, and goes on there.
+    """Place "first_…" for each answer in ``taken``, all of which mean ours: forget the datagram, and go on there.
 
     What is "first_nobody" is asked about once more, as a later fragment would be. What is ours then is noted, and left
     to the host. R6: the first four bytes of the destination, which are lost on the stack.

@@ -178,6 +178,13 @@ def load_program(kind: int, code: bytes, name: str) -> int:
         raise _failed(f"cannot load the program {name}", error, verdict) from error
 
 
+def hold_program(undo: contextlib.ExitStack, kind: int, code: bytes, name: str) -> int:
+    """Load a program, as `load_program` does, whose descriptor the stack closes."""
+    fd = load_program(kind, code, name)
+    undo.callback(os.close, fd)
+    return fd
+
+
 def _load(kind: int, code: bytes, name: str, log: ctypes.Array[ctypes.c_char] | None) -> int:
     instructions = ctypes.create_string_buffer(code, len(code))
     terms = ctypes.create_string_buffer(LICENCE)
