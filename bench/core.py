@@ -21,7 +21,7 @@ from flowfiles import memory_in_file
 from report import Bar, Spread, print_table, write
 
 from fastlb._core import FlowMemory, Pipeline, Routes
-from fastlb.config.schema import Config
+from fastlb.config import Config
 from fastlb.plan.ids import BackendIds
 from fastlb.plan.plan import Member, plan_services
 from fastlb.plan.tables import services_table

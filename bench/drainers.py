@@ -20,7 +20,7 @@ from rig import PORT, VIP, Rig
 from sockets import BLOCK_SIZE, PACKET_FANOUT, SO_DETACH_FILTER, SOL_PACKET, Mapped, open_ring, patiently
 
 from fastlb._core import Pipeline, Ring, RingMemory, Routes, Worker
-from fastlb.config.schema import Config
+from fastlb.config import Config
 from fastlb.kernel import guard
 from fastlb.kernel.ebpf.classifier import Classifier
 from fastlb.model.match import Key, Keys

@@ -18,7 +18,7 @@ import forwarders
 from report import Curve, print_table, write_curves
 from topology import BACKENDS, VIPS, Lab, LabError, own_prefix
 
-from fastlb.config.schema import SlowStart
+from fastlb.config import SlowStart
 from fastlb.control.client import call
 from fastlb.plan.backends import ramp
 

@@ -17,7 +17,7 @@ from report import GOAL_COLUMNS, Bar, Goal, Spread, print_table, shown, write
 from xxhash import xxh64_intdigest
 
 from fastlb._core import MaglevTable
-from fastlb.config.schema import Config
+from fastlb.config import Config
 from fastlb.plan.backends import BackendStates
 from fastlb.plan.ids import BackendIds
 from fastlb.plan.ketama import build_ring

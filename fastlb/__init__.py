@@ -6,7 +6,7 @@ Four ways in: the ``fastlb`` command (`fastlb.cli.main`), embedding (`Datapath`)
 
 from pathlib import Path
 
-from fastlb.config.schema import Config, load_config
+from fastlb.config import Config, load_config
 from fastlb.embedding import Datapath, Result, Trace, Verdict, flow_hash
 from fastlb.errors import ConfigError, ControlError, FastlbError, KernelError, Problem
 from fastlb.plan.maglev import maglev_table

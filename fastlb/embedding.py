@@ -10,7 +10,7 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 from fastlb._core import FlowMemory, Pipeline, Routes, Services, flow_hash_of
-from fastlb.config.schema import Config
+from fastlb.config import Config
 from fastlb.model.names import BackendName
 from fastlb.model.net import PROTOCOL_NAMES, PROTOCOL_NUMBERS, Address
 from fastlb.observe import status, trace

@@ -6,7 +6,7 @@ import argparse
 
 from fastlb.cli.options import Commands, add_command, add_config, add_json
 from fastlb.cli.text import count_of
-from fastlb.config.schema import load_config
+from fastlb.config import load_config
 
 
 def add(commands: Commands) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from fastlb.cli.options import Commands, Run, add_command, add_socket, number, socket_of
-from fastlb.config.fields import drain_time
+from fastlb.config import drain_time
 from fastlb.control.client import call
 from fastlb.errors import FastlbError
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from fastlb.cli.options import Commands, add_command, add_json
 from fastlb.cli.text import print_json, table
-from fastlb.config.schema import load_config
+from fastlb.config import load_config
 
 if TYPE_CHECKING:  # netlink and eBPF, which only a run of this command needs
     from fastlb.daemon.leftovers import Leftover

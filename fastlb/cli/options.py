@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from fastlb.config.schema import Config, control_path
+from fastlb.config import Config, control_path
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 

@@ -6,7 +6,7 @@ import argparse
 
 from fastlb.cli.options import Commands, add_command
 from fastlb.cli.text import print_json
-from fastlb.config.schema import json_schema
+from fastlb.config import json_schema
 
 
 def add(commands: Commands) -> None:

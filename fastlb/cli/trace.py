@@ -6,7 +6,7 @@ import argparse
 
 from fastlb.cli.options import Commands, add_command, add_json, add_socket, socket_of
 from fastlb.cli.text import print_json
-from fastlb.config.schema import load_config
+from fastlb.config import load_config
 from fastlb.control.client import call
 from fastlb.observe import trace
 

@@ -1,23 +1,21 @@
 """The rules between the fields of a configuration: what no value shows by itself.
 
-They see models of which a field may be None where what was written is faulty or missing (`config._salvage`), and say
-nothing about such a field: one fault, one message.
+A field of a model is None here where what was written is faulty or missing (`fastlb.config.salvage`); the rules say
+nothing about such a field: one fault, one message. None of them compares each backend with each other one.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from fastlb.config import fields
-from fastlb.config.fields import MAX_BACKENDS
+from fastlb.config.fields import MAX_BACKENDS, MAX_BURST
+from fastlb.config.schema import Backend, Service
 from fastlb.config.yaml import Loc
+from fastlb.model.checks import OPTIONS
 from fastlb.model.match import MAX_MASKS, Mask
-from fastlb.model.modes import HASHES, ONE_WAY, TUNNELS
+from fastlb.model.modes import HASHES, MODES, SCHEDULERS, TUNNEL_OPTIONS
 from fastlb.model.net import Address, Network, PortRange
-
-if TYPE_CHECKING:
-    from fastlb.config.schema import Backend, Service
 
 Found = Iterator[tuple[Loc, str]]
 
@@ -25,7 +23,7 @@ Found = Iterator[tuple[Loc, str]]
 def broken_rules(
     services: tuple[Service, ...], snat: tuple[Address, ...] | None, vip_address: str | None, maglev_size: int | None
 ) -> Found:
-    """Whatever breaks a rule that involves more than one field. None is an unknown field."""
+    """Yield whatever breaks a rule that involves more than one field, with its key path; None is an unknown field."""
     yield from _named_twice(services)
     yield from _listening_twice(services)
     yield from _overlapping(services)
@@ -68,21 +66,28 @@ def _listening_twice(services: tuple[Service, ...]) -> Found:
 
 
 def _overlapping(services: tuple[Service, ...]) -> Found:
-    """Ranges of which neither lies within the other: for the ports of both, neither is the more specific."""
-    ranges: dict[tuple[object, str], list[tuple[int, PortRange]]] = {}
+    """Find ranges of which neither lies within the other: for the ports of both, neither is the more specific."""
+    ranges: dict[tuple[object, str], list[tuple[PortRange, int]]] = {}
     for number, service in enumerate(services):
         if service.vip and service.protocol and isinstance(service.port, PortRange):
-            ranges.setdefault((service.vip, service.protocol), []).append((number, service.port))
-    for listed in ranges.values():
-        for at, (number, ports) in enumerate(listed):
-            for other, others in listed[:at]:
-                (first, last), (low, high) = ports, others
-                if first < low <= last < high or low < first <= high < last:
-                    yield (
-                        ("services", number, "port"),
-                        f"{ports} overlaps {others} of services[{other}], which has the same VIP and protocol; "
-                        "one must lie within the other, or they must have no port in common",
-                    )
+            ranges.setdefault((service.vip, service.protocol), []).append((service.port, number))
+    for one_vip in ranges.values():
+        for number, other in sorted(_crossing(one_vip)):
+            yield (
+                ("services", number, "port"),
+                f"{services[number].port} overlaps {services[other].port} of services[{other}], which has the same VIP "
+                "and protocol; one must lie within the other, or they must have no port in common",
+            )
+
+
+def _crossing(ranges: list[tuple[PortRange, int]]) -> Iterator[tuple[int, int]]:
+    """Yield the numbers of two ranges that cross, the later one of the file first."""
+    open_ones: list[tuple[int, int]] = []  # (last port, number) of ranges that began earlier, by last port
+    for (first, last), number in sorted(ranges, key=lambda each: (each[0].first, -each[0].last)):
+        del open_ones[: bisect_left(open_ones, (first,))]
+        for _, other in open_ones[: bisect_left(open_ones, (last,))]:
+            yield max(number, other), min(number, other)
+        insort(open_ones, (last, number))
 
 
 def _masks(services: tuple[Service, ...]) -> Found:
@@ -112,30 +117,44 @@ def _held(service: Service, vip_address: str | None) -> Found:
 
 
 class _Vips:
-    """Who has an address as a VIP."""
+    """Who has an address as a VIP. A look-up costs one step for each length of prefixes, not for each VIP."""
 
     def __init__(self, services: tuple[Service, ...]) -> None:
-        named = [
-            (service.vip, f'service "{service.name}"' if service.name else f"services[{number}]")
-            for number, service in reversed(list(enumerate(services)))
-            if service.vip
-        ]
-        self._addresses = {vip: owner for vip, owner in named if isinstance(vip, Address)}
-        self._prefixes = [(vip, owner) for vip, owner in reversed(named) if isinstance(vip, Network)]
+        self._addresses: dict[Address, str] = {}
+        # IP version: {host bits: {network bits: (position in the file, whose VIP it is)}}
+        self._prefixes: dict[int, dict[int, dict[int, tuple[int, str]]]] = {4: {}, 6: {}}
+        for number, service in enumerate(services):
+            if service.vip:
+                self._add(number, service.vip, f'service "{service.name}"' if service.name else f"services[{number}]")
+
+    def _add(self, number: int, vip: Address | Network, owner: str) -> None:
+        if isinstance(vip, Address):
+            self._addresses.setdefault(vip, f"the VIP of {owner}")
+            return
+        host_bits = vip.max_prefixlen - vip.prefixlen
+        network = int(vip.network_address) >> host_bits
+        of_length = self._prefixes[vip.version].setdefault(host_bits, {})
+        of_length.setdefault(network, (number, f"in {vip}, the VIP of {owner}"))
 
     def owner(self, address: Address) -> str | None:
-        """Whose VIP it is, or lies within; None: nobody's."""
-        within = (f"in {prefix}, the VIP of {owner}" for prefix, owner in self._prefixes if address in prefix)
-        exactly = self._addresses.get(address)
-        return f"the VIP of {exactly}" if exactly else next(within, None)
+        """Return whose VIP it is, or lies within; None: nobody's."""
+        if exactly := self._addresses.get(address):
+            return exactly
+        lengths = self._prefixes[address.version]
+        if not lengths:
+            return None
+        number = int(address)
+        within = [found for bits, networks in lengths.items() if (found := networks.get(number >> bits))]
+        return min(within)[1] if within else None
 
 
 def _any_port(service: Service) -> Found:
-    nat_any = service.forward == "nat" and service.port == "any"
+    mode = MODES.get(service.forward)
+    nat_any = mode is not None and mode.takes_all_as_replies and service.port == "any"
     if nat_any and service.nat_any_port is False:
         yield (
             ("port",),
-            "forward: nat with port: any cuts every connection that a backend opens through this host; "
+            f"forward: {service.forward} with port: any cuts every connection that a backend opens through this host; "
             "give a port, or accept that with nat_any_port: true",
         )
     if not nat_any and service.nat_any_port and service.forward and service.port:
@@ -143,27 +162,29 @@ def _any_port(service: Service) -> Found:
 
 
 def _check(service: Service) -> Found:
-    """What cannot be checked."""
+    """Find what cannot be checked, and options of another type of check."""
     check = service.check
     if check is not None and check.port is None and service.port and not service.single_port:
         yield ("check",), f"a service with port: {service.port} has no one port to check; give the check one"
-    if check is not None and check.type == "tcp":
-        for key in sorted({"path", "host"} & check.model_fields_set):
-            yield ("check", key), "it is only for type: http; leave it out"
+    if check is not None and check.type:
+        for key, types in OPTIONS.items():
+            if key in check.model_fields_set and check.type not in types:
+                yield ("check", key), f"it is only for type: {', '.join(types)}; leave it out"
 
 
 def _response_times(service: Service) -> Found:
-    """A scheduler that goes by nothing else must have them from somewhere."""
-    if service.check is not None or service.scheduler != "lrt":
+    """Demand a check where a scheduler needs response times that the flows themselves do not show."""
+    scheduler = SCHEDULERS.get(service.scheduler)
+    if service.check is not None or scheduler is None or not scheduler.needs_response:
         return
-    blind = f"forward: {service.forward}" if service.forward in ONE_WAY else ""
+    blind = f"forward: {service.forward}" if service.forward and not MODES[service.forward].sees_replies else ""
     if not blind and service.protocol == "udp":
         blind = "protocol: udp"
     if blind:
         yield (
             ("scheduler",),
-            f"{blind} does not show how long backends take to answer, so lrt needs response times of a check; "
-            "give the service a check, or use wlc",
+            f"{blind} does not show how long backends take to answer, so {scheduler.name} needs response times of a "
+            "check; give the service a check, or use wlc",
         )
 
 
@@ -179,7 +200,7 @@ def _prefix(service: Service) -> Found:
 
 
 def _groups(services: tuple[Service, ...]) -> Found:
-    """One client must be the same to all services of a group, and be forgotten by all at once."""
+    """Demand that one client is the same to all services of a group, and is forgotten by all at once."""
     first: dict[str, int] = {}
     for number, service in enumerate(services):
         if service.affinity is None or service.affinity.group is None or service.vip is None:
@@ -210,18 +231,19 @@ def _bounded_load(service: Service) -> Found:
 
 
 def _source_ports(service: Service, snat: tuple[Address, ...] | None) -> Found:
-    if service.forward != "fullnat" or service.vip is None or snat is None:
+    mode = MODES.get(service.forward)
+    if mode is None or not mode.sends_from_snat or service.vip is None or snat is None:
         return
     if service.vip.version not in {address.version for address in snat}:
         yield (
             ("forward",),
-            f"fullnat needs an IPv{service.vip.version} address to send from; add one of this host's to snat, "
-            "which stands beside services",
+            f"{service.forward} needs an IPv{service.vip.version} address to send from; add one of this host's to "
+            "snat, which stands beside services",
         )
 
 
 def _clients(service: Service) -> Found:
-    """Prefixes that no client of the VIP has, or of which nobody could say what they mean."""
+    """Find prefixes that no client of the VIP has, and those that are both allowed and denied."""
     if service.allow is None or service.deny is None:
         return
     for key, prefixes in (("allow", service.allow), ("deny", service.deny)):
@@ -240,10 +262,10 @@ def _clients(service: Service) -> Found:
 
 def _source_limit(service: Service) -> Found:
     limit = service.source_limit
-    if limit is not None and limit.burst is not None and limit.burst > limit.rate * fields.MOST_BURST:
+    if limit is not None and limit.burst is not None and limit.burst > limit.rate * MAX_BURST:
         yield (
             ("source_limit", "burst"),
-            f"found {limit.burst}; at {limit.rate} a second it must be at most {limit.rate * fields.MOST_BURST}, "
+            f"found {limit.burst}; at {limit.rate} a second it must be at most {limit.rate * MAX_BURST}, "
             "an hour's worth",
         )
 
@@ -258,21 +280,20 @@ def _sources(services: tuple[Service, ...], snat: tuple[Address, ...], vips: _Vi
 
 
 def _tunnel(service: Service) -> Found:
-    """Keys that the mode does not have."""
+    """Find keys that the mode does not have."""
     if service.tunnel is None or service.forward is None:
         return
     given = service.tunnel.model_fields_set
-    modes = {"source": TUNNELS, "df": TUNNELS, "key": ("gre",), "port": ("gue",), "udp_checksum": ("gue",)}
-    for key in sorted(given):
-        if service.forward not in modes[key]:
-            yield ("tunnel", key), f"it is only for forward: {', '.join(modes[key])}; leave it out"
+    for key, modes in TUNNEL_OPTIONS.items():
+        if key in given and service.forward not in modes:
+            yield ("tunnel", key), f"it is only for forward: {', '.join(modes)}; leave it out"
     versions = [prefix.version for prefix in service.tunnel.source]
     if len(set(versions)) < len(versions):
         yield ("tunnel", "source"), "more than one prefix of an IP version; keep one of IPv4, one of IPv6"
 
 
 def _timeouts(service: Service) -> Found:
-    """Those of the other protocol."""
+    """Find timeouts of the other protocol."""
     for key in sorted(service.timeouts.model_fields_set) if service.timeouts and service.protocol else ():
         protocol = key.split("_")[0]
         if protocol != service.protocol:
@@ -297,25 +318,24 @@ def _too_many(service: Service, maglev_size: int | None) -> Found:
 
 
 def _backends(service: Service, vips: _Vips) -> Found:
-    first: dict[str, int] = {}
+    first: dict[tuple[Address, int], int] = {}
     for number, backend in enumerate(service.backends):
-        loc: Loc = ("backends", number)
-        for path, message in (
-            *_backend_port(service, backend),
-            *_backend_address_fits(service, backend, vips),
-        ):
-            yield (*loc, *path), message
+        for path, message in (*_backend_port(service, backend), *_backend_address_fits(service, backend, vips)):
+            yield ("backends", number, *path), message
         if backend.address and service.port:
-            key = service.key(backend)
-            if first.setdefault(key, number) != number:
-                shown = key.removesuffix(":0")
-                yield loc, f"{shown} is already backends[{first[key]}]; keep one, with the sum of the weights"
+            endpoint = (backend.address, backend.port or service.single_port)
+            if first.setdefault(endpoint, number) != number:
+                shown = service.key(backend).removesuffix(":0")
+                yield (
+                    ("backends", number),
+                    f"{shown} is already backends[{first[endpoint]}]; keep one, with the sum of the weights",
+                )
 
 
 def _backend_port(service: Service, backend: Backend) -> Found:
     if backend.port is None:
         return
-    if service.forward in ONE_WAY:
+    if service.forward and not MODES[service.forward].sees_replies:
         yield (
             ("port",),
             f"forward: {service.forward} cannot change the port; leave it out (backends listen on the service's port), "
@@ -328,8 +348,8 @@ def _backend_port(service: Service, backend: Backend) -> Found:
 def _backend_address_fits(service: Service, backend: Backend, vips: _Vips) -> Found:
     if not backend.address:
         return
-    tunnelled = service.forward in TUNNELS
-    if service.vip and service.vip.version != backend.address.version and not tunnelled:
+    mixes = bool(service.forward) and MODES[service.forward].is_tunnel
+    if service.vip and service.vip.version != backend.address.version and not mixes:
         yield (
             ("address",),
             f"{backend.address} is IPv{backend.address.version} and the VIP {service.vip} is "

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from fastlb.config.schema import Config
+from fastlb.config import Config
 from fastlb.model.hostview import KernelView
 from fastlb.observe.status import Pipelines
 from fastlb.plan.backends import BackendStates

@@ -13,7 +13,7 @@ from typing import Any
 
 import structlog
 
-from fastlb.config.fields import drain_time
+from fastlb.config import drain_time
 from fastlb.control.balancer import Balancer
 from fastlb.control.server import Command
 from fastlb.control.slices import run_in_slices

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 import structlog
 
 from fastlb._core import FlowMemory, Pipeline
-from fastlb.config.schema import Service
+from fastlb.config import Service
 from fastlb.control.commands import Commands
 from fastlb.control.server import ControlServer
 from fastlb.daemon import leftovers

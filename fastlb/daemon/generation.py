@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 from fastlb._core import Services
-from fastlb.config.schema import Config, load_config
+from fastlb.config import Config, load_config
 from fastlb.model.match import Keys
 from fastlb.plan.backends import BackendStates
 from fastlb.plan.ids import BackendIds

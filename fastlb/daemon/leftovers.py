@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from fastlb.config.schema import Config
+from fastlb.config import Config
 from fastlb.errors import KernelError
 from fastlb.kernel import guard
 from fastlb.kernel.claim import is_claimed

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import structlog
 
-from fastlb.config.schema import Config
+from fastlb.config import Config
 from fastlb.control import server
 from fastlb.errors import ConfigError, FastlbError, KernelError
 from fastlb.kernel import cpus

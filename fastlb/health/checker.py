@@ -15,7 +15,7 @@ import asyncio
 import resource
 from collections.abc import Collection, Iterator, Mapping
 
-from fastlb.config.schema import Config, Service
+from fastlb.config import Config, Service
 from fastlb.health.probe import Probe
 from fastlb.health.results import OnTrouble, Report, Results, Troubles
 from fastlb.health.runner import Runner

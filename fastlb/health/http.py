@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from fastlb.config.schema import Check
+from fastlb.config import Check
 from fastlb.health.protocol import MAX_ANSWER, CheckType
 from fastlb.model.net import endpoint_text
 

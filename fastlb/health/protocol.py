@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from fastlb.config.schema import Check
+from fastlb.config import Check
 
 MAX_ANSWER = 4096  # bytes of an answer that are enough to judge it
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from fastlb.config.schema import Service
+from fastlb.config import Service
 from fastlb.health.types import CHECK_TYPES
 from fastlb.model.names import BackendName
 

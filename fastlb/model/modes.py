@@ -21,6 +21,8 @@ class Mode:
     name: str
     help: str
     sees_replies: bool = False  # replies come back through fastlb, which translates both legs
+    takes_all_as_replies: bool = False  # whatever comes from a backend's address and port is taken for a reply
+    sends_from_snat: bool = False  # packets to backends come from an address of snat
     on_link: bool = False  # a backend must be a neighbour: only the MAC address is rewritten
     outer_protocols: Mapping[int, int] | None = None  # of a tunnel: the outer IP protocol, by the inner IP version
     header_bytes: int = 0  # of a tunnel: between the outer IP header and the inner one, without a key
@@ -44,11 +46,17 @@ class Mode:
 MODES = {
     mode.name: mode
     for mode in (
-        Mode("nat", "rewrites the destination, and replies come back through fastlb", sees_replies=True),
+        Mode(
+            "nat",
+            "rewrites the destination, and replies come back through fastlb",
+            sees_replies=True,
+            takes_all_as_replies=True,
+        ),
         Mode(
             "fullnat",
             "rewrites the source too, to an address of snat, so that replies come back by themselves",
             sees_replies=True,
+            sends_from_snat=True,
         ),
         Mode(
             "dsr",
@@ -80,6 +88,11 @@ MODES = {
 TUNNELS = tuple(name for name, mode in MODES.items() if mode.is_tunnel)
 TWO_WAY = tuple(name for name, mode in MODES.items() if mode.sees_replies)
 ONE_WAY = tuple(name for name, mode in MODES.items() if not mode.sees_replies)
+TUNNEL_OPTIONS = {
+    option: tuple(name for name, mode in MODES.items() if option in mode.options)
+    for option in sorted(frozenset().union(*(mode.options for mode in MODES.values())))
+}
+"""The keys of `tunnel`, and the names of the modes that have them."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +105,7 @@ class Scheduler:
     table: str = ""  # "ring", "rotation" or none
     weighted: bool = True  # False: every backend that takes flows counts as much
     by_response: bool = False  # the response times of health checks count
+    needs_response: bool = False  # it cannot do without response times, those of flows or of checks
 
 
 SCHEDULERS = {
@@ -105,7 +119,7 @@ SCHEDULERS = {
         Scheduler("random", "by lot, by weight", table="rotation"),
         Scheduler("lc", "the fewest flows", weighted=False),
         Scheduler("wlc", "the fewest flows by weight"),
-        Scheduler("lrt", "the fewest flows by weight, times response time", by_response=True),
+        Scheduler("lrt", "the fewest flows by weight, times response time", by_response=True, needs_response=True),
         Scheduler("p2c", "the better one, by flows and response time, of two drawn by weight", table="rotation",
                   by_response=True),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 BackendName = tuple[str, str]
 """What a backend is called: the name of its service, and its key there, ``ADDR:PORT``."""
 
@@ -25,3 +27,9 @@ OFFLOAD_LINKS = 16
 def owner_of_shard(shard: int, workers: int) -> int:
     """Return the worker that owns a shard. Neighbouring shards have one owner, so that their counters lie together."""
     return shard * workers // SHARDS
+
+
+def listed(words: Iterable[str]) -> str:
+    """Return words as a sentence lists them: "a", "a and b", "a, b and c"."""
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last

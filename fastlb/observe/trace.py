@@ -22,7 +22,7 @@ from textwrap import wrap
 from typing import Any, NamedTuple
 
 from fastlb._core import FlowMemory, Pipeline, Routes, explain_tuple, shard_of_client
-from fastlb.config.schema import Config, Service
+from fastlb.config import Config, Service
 from fastlb.errors import FastlbError
 from fastlb.model.modes import TUNNELS
 from fastlb.model.names import owner_of_shard

@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from fastlb.config.fields import LONGEST_AFFINITY
-from fastlb.config.schema import Config, Service
+from fastlb.config import Config, Service
+from fastlb.config.quantities import MAX_AFFINITY_TIME
 from fastlb.errors import FastlbError
 from fastlb.model.net import Address
 
 MAX_PLACE = (1 << 18) - 1
-RESTS = LONGEST_AFFINITY + 60.0  # seconds that a number is not given again: by then no slot names its former place
+RESTS = MAX_AFFINITY_TIME + 60.0  # seconds that a number is not given again: by then no slot names its former place
 
 
 class Place(NamedTuple):

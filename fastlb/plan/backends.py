@@ -26,8 +26,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from fastlb.config import Backend, Config, Service, SlowStart
 from fastlb.config.fields import MAX_BACKENDS
-from fastlb.config.schema import Backend, Config, Service, SlowStart
 from fastlb.errors import FastlbError
 from fastlb.model.names import BackendName
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
-from fastlb.config.schema import Config
+from fastlb.config import Config
 from fastlb.errors import FastlbError
 from fastlb.model.names import BackendName
 from fastlb.plan.affinity import Place, PlaceNumbers, SameAddress

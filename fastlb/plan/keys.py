@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fastlb.config.schema import Config
+from fastlb.config import Config
 from fastlb.model.match import LATER, PORT_BITS, Block, Key, Keys
 from fastlb.model.modes import MODES
 from fastlb.model.net import PROTOCOL_NUMBERS, Address

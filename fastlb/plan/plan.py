@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from fastlb._core import KetamaRing, MaglevTable, SmoothWrr
-from fastlb.config.schema import Backend, Config, Service, Tunnel
+from fastlb.config import Backend, Config, Service, Tunnel
 from fastlb.model.match import Block
 from fastlb.model.modes import SCHEDULERS
 from fastlb.model.net import Address, Network, PortRange

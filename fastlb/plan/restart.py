@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fastlb.config.schema import Config
+from fastlb.config import Config
 
 NEEDS_RESTART = (
     *("interfaces", "workers", "flows", "ring", "transmit", "control", "vip_address"),

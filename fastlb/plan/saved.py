@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fastlb.config.schema import Backend, Config, Service
+from fastlb.config import Backend, Config, Service
 from fastlb.plan.backends import KEPT_BY, BackendState, BackendStates, Removed
 
 SAVED = ("state", "draining", "deadline", "weight", "slow_since", "left")  # of a state

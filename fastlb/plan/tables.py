@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from fastlb._core import Services
-from fastlb.config.schema import Config
+from fastlb.config import Config
 from fastlb.plan.plan import Plan
 
 MAX_FLOWS = 1 << 30

@@ -33,7 +33,7 @@ from typing import Any
 import structlog
 
 from fastlb._core import FlowMemory, Services, flow_layout
-from fastlb.config.schema import Config
+from fastlb.config import Config
 from fastlb.errors import FastlbError
 from fastlb.model.clock import flow_clock
 from fastlb.version import __version__

@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 import structlog
 
 from fastlb._core import AffinityMemory, FlowMemory, Pipeline, Ring, RingMemory, Worker
-from fastlb.config.schema import Config
+from fastlb.config import Config
 from fastlb.errors import KernelError
 from fastlb.kernel import cpus
 from fastlb.kernel.ebpf.classifier import Classifier

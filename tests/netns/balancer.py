@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 import yaml
 from pyroute2 import IPRoute, NetlinkError, netns
 
-from fastlb.config.schema import Config
+from fastlb.config import Config
 from fastlb.control.client import call
 from fastlb.errors import ConfigError, ControlError
 from fastlb.kernel import guard

@@ -19,7 +19,7 @@ sys.path.insert(0, str(LAB_DIR))
 import generator  # noqa: E402
 from topology import BACKENDS, NODES, VIPS, Lab, LabError, address, own_prefix, remove_abandoned  # noqa: E402
 
-from fastlb.config.schema import load_config  # noqa: E402
+from fastlb.config import load_config  # noqa: E402
 
 GONE = own_prefix("test") + "gone-"
 STEPS = (

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from fastlb.config.schema import Config
+from fastlb.config import Config
 from fastlb.control import slices
 from fastlb.control.commands import Commands
 from fastlb.errors import FastlbError

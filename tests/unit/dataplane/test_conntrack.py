@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fastlb._core import FlowMemory, Pipeline, explain_tuple
-from fastlb.config.schema import Config
+from fastlb.config import Config
 from fastlb.model.names import owner_of_shard
 from fastlb.plan.backends import BackendStates
 from fastlb.plan.ids import BackendIds

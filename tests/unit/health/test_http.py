@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fastlb.config.schema import Check
+from fastlb.config import Check
 from fastlb.health.http import judge, request
 from fastlb.health.protocol import MAX_ANSWER
 

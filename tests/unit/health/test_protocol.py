@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastlb.config.schema import Check
+from fastlb.config import Check
 from fastlb.health.protocol import MAX_ANSWER
 from fastlb.health.types import CHECK_TYPES
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fastlb.config.schema import Service
+from fastlb.config import Service
 from fastlb.health.target import Target, targets_of
 from tests.balancers import config, service
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastlb.config.schema import Check
+from fastlb.config import Check
 from fastlb.health.types import CHECK_TYPES
 
 

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import pytest
 
-from fastlb.config.schema import Config
+from fastlb.config import Config
 from fastlb.kernel import cpus
 from fastlb.kernel.cpus import LOWEST_PRIORITY, Plan
 from tests.netns.balancer import ROOT, until

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fastlb import Config
-from fastlb.config.schema import SlowStart
+from fastlb.config import SlowStart
 from fastlb.errors import FastlbError
 from fastlb.plan import backends
 from fastlb.plan.backends import SCALE, STEPS, BackendStates, Share, ramp

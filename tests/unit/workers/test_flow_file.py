@@ -19,7 +19,7 @@ import pytest
 import structlog
 
 from fastlb._core import FlowMemory, Pipeline, Routes, flow_layout
-from fastlb.config.schema import Config
+from fastlb.config import Config
 from fastlb.plan.backends import BackendStates
 from fastlb.plan.ids import BackendIds
 from fastlb.plan.plan import Plan, plan_services
