@@ -11,7 +11,7 @@ COVERED := tests/unit tests/property tests/ext --ignore=tests/ext/test_embed.py 
 	tests/netns/test_frames.py tests/netns/test_worker.py
 FLOOR := 94
 
-.PHONY: help demo interop test build lint bench asan coverage clean
+.PHONY: help demo interop test build lint docs bench asan coverage clean
 
 help: ## this list
 	@echo "fastlb: make one of"
@@ -33,7 +33,7 @@ test: build ## all tests; those in namespaces need root, or sudo
 build: $(STAMP) ## the extension module, in place; only what changed
 	@$(PY) setup.py --quiet build_ext --inplace
 
-lint: build ## ruff, mypy, cython-lint, stubtest and the gate on the generated C
+lint: build docs ## ruff, mypy, cython-lint, stubtest, the gate on the generated C, and the documentation's links
 	$(PY) -m ruff check . netns-lab/lab
 	$(PY) -m mypy fastlb
 	$(PY) -m mypy netns-lab
@@ -45,7 +45,12 @@ lint: build ## ruff, mypy, cython-lint, stubtest and the gate on the generated C
 	$(PY) -m mypy.stubtest fastlb._core
 	$(PY) tools/nogil_gate.py fastlb/_core.c
 
+# mkdocs.yml says that nothing may be wrong. (The variable silences a word about another program at each start.)
+docs: build ## the documentation as a web site, build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
+
 bench: build ## the core in memory, and the lab beside a bare reflector (root, or sudo)
+	@echo "core, tables, disruption and lab: about 17 minutes on an idle machine, up to 7 GB of memory."
 	$(PY) bench/core.py
 	$(PY) bench/tables.py
 	$(PY) bench/disruption.py

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 
 from extension import build
 from flowfiles import memory_in_file
-from report import Bar, Spread, print_table, write
+from report import Bar, Spread, announce, print_table, progress, write
 
 from fastlb._core import FlowMemory, Pipeline, Routes
 from fastlb.config import Config
@@ -29,6 +30,7 @@ from fastlb.plan.tables import services_table
 BACKENDS = 100
 FEW, MANY, MOST, FULL = 1_000, 1_000_000, 8_000_000, 10_000_000
 LEAST_ROUNDS, ROUNDS = 9, 13
+NEEDS, QUICK_NEEDS = ("two minutes", 7), ("half a minute", 1.3)  # time, and GB of memory
 POOL = 1 << 16  # frames at least: 4 MiB, so that few flows do not mean few frames
 FRAMES = 1 << 17  # a turn: some 5 ms
 TURNS = 8  # a round
@@ -300,7 +302,7 @@ def of_new_flows(drive_module: Any, modes: Sequence[str]) -> Iterator[Group]:
 
 def measure(groups: Sequence[Group], rounds: int) -> None:
     """A round's value of a case is the mean of its turns."""
-    for _ in range(rounds):
+    for _ in progress(range(rounds), "round"):
         for group in groups:
             group.warm()
             turns = [[case.measure() for case in group.cases] for _ in range(group.turns)]
@@ -506,10 +508,12 @@ def main() -> None:
     options = parser.parse_args()
     quick = options.quick or options.only
     rounds = max(LEAST_ROUNDS, options.rounds or (LEAST_ROUNDS if quick else ROUNDS))
+    announce("core.py, what a packet costs in memory", *(QUICK_NEEDS if quick else NEEDS))
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     drive = build("_drive")
     tables = [memory(make_pipeline(4, "dsr", MANY), MANY)]
     if not quick:
+        print(f"  a table with {FULL:,} flows", file=sys.stderr, flush=True)
         tables.append(fill(drive, FULL))
     if options.only:
         groups = list(make_some_groups(drive, options.only))

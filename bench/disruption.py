@@ -16,14 +16,14 @@ import argparse
 import operator
 import random
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from ipaddress import ip_address
 from statistics import fmean
 from struct import pack
 
 from core import ACK, SYN, checksum
-from report import Bar, Spread, print_table, write
+from report import Bar, Spread, announce, print_table, progress, write
 
 import fastlb
 from fastlb.plan.ketama import build_ring
@@ -264,18 +264,23 @@ def tell_failures(repeats: int) -> list[dict[str, float]]:
     return shares
 
 
+def every_case() -> Iterator[tuple[int, Event, str]]:
+    """Yield every pool with every event and scheduler."""
+    for backends in POOLS:
+        for event in events(backends):
+            for scheduler in SCHEDULERS:
+                yield backends, event, scheduler
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="The share of flows that move when backends and balancers change.")
     parser.add_argument("--quick", action="store_true", help="a tenth of the flows")
     quick = parser.parse_args().quick
     flows = QUICK_FLOWS if quick else FLOWS
+    announce("disruption.py, which flows move when backends change", "a minute" if quick else "five minutes")
     traffic = Traffic.of(flows)
-    found = [
-        measure(traffic, backends, event, scheduler)
-        for backends in POOLS
-        for event in events(backends)
-        for scheduler in SCHEDULERS
-    ]
+    cases = list(every_case())
+    found = [measure(traffic, *case) for case in progress(cases, "case")]
     tell_flows(found, flows)
     paper = tell_failures(QUICK_REPEATS if quick else REPEATS)
     bars = [

@@ -35,12 +35,14 @@ import slowstart
 import transfer
 from extension import build
 from namespaces import become_root
+from report import announce, progress
 
 PARTS = {
     "drain": drain.run, "rate": rate.run, "latency": latency.run, "transfer": transfer.run, "modes": modes.run,
     "crash": crash.run, "rebuild": rebuild.run, "schedulers": schedulers.run, "slowstart": slowstart.run,
     "flood": flood.run,
 }  # fmt: skip
+MINUTES = 8  # for all of them, on an idle machine
 
 
 def main() -> None:
@@ -53,7 +55,10 @@ def main() -> None:
     become_root()
     for extension in ("_reflect", "_load"):
         build(extension)
-    for part in options.parts or PARTS:
+    parts = options.parts or list(PARTS)
+    announce(f"lab.py, {len(parts)} of {len(PARTS)} parts", f"{MINUTES * len(parts) / len(PARTS):.0f} minutes")
+    for part in progress(parts, "part"):
+        print(f"  {part}", file=sys.stderr, flush=True)
         PARTS[part](options.pairs)
         print()
 

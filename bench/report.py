@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from xml.sax.saxutils import escape
 
+Step = TypeVar("Step")
 RESULTS = Path(__file__).resolve().parent / "results"
 
 ROW = 26  # pixels
@@ -83,6 +85,27 @@ class Curve:
 
 
 GOAL_COLUMNS = ("", "median", "p10 .. p90", "target", "")
+
+
+def announce(what: str, takes: str, gigabytes: float = 0) -> None:
+    """Say before a measurement begins what it measures, how long it takes on an idle machine, and how much memory."""
+    memory = f", {gigabytes:g} GB of memory ({available():.1f} GB are available)" if gigabytes else ""
+    print(f"{what}: takes about {takes}{memory}", file=sys.stderr, flush=True)
+
+
+def available() -> float:
+    """Read how many GB the kernel could give to programs at this moment."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) * 1024 / 1e9
+
+
+def progress(steps: Sequence[Step], what: str) -> Iterator[Step]:
+    """Yield each of ``steps``, after a line on standard error that says which one it is and how long it took so far."""
+    began = time.monotonic()
+    for number, step in enumerate(steps, 1):
+        spent = time.monotonic() - began
+        print(f"  {what} {number} of {len(steps)}, after {spent:.0f} s", file=sys.stderr, flush=True)
+        yield step
 
 
 def shown(spread: Spread, digits: int = 2, unit: str = "") -> tuple[str, str]:

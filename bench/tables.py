@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from report import GOAL_COLUMNS, Bar, Goal, Spread, print_table, shown, write
+from report import GOAL_COLUMNS, Bar, Goal, Spread, announce, print_table, progress, shown, write
 from xxhash import xxh64_intdigest
 
 from fastlb._core import MaglevTable
@@ -107,9 +107,11 @@ def timed(function: Callable[..., object], *arguments: Any) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Milliseconds that Maglev tables and ketama rings take to build.")
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
-    rounds = QUICK_ROUNDS if parser.parse_args().quick else ROUNDS
+    quick = parser.parse_args().quick
+    rounds = QUICK_ROUNDS if quick else ROUNDS
+    announce("tables.py, how long tables take to build", "half a minute" if quick else "two minutes")
     found: dict[tuple[int, str, str], list[float]] = {}
-    for number in range(rounds):
+    for number in progress(range(rounds), "round"):
         for backends in POOLS:
             for at, (title, weight) in enumerate(WEIGHTS.items(), number * len(WEIGHTS)):
                 for what, took in Pool.make(backends, at, weight).measure().items():

@@ -80,7 +80,7 @@ if ! new_enough .venv/bin/python || ! .venv/bin/python -m pip --version >/dev/nu
     "$python" -m venv --clear .venv
 fi
 .venv/bin/python -m pip install --quiet 'setuptools>=77' 'cython>=3.3' &&
-    .venv/bin/python -m pip install --quiet --no-build-isolation -e '.[test]' || {
+    .venv/bin/python -m pip install --quiet --no-build-isolation -e '.[test,docs]' || {
     echo "fastlb: pip could not install the dependencies or build the package (see above); it needs the Python" \
         "package index, or a mirror named by PIP_INDEX_URL" >&2
     exit 1

@@ -8,12 +8,11 @@ would be sent. The other arguments are the MAC addresses of backends and clients
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections import Counter
+from collections.abc import Sequence
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-
-from packetloop import Loop
 
 import fastlb
 from fastlb._core import Pipeline, Routes, Services, reason_names
@@ -25,6 +24,7 @@ INTERFACE = 1
 MTU = 1500
 OWN_MAC = bytes.fromhex("020000000001")
 EVERYWHERE = (ip_network("0.0.0.0/0"), ip_network("::/0"))
+MAC_LENGTH = 6  # bytes
 PCAP_HEADER = 24  # bytes
 PCAP_ETHERNET = (b"\xd4\xc3\xb2\xa1", b"\x01\x00\x00\x00")  # magic number and link type: microseconds, little-endian
 
@@ -51,20 +51,57 @@ def make_pipeline(config: fastlb.Config, macs: dict[str, str]) -> Pipeline:
     return pipeline
 
 
-def main(config: str, source: str, target: str, *neighbours: str) -> int:
-    """The command; see the top of this file."""
-    capture = Path(source).read_bytes()
+def neighbour(text: str) -> tuple[str, str]:
+    """Split ``ADDRESS=MAC``; raises ArgumentTypeError when it is neither."""
+    address, _, mac = text.partition("=")
+    try:
+        ip_address(address)
+        if len(bytes.fromhex(mac.replace(":", ""))) == MAC_LENGTH:
+            return address, mac
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not ADDRESS=MAC, such as 10.0.0.11=02:00:00:00:00:0b")
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; prints a usage and exits when it cannot be."""
+    parser = argparse.ArgumentParser(
+        description="Replay a capture through a balancer, and write down what it would send.",
+        epilog="Example: replay.py fastlb.yaml in.pcap out.pcap 10.0.0.11=02:00:00:00:00:0b",
+    )
+    parser.add_argument("config", metavar="CONFIG", help="a configuration of fastlb, such as examples/fastlb.yaml")
+    parser.add_argument("source", type=Path, metavar="IN.pcap", help="what arrives: Ethernet, as tcpdump -w writes it")
+    parser.add_argument("target", type=Path, metavar="OUT.pcap", help="where to write the frames that would be sent")
+    parser.add_argument(
+        "neighbours", nargs="*", type=neighbour, metavar="ADDRESS=MAC", help="MAC addresses of backends and clients"
+    )
+    return parser.parse_args(arguments)
+
+
+def replay(config: str, source: Path, target: Path, macs: dict[str, str]) -> Counter[str]:
+    """Replay ``source``, write ``target``, and return how many frames ended with each reason."""
+    from packetloop import Loop  # the example's own extension: a usage can be read before it is built
+
+    capture = source.read_bytes()
     if (capture[:4], capture[20:PCAP_HEADER]) != PCAP_ETHERNET:
-        print(f"{source}: not a little-endian pcap of Ethernet frames", file=sys.stderr)
-        return 2
-    loop = Loop(make_pipeline(fastlb.load_config(config), dict(pair.split("=") for pair in neighbours)))
+        raise SystemExit(f"{source}: not a little-endian pcap of Ethernet frames")
+    loop = Loop(make_pipeline(fastlb.load_config(config), macs))
     reasons, sent = loop.run(capture[PCAP_HEADER:])
-    Path(target).write_bytes(capture[:PCAP_HEADER] + sent)
+    target.write_bytes(capture[:PCAP_HEADER] + sent)
     names = reason_names()
-    for reason, count in Counter(reasons).most_common():
-        print(f"{count:8} {names[reason]}")
-    return 0
+    return Counter(names[reason] for reason in reasons)
+
+
+def main() -> None:
+    """Run the command; see the top of this file."""
+    arguments = parse_arguments()
+    try:
+        counts = replay(arguments.config, arguments.source, arguments.target, dict(arguments.neighbours))
+    except (fastlb.FastlbError, OSError) as error:
+        raise SystemExit(str(error)) from None
+    for reason, count in counts.most_common():
+        print(f"{count:8} {reason}")
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    main()

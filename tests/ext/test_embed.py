@@ -214,6 +214,27 @@ def test_the_command_sends_the_frames_that_datapath_sends(
     assert counts == Counter(result.reason for result in expected)
 
 
+def test_the_command_without_arguments_prints_its_usage() -> None:
+    done = subprocess.run([sys.executable, ROOT / "examples/embed/replay.py"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: replay.py")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("no.yaml", "in.pcap", "out.pcap", "10.0.0.11"), "'10.0.0.11' is not ADDRESS=MAC"),
+        (("no.yaml", "no.pcap", "out.pcap"), "No such file or directory: 'no.pcap'"),
+    ],
+)
+def test_the_command_says_what_is_wrong(site: Site, arguments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(AssertionError) as caught:
+        site.python("replay.py", *arguments)
+    assert message in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+
+
 def test_the_packet_path_in_the_example_touches_no_python(site: Site) -> None:
     site.python(ROOT / "tools/nogil_gate.py", "--minimum", "100", "packetloop.c")
 
