@@ -22,6 +22,14 @@ class ControlError(FastlbError):
     """The control socket of a running fastlb cannot be reached, or it refused a command."""
 
 
+class FlowFileError(FastlbError):
+    """A flow file cannot be had here."""
+
+
+class FlowFileUsedError(FlowFileError):
+    """Another process holds the flow file."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One fault in a configuration: where it stands, which key, what is wrong and what would be right."""

@@ -16,7 +16,7 @@ from fastlb.kernel import guard
 from fastlb.kernel.claim import is_claimed
 from fastlb.kernel.vips import marked_vips, remove_vip
 from fastlb.model.net import Address
-from fastlb.workers.flow_file import LeftFile, left_files, remove_files
+from fastlb.workers.flow_places import LeftFile, left_files, remove_files
 
 
 @dataclass(frozen=True)

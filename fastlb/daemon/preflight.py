@@ -27,7 +27,7 @@ from fastlb.plan.reachability import (
     too_narrow,
     without_route,
 )
-from fastlb.workers import flow_file, selftest
+from fastlb.workers import flow_places, selftest
 
 FLOW_BYTES = 86  # of the flow table, hot and cold, for each of config.flows
 SLOT_BYTES = 8  # of the affinity table, for each of config.affinity_entries
@@ -55,7 +55,7 @@ def check_memory(config: Config, workers: int) -> None:
     """The kernel hands out memory for rings until none is left for anybody else: refuse what there is not."""
     rings = config.ring.block_size * config.ring.blocks * len(config.interfaces) * workers >> 20
     slots = config.affinity_entries * SLOT_BYTES
-    table = max(0, config.flows * FLOW_BYTES - flow_file.held_bytes(config)) + slots >> 20
+    table = max(0, config.flows * FLOW_BYTES - flow_places.held_bytes(config)) + slots >> 20
     with open("/proc/meminfo") as meminfo:
         free = next(int(line.split()[1]) for line in meminfo if line.startswith("MemAvailable:")) >> 10
     if rings > free:
@@ -90,7 +90,7 @@ def check_this_host(path: str, config: Config) -> list[str]:
 def check_places(config: Config) -> None:
     """Files that the configuration names: where they shall be must be there."""
     if config.flow_file not in ("auto", "none"):
-        flow_file.check_place(Path(config.flow_file))
+        flow_places.check_place(Path(config.flow_file))
     if config.flow_log is not None:
         flow_log.check_place(config.flow_log)
     server.check_place(Path(config.control))

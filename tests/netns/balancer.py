@@ -30,7 +30,7 @@ from fastlb.config import Config
 from fastlb.control.client import call
 from fastlb.errors import ConfigError, ControlError
 from fastlb.kernel import guard
-from fastlb.workers import flow_file
+from fastlb.workers import flow_places
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 20.0  # seconds until something that should have happened is called missing
@@ -173,8 +173,8 @@ class Balancer:
     def flow_files(self) -> list[Path]:
         """Where its flow table may be, and where one that was set aside is."""
         with suppress(ConfigError):
-            found = flow_file.places(Config.from_dict(self.config))
-            return [each for path in found for each in (path, path.with_name(path.name + flow_file.REJECTED))]
+            found = flow_places.places(Config.from_dict(self.config))
+            return [each for path in found for each in (path, path.with_name(path.name + flow_places.REJECTED))]
         return []
 
     def logs(self) -> list[dict[str, Any]]:

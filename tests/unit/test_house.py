@@ -65,7 +65,6 @@ NOT_YET: set[tuple[str, str]] = {
     ("a .pxi uses only what is included before it", "schedule.pxi: zeroed of snapshot.pxi"),
     ("a file is not too long", "daemon/balancer.py"),
     ("a file is not too long", "observe/trace.py"),
-    ("a file is not too long", "workers/flow_file.py"),
     ("a module has a test file", "daemon.balancer"),
     ("a module has a test file", "daemon.decap"),
     ("a module has a test file", "daemon.generation"),

@@ -10,7 +10,7 @@ from fastlb.cli.guard import describe
 from fastlb.cli.main import main
 from fastlb.daemon import leftovers
 from fastlb.daemon.leftovers import Leftover
-from fastlb.workers.flow_file import LeftFile
+from fastlb.workers.flow_places import LeftFile
 
 FOUND = [Leftover("eth0", 7, ("203.0.113.10",), True), Leftover("eth1", None, (), False)]
 FILES = [LeftFile("/dev/shm/fastlb-1", 3 << 20, "left over")]

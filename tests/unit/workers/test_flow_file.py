@@ -25,8 +25,9 @@ from fastlb.plan.ids import BackendIds
 from fastlb.plan.plan import Plan, plan_services
 from fastlb.plan.saved import restored_states, saved_states
 from fastlb.plan.tables import services_table
-from fastlb.workers import flow_file
+from fastlb.workers import flow_file, flow_places
 from fastlb.workers.flow_file import FlowFileError, FlowFileUsedError, open_file
+from fastlb.workers.flow_records import HEAD_BYTES, Head, pack_head, parse_head
 from fastlb.workers.workers import open_pipelines
 from tests.balancers import BACKENDS, CLIENT, VIP, config, flags, reply_to, service
 from tests.frames import frame, take_apart
@@ -47,7 +48,7 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flow_file, "LOCK_PATIENCE", 0.0)
+    monkeypatch.setattr(flow_places, "LOCK_PATIENCE", 0.0)
 
 
 def settings(folder: Path, *services: dict[str, Any], **changes: Any) -> Config:
@@ -419,7 +420,7 @@ def test_each_bit_of_the_head(folder: Path) -> None:
     first.file.save(first.saved() | {"note": 1})
     first.end()
     path, rejected = folder / "flows", folder / "flows.rejected"
-    for bit in range(8 * flow_file.HEAD_BYTES):
+    for bit in range(8 * HEAD_BYTES):
         flip(path, bit // 8, 1 << bit % 8)
         with structlog.testing.capture_logs() as logs:
             file = open_file(here, {})
@@ -435,35 +436,19 @@ def test_each_bit_of_the_head(folder: Path) -> None:
     second.end(keep=False)
 
 
-END = 10_000  # of a table, where lists may begin
-PLACES: list[tuple[list[tuple[int, int]], bool]] = [
-    ([(0, 0), (END, 5000)], True),
-    ([(END, 5000), (0, 0)], True),
-    ([(END, 5000), (END + 5000, 5000)], True),
-    ([(END + 5000, 5000), (END, 5000)], True),
-    ([(END - 1, 5000), (0, 0)], False),  # in the table
-    ([(0, 5000), (END, 5000)], False),  # over the head
-    ([(END, 5001), (END + 5000, 5000)], False),  # one in the other
-    ([(END, 5000), (END, 5000)], False),
-    ([(END + 5000, 5001), (END, 5000)], False),  # beyond the end
-    ([(END, 2**64 - END), (0, 0)], False),
-    ([(END, 0), (END + 5000, 5000)], False),  # no room for anything
-]
-
-
-@pytest.mark.parametrize(("lists", "fit"), PLACES)
-def test_where_lists_may_be(lists: list[tuple[int, int]], fit: bool) -> None:
-    assert flow_file.lists_fit(lists, END, END + 10_000) == fit
-
-
 def test_a_head_that_puts_a_list_into_the_table(folder: Path) -> None:
     """Its digest is right, and it is not believed."""
     here = settings(folder)
     first = Life(here)
     fill(first, 5)
-    first.file._lists[(first.file._sequence + 1) % 2] = (LARGE_PAGE, 1 << 16)
-    first.file._write_head(first.file._sequence)
     first.end()
+    with (folder / "flows").open("r+b") as file:
+        head = parse_head(file.read(HEAD_BYTES))
+        assert isinstance(head, Head)
+        lists = list(head.lists)
+        lists[(head.sequence + 1) % 2] = (LARGE_PAGE, 1 << 16)
+        file.seek(0)
+        file.write(pack_head(head.sequence, lists))
     second = Life(here)
     assert second.said() == "its lists of backends are not where they can be"
     second.end(keep=False)
@@ -795,7 +780,7 @@ def test_a_file_of_somebody_else_is_set_aside(folder: Path) -> None:
 
 
 def test_not_in_memory(tmp_path: Path) -> None:
-    if flow_file.is_in_memory(tmp_path):
+    if flow_places.is_in_memory(tmp_path):
         pytest.skip("temporary files are in memory here")
     with pytest.raises(FlowFileError, match=f"flow_file: {tmp_path} is not on tmpfs or ramfs"):
         Life(settings(tmp_path))
@@ -823,9 +808,9 @@ def test_none(folder: Path) -> None:
 def test_auto_prefers_the_control_socket_s_place(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shared = folder / "shm"
     shared.mkdir()
-    monkeypatch.setattr(flow_file, "SHARED_MEMORY", shared)
+    monkeypatch.setattr(flow_places, "SHARED_MEMORY", shared)
     for control, where in ((folder / "lb.sock", folder), (tmp_path / "lb.sock", shared)):
-        if where is shared and flow_file.is_in_memory(tmp_path):
+        if where is shared and flow_places.is_in_memory(tmp_path):
             continue
         file = open_file(settings(folder, flow_file="auto", control=str(control)), {})
         assert file is not None
@@ -835,10 +820,10 @@ def test_auto_prefers_the_control_socket_s_place(folder: Path, tmp_path: Path, m
 
 def test_auto_finds_the_file_where_it_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside the control socket there was no room when it was made."""
-    monkeypatch.setattr(flow_file, "SHARED_MEMORY", folder / "shm")
+    monkeypatch.setattr(flow_places, "SHARED_MEMORY", folder / "shm")
     (folder / "shm").mkdir()
     here = settings(folder, flow_file="auto", control=str(folder / "lb.sock"))
-    _, second = flow_file.places(here)
+    _, second = flow_places.places(here)
     first = Life(settings(folder, flow_file=str(second)))
     placed = fill(first, 3)
     first.end()
@@ -848,9 +833,9 @@ def test_auto_finds_the_file_where_it_is(folder: Path, monkeypatch: pytest.Monke
 
 
 def test_auto_does_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if flow_file.is_in_memory(tmp_path):
+    if flow_places.is_in_memory(tmp_path):
         pytest.skip("temporary files are in memory here")
-    monkeypatch.setattr(flow_file, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(flow_places, "SHARED_MEMORY", tmp_path)
     with structlog.testing.capture_logs() as logs:
         assert open_file(settings(tmp_path, flow_file="auto", control=str(tmp_path / "lb.sock")), {}) is None
     assert [line["event"] for line in logs] == ["a crash will lose the flow table: there is no place for its file"]
@@ -899,7 +884,7 @@ def test_saved_ids_are_the_same_ids() -> None:
 
 
 def test_left_files_are_listed_and_removed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flow_file, "SHARED_MEMORY", folder)
+    monkeypatch.setattr(flow_places, "SHARED_MEMORY", folder)
     here = settings(folder)
     (folder / "flows.rejected").write_bytes(b"")
     (folder / "fastlb-of-somebody.flows").write_bytes(b"no flow file")
@@ -909,15 +894,15 @@ def test_left_files_are_listed_and_removed(folder: Path, monkeypatch: pytest.Mon
     other.close(keep=True)
 
     def states() -> dict[str, str]:
-        return {Path(each.path).name: each.state for each in flow_file.left_files(here)}
+        return {Path(each.path).name: each.state for each in flow_places.left_files(here)}
 
     assert states() == {"flows": "in use", "flows.rejected": "set aside", "fastlb-other.flows": "left over"}
-    flow_file.remove_files(flow_file.left_files(here))
+    flow_places.remove_files(flow_places.left_files(here))
     assert states() == {"flows": "in use"}
     life.end()
     assert states() == {"flows": "left over"}
-    assert flow_file.left_files()[0:0] == []
-    flow_file.remove_files(flow_file.left_files(here))
+    assert flow_places.left_files()[0:0] == []
+    flow_places.remove_files(flow_places.left_files(here))
     assert [path.name for path in folder.iterdir()] == ["fastlb-of-somebody.flows"]
 
 
