@@ -14,6 +14,7 @@ from fastlb.config import Config
 from fastlb.model.names import BackendName
 from fastlb.model.net import PROTOCOL_NAMES, PROTOCOL_NUMBERS, Address
 from fastlb.observe import status, trace
+from fastlb.observe.explanation import Context, Explanation, FiveTuple, Step
 from fastlb.plan.backends import BackendStates
 from fastlb.plan.ids import BackendIds
 from fastlb.plan.plan import Plan, plan_services
@@ -65,7 +66,7 @@ class Trace:
     slot: int | None = None  # of the service's Maglev table
     verdict: Verdict = Verdict.PASS
     reason: str = "no_service"
-    steps: tuple[trace.Step, ...] = field(default=(), compare=False)
+    steps: tuple[Step, ...] = field(default=(), compare=False)
 
 
 class Datapath:
@@ -157,11 +158,11 @@ class Datapath:
     ) -> Trace:
         """Which backend a client's packet would get at this moment, and why."""
         self._publish()
-        packet = trace.Tuple(
+        packet = FiveTuple(
             ip_address(src), sport, ip_address(dst), dport, PROTOCOL_NAMES[protocol_number(proto)]
         )
-        scene = trace.Scene(self._plans, self._config.services, self._standings)
-        return _trace_of(trace.explain(self._pipeline, packet, scene, self._pipeline.now_ms))
+        context = Context(self._plans, self._config.services, self._standings)
+        return _trace_of(trace.explain(self._pipeline, packet, context, self._pipeline.now_ms))
 
     def stats(self) -> dict[str, Any]:
         """Counters by name, services with their backends, and the flow table; as `fastlb status --json` shows them."""
@@ -193,7 +194,7 @@ class Datapath:
         self._stale = False
 
 
-def _trace_of(explained: trace.Explanation) -> Trace:
+def _trace_of(explained: Explanation) -> Trace:
     facts = {step.stage: step.facts for step in explained.steps}
     flow = facts.get("flow", {})
     why = explained.reason

@@ -8,7 +8,8 @@ from fastlb.cli.options import Commands, add_command, add_json, add_socket, sock
 from fastlb.cli.text import print_json
 from fastlb.config import load_config
 from fastlb.control.client import call
-from fastlb.observe import trace
+from fastlb.observe.explanation import lines_of, parse_tuple
+from fastlb.observe.trace import explain_offline
 
 
 def add(commands: Commands) -> None:
@@ -33,15 +34,15 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.offline and not arguments.config:
         arguments.refuse("--offline needs a configuration: -c FILE")
     try:
-        packet = trace.parse_tuple(arguments.source, arguments.destination)
+        packet = parse_tuple(arguments.source, arguments.destination)
     except ValueError as error:
         arguments.refuse(str(error))
     if arguments.offline:
-        explained = trace.from_configuration(load_config(arguments.config), packet).as_json()
+        explained = explain_offline(load_config(arguments.config), packet).as_json()
     else:
         asked = {"source": arguments.source, "destination": arguments.destination}
         explained = call(socket_of(arguments), "trace", **asked)
     if arguments.json:
         print_json(explained)
     else:
-        print("\n".join(trace.described(explained)))
+        print("\n".join(lines_of(explained)))

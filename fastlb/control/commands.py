@@ -23,6 +23,7 @@ from fastlb.model.counters import add_up
 from fastlb.model.names import BackendName, owner_of_shard
 from fastlb.model.net import Address
 from fastlb.observe import flows, status, trace
+from fastlb.observe.explanation import Context
 from fastlb.version import __version__
 
 MAX_WEIGHT = 65535
@@ -77,13 +78,13 @@ class Commands:
         return flows.answer(self._balancer.pipelines[0], self._balancer.now.plans, request, flow_clock())
 
     def _trace(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        balancer, packet = self._balancer, trace.requested(request)
+        balancer, packet = self._balancer, trace.requested_tuple(request)
         owner = trace.owner_of(packet, balancer.count)
-        scene = trace.Scene(
+        context = Context(
             balancer.now.plans, balancer.now.config.services, balancer.standings, self._worker_of, self._next_hop,
             now=time.monotonic(),
         )  # fmt: skip
-        return trace.explain(balancer.pipelines[owner], packet, scene, flow_clock()).as_json()
+        return trace.explain(balancer.pipelines[owner], packet, context, flow_clock()).as_json()
 
     def _worker_of(self, shard: int) -> str:
         return f"{owner_of_shard(shard, self._balancer.count)} of {self._balancer.count}, "

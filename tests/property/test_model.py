@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastlb._core import FlowWalk
-from fastlb.observe import trace
+from fastlb.observe.explanation import Context, Explanation, FiveTuple
+from fastlb.observe.trace import explain
 from tests.balancers import BACKENDS, VIP, Balancer, config, flags
 from tests.frames import frame, take_apart
 from tests.property.model import AFFINITY, OVER, RING, SIZE, TIMEOUTS, Model, Name, Outcome, Sight, Tuple, named
@@ -166,15 +167,15 @@ class Both:
             seen = take_apart(sent)
             assert expected.to == ((seen.dst, seen.dport) if side == "dst" else (seen.src, seen.sport))
 
-    def trace(self, flow: Tuple) -> trace.Explanation:
+    def trace(self, flow: Tuple) -> Explanation:
         protocol, src, sport, dst, dport = flow
-        packet = trace.Tuple(ip_address(src), sport, ip_address(dst), dport, protocol)
-        scene = trace.Scene(
+        packet = FiveTuple(ip_address(src), sport, ip_address(dst), dport, protocol)
+        context = Context(
             self.real.plans, self.real.settings.services, self.real.standings, now=self.now / 1000
         )
-        return trace.explain(self.real.pipeline, packet, scene, self.now)
+        return explain(self.real.pipeline, packet, context, self.now)
 
-    def check_trace(self, told: trace.Explanation, reason: str, backend: str | None) -> None:
+    def check_trace(self, told: Explanation, reason: str, backend: str | None) -> None:
         assert (told.reason, told.backend) == (reason, backend if reason != "no_service" else None)
 
     # --- time, the configuration, commands ---------------------------------------------------------------------------
@@ -239,7 +240,7 @@ class Both:
         return sorted((*entry_of(row), self.real.keys[row[5]], row[6], self.now - row[8]) for row in rows)
 
 
-def is_foretold(told: trace.Explanation, protocol: str, letters: str) -> bool:
+def is_foretold(told: Explanation, protocol: str, letters: str) -> bool:
     """A trace tells of a packet that follows a flow, where there is one; else of one that begins it."""
     flow: Mapping[str, Any] = next((step.facts for step in told.steps if step.stage == "flow"), {})
     syn = protocol == "tcp" and letters == "S"

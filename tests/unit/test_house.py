@@ -64,7 +64,6 @@ NOT_YET: set[tuple[str, str]] = {
     ("a .pxi uses only what is included before it", "pipeline.pxi: entries_of of inspect.pxi"),
     ("a .pxi uses only what is included before it", "schedule.pxi: zeroed of snapshot.pxi"),
     ("a file is not too long", "daemon/balancer.py"),
-    ("a file is not too long", "observe/trace.py"),
     ("a module has a test file", "daemon.balancer"),
     ("a module has a test file", "daemon.decap"),
     ("a module has a test file", "daemon.generation"),
@@ -106,7 +105,6 @@ NOT_YET: set[tuple[str, str]] = {
     ("a module has a test file", "workers.transmit"),
     ("a module has a test file", "workers.workers"),
     ("a class has few methods", "daemon.balancer.Engine"),
-    ("a class has few methods", "observe.trace._Client"),
     ("a class has few attributes", "daemon.balancer.Engine"),
     ("a class has few attributes", "plan.plan.Plan"),
 }  # fmt: skip

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from fastlb.observe import trace
+from fastlb.observe.explanation import Context, parse_tuple
+from fastlb.observe.trace import explain
 from fastlb.plan.ids import ID_QUARANTINE
 from tests.balancers import BACKENDS, CLIENT, VIP, Balancer, config, flags, reply_to, service
 from tests.frames import ACK, RST, SYN, frame, take_apart
@@ -374,8 +375,8 @@ TRACES = [
 def test_the_tool_tells_of_it(state: str, policy: str, flow: str, reason: str) -> None:
     pair = pair_in(state, policy, "nat", "tcp")
     balancer, now = pair.balancer, 0.0 if state == "`draining`" else DRAINED_AT
-    scene = trace.Scene(balancer.plans, balancer.settings.services, balancer.standings, hops_known=False, now=now)
-    told = trace.explain(balancer.pipeline, trace.parse_tuple(f"{CLIENT[4]}:40000", f"{VIP[4]}:80/tcp"), scene, 0)
+    context = Context(balancer.plans, balancer.settings.services, balancer.standings, hops_known=False, now=now)
+    told = explain(balancer.pipeline, parse_tuple(f"{CLIENT[4]}:40000", f"{VIP[4]}:80/tcp"), context, 0)
     steps = {step.stage: step.says for step in told.steps}
     assert steps["flow"].endswith(flow)
     assert told.reason == reason
