@@ -124,14 +124,19 @@ def end_of(clients: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 def syns(rig: Rig) -> list[bytes]:
-    """SYNs to the flooded service in 64-byte frames; the generator gives each a source of its own."""
+    """SYNs to the flooded service; the generator gives each a source of its own."""
+    return [syn(rig, FLOOD_PORT)] * 1024
+
+
+def syn(rig: Rig, port: int) -> bytes:
+    """A SYN to a port of the VIP, in a 64-byte frame."""
     link = rig.macs["in0"] + rig.macs["g0"] + b"\x08\x00"
     source, target = socket.inet_aton("100.0.0.1"), socket.inet_aton(VIP)
     ip = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 40, 0, 0x4000, 64, socket.IPPROTO_TCP, 0, source, target)
-    tcp = struct.pack("!HHIIBBHHH", 1024, FLOOD_PORT, 1, 0, 0x50, 0x02, 65535, 0, 0)
+    tcp = struct.pack("!HHIIBBHHH", 1024, port, 1, 0, 0x50, 0x02, 65535, 0, 0)
     total = checksum(source + target + struct.pack("!HH", socket.IPPROTO_TCP, len(tcp)) + tcp)
     ip = ip[:10] + struct.pack("!H", checksum(ip)) + ip[12:]
-    return [(link + ip + tcp[:16] + struct.pack("!H", total) + tcp[18:]).ljust(64, b"\0")] * 1024
+    return (link + ip + tcp[:16] + struct.pack("!H", total) + tcp[18:]).ljust(64, b"\0")
 
 
 # --- the flood -------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@
     schedulers shares and response times of every scheduler, over servers that are not equally fast
     slowstart  the new flows of a backend that comes back, as a curve
     flood      SYNs from random sources, beside connections that stay
+    checks     thousands of backends with health checks: started, watched, killed
 
 Each part is a module beside this one. All forwarders of a part take turns; targets are judged by the medians. See
 README.md for how to read the numbers.
@@ -19,10 +20,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "netns-lab"))
 
+import checks
 import crash
 import drain
 import flood
@@ -40,9 +43,9 @@ from report import announce, progress
 PARTS = {
     "drain": drain.run, "rate": rate.run, "latency": latency.run, "transfer": transfer.run, "modes": modes.run,
     "crash": crash.run, "rebuild": rebuild.run, "schedulers": schedulers.run, "slowstart": slowstart.run,
-    "flood": flood.run,
+    "flood": flood.run, "checks": checks.run,
 }  # fmt: skip
-MINUTES = 8  # for all of them, on an idle machine
+MINUTES = dict.fromkeys(PARTS, 0.8) | {"checks": 9}  # on an idle machine
 
 
 def main() -> None:
@@ -51,15 +54,18 @@ def main() -> None:
     )
     parser.add_argument("parts", nargs="*", choices=(*PARTS, []), metavar="PART", help=f"of {', '.join(PARTS)}; all")
     parser.add_argument("--pairs", type=int, default=0, help="turns of each forwarder, where a part makes fewer")
+    parser.add_argument("--backends", type=int, nargs="+", default=checks.SIZES, help="sizes that checks measures")
+    parser.add_argument("--services", type=int, default=0, help="services that checks spreads them over; by size")
     options = parser.parse_args()
     become_root()
     for extension in ("_reflect", "_load"):
         build(extension)
+    runs = PARTS | {"checks": partial(checks.run, sizes=options.backends, count=options.services)}
     parts = options.parts or list(PARTS)
-    announce(f"lab.py, {len(parts)} of {len(PARTS)} parts", f"{MINUTES * len(parts) / len(PARTS):.0f} minutes")
+    announce(f"lab.py, {len(parts)} of {len(PARTS)} parts", f"{sum(MINUTES[part] for part in parts):.0f} minutes")
     for part in progress(parts, "part"):
         print(f"  {part}", file=sys.stderr, flush=True)
-        PARTS[part](options.pairs)
+        runs[part](options.pairs)
         print()
 
 

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Mapping
 
 PERIOD = 0.05  # seconds from one look to the next
-WINDOW = 60.0  # seconds that are remembered
+WINDOW = 30.0  # seconds that are remembered
 PERCENTILES = {"p50": 0.5, "p99": 0.99, "max": 1.0}
 
 
@@ -49,7 +49,7 @@ class LoopLag:
         self._wait(asyncio.get_running_loop())
 
     def summary(self) -> Mapping[str, float]:
-        """Return the median, the 99th percentile and the maximum of the last minute, in seconds."""
+        """Return the median, the 99th percentile and the maximum of the last WINDOW, in seconds."""
         return self._delays.summary()
 
     def close(self) -> None:
