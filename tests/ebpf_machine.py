@@ -139,17 +139,20 @@ class BpfKernel:
     def run(self, program: int | bytes, frame: bytes, network: bool = False) -> int:
         """Run a program over an Ethernet frame; ``network``: it sees the frame from the network header on."""
         code = program if isinstance(program, bytes) else self.programs[program].code
-        return _Run(self, code, frame, network).result()
+        return Run(self, code, frame, network).result()
 
 
-class _Run:
-    """One program over one frame."""
+class Run:
+    """One program over one frame; ``told``: the protocol that its sender named, if not its EtherType."""
 
-    def __init__(self, kernel: BpfKernel, code: bytes, frame: bytes, network: bool) -> None:
+    def __init__(
+        self, kernel: BpfKernel, code: bytes, frame: bytes, network: bool = False, told: int | None = None
+    ) -> None:
         self.kernel = kernel
         self.code = list(struct.iter_unpack("<BBhi", code))
         self.frame = bytearray(frame[14:] if network else frame)
-        self.context = {4: 0 if frame[:6] == bytes(6) else 3, 16: int.from_bytes(frame[12:14], "little")}
+        protocol = frame[12:14] if told is None else told.to_bytes(2, "big")
+        self.context = {4: 0 if frame[:6] == bytes(6) else 3, 16: int.from_bytes(protocol, "little")}
         self.stack: list[int | None] = [None] * STACK_SIZE
         self.registers: list[int | None] = [None, CONTEXT, *[None] * 8, STACK + STACK_SIZE]
 
