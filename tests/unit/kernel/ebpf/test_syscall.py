@@ -54,7 +54,7 @@ def test_a_full_map_says_its_limit(bpf_kernel: BpfKernel) -> None:
 
 
 def test_memory_that_comes_a_little_later(bpf_kernel: BpfKernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Linux 6.1 and later refill their store of entries in the background: it is worth waiting for, but not for ever."""
+    """Linux 6.1 and later refill their store of entries in the background: that is worth a wait, of a second or so."""
     table, pauses = HashMap("table", 1, 1, 2), []
 
     def sleep(seconds: float) -> None:
