@@ -32,5 +32,5 @@ __all__ = [
 
 
 def get_include() -> str:
-    """The directory of the C headers that an extension which cimports ``fastlb._core`` is compiled with."""
+    """Return the directory of C headers to compile an extension with that cimports ``fastlb._core``."""
     return str(Path(__file__).parent / "dataplane")

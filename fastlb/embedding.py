@@ -22,10 +22,9 @@ from fastlb.plan.routes import tunnel_sources
 from fastlb.plan.tables import services_table
 
 Frame = bytes | bytearray | memoryview
+
 EVERYWHERE = (ip_network("0.0.0.0/0"), ip_network("::/0"))
-
-
-LEAST_MTU, MOST_MTU = 20, 65535  # bytes: of an IPv4 header, and of the longest packet
+MIN_MTU, MAX_MTU = 20, 65535  # bytes: of an IPv4 header, and of the longest packet
 
 
 class Verdict(IntEnum):
@@ -52,10 +51,10 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Where the next packet of a client would go, and why: its entry, affinity, or the scheduler. Asking changes
-    nothing.
+    """Where the next packet of a client would go, and why: by its entry, its affinity, or the scheduler.
 
-    ``verdict`` and ``reason`` are what would become of it; ``steps`` how it came to that (fastlb/trace.py).
+    ``verdict`` and ``reason`` say what would become of it; ``steps`` are the stages that decide so, in words and as
+    values, as `fastlb trace` prints them.
     """
 
     service: str | None
@@ -88,8 +87,8 @@ class Datapath:
     ) -> None:
         if not isinstance(config, Config):
             raise TypeError(f"config is what load_config or Config.from_dict returns, not {type(config).__name__}")
-        if not LEAST_MTU <= mtu <= MOST_MTU:
-            raise ValueError(f"an MTU is {LEAST_MTU} to {MOST_MTU} bytes, not {mtu}")
+        if not MIN_MTU <= mtu <= MAX_MTU:
+            raise ValueError(f"an MTU is {MIN_MTU} to {MAX_MTU} bytes, not {mtu}")
         networks = [ip_network(address) for address in addresses]
         if len({network.version for network in networks}) < len(networks):
             raise ValueError(f"at most one address of each IP version, not {', '.join(map(str, networks))}")
@@ -97,7 +96,7 @@ class Datapath:
             FlowMemory(config.flows, sources=config.snat, ports=config.snat_ports), affinity=config.affinity_entries
         )
         self._ids = BackendIds()
-        self._standings = BackendStates()
+        self._states = BackendStates()
         self._mac = parse_mac(mac)
         self._mtu = mtu
         self._sources = {network.version: network for network in networks}
@@ -107,35 +106,35 @@ class Datapath:
     def reload(self, config: Config, now: float = 0.0) -> None:
         """Go on with another configuration; flows whose backend is still in it stay where they are.
 
-        Of the others their service's ``on_leave`` decides; a backend that they stay with is known until a reload finds
-        that their last one is long over. ``now`` in seconds, as for `process`. The sizes of the tables, ``flows`` and
-        ``affinity_entries``, stay what they were, and so do ``snat`` and ``snat_ports``.
+        What becomes of the other flows, their service's ``on_leave`` says. A backend that keeps flows after it left the
+        configuration is kept until a reload finds that the last of them is long over. ``now`` in seconds, as for
+        `process`. ``flows``, ``affinity_entries``, ``snat`` and ``snat_ports`` stay what they were.
         """
-        ids, standings = self._ids.copy(), self._standings.copy()
-        standings.drop_removed(self._flows_of, now)
-        standings.apply_config(config, now)
-        plans = plan_services(config, ids, now, standings)
+        ids, states = self._ids.copy(), self._states.copy()
+        states.drop_removed(self._flows_of, now)
+        states.apply_config(config, now)
+        plans = plan_services(config, ids, now, states)
         services = services_table(config, plans)
-        self._ids, self._config, self._standings = ids, config, standings
+        self._ids, self._config, self._states = ids, config, states
         self._pipeline.renew(ids.reused, ids.services.reused)
         self._use(plans, services, now)
 
     def _use(self, plans: list[Plan], services: Services, now: float) -> None:
-        """From the next frame on."""
+        """Have the next frame, and those after it, meet these services."""
         self._plans, self._services, self._planned = plans, services, now
         self._keys = {member.id: member.key for plan in plans for member in plan.members}
         self._stale = True
 
     def _go_on_with_slow_starts(self, now: float) -> None:
-        if self._standings.slow and self._standings.due(self._planned, now):
-            plans = plan_services(self._config, self._ids, now, self._standings)
+        if self._states.slow and self._states.due(self._planned, now):
+            plans = plan_services(self._config, self._ids, now, self._states)
             self._use(plans, services_table(self._config, plans), now)
 
     def _flows_of(self, backend: BackendName) -> int:
         return self._pipeline.backend_stats(self._ids.by_name[backend])["active_flows"]
 
     def set_neighbour(self, next_hop: str | Address, mac: str) -> None:
-        """The MAC address ("02:00:00:00:00:0b") of a backend or client."""
+        """Say the MAC address ("02:00:00:00:00:0b") of a backend or client."""
         self._neighbours[ip_address(next_hop)] = parse_mac(mac)
         self._stale = True
 
@@ -156,19 +155,22 @@ class Datapath:
     def trace(
         self, src: str | Address, sport: int, dst: str | Address, dport: int, proto: str | int
     ) -> Trace:
-        """Which backend a client's packet would get at this moment, and why."""
+        """Return which backend a client's packet would get at this moment, and why; asking changes nothing.
+
+        ``proto``: "tcp" or "udp", or its number. Raises ValueError for what is no tuple.
+        """
         self._publish()
         packet = FiveTuple(
             ip_address(src), sport, ip_address(dst), dport, PROTOCOL_NAMES[protocol_number(proto)]
         )
-        context = Context(self._plans, self._config.services, self._standings)
+        context = Context(self._plans, self._config.services, self._states)
         return _trace_of(trace.explain(self._pipeline, packet, context, self._pipeline.now_ms))
 
     def stats(self) -> dict[str, Any]:
-        """Counters by name, services with their backends, and the flow table; as `fastlb status --json` shows them."""
+        """Return counters, services with their backends, and the flow table, as `fastlb status --json` shows them."""
         return {
             "counters": status.split_counters(self._pipeline.counters()),
-            "services": status.describe_services([self._pipeline], self._plans, self._standings),
+            "services": status.describe_services([self._pipeline], self._plans, self._states),
             "flows": status.describe_flows(self._pipeline),
             "affinity": status.describe_affinity(self._pipeline),
         }
@@ -216,14 +218,14 @@ def _trace_of(explained: Explanation) -> Trace:
 
 
 def parse_mac(text: str) -> bytes:
-    """Six bytes from "02:00:00:00:00:0b"; raises ValueError otherwise."""
+    """Return the six bytes of "02:00:00:00:00:0b"; raises ValueError for what is no MAC address."""
     if not re.fullmatch(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}", text):
         raise ValueError(f'{text!r} is not a MAC address like "02:00:00:00:00:0b"')
     return bytes.fromhex(text.replace(":", ""))
 
 
 def protocol_number(proto: str | int) -> int:
-    """6 or 17, from a number or from "tcp" or "udp"; raises ValueError otherwise."""
+    """Return 6 for "tcp" or 6, and 17 for "udp" or 17; raises ValueError otherwise."""
     number = PROTOCOL_NUMBERS.get(proto.lower(), 0) if isinstance(proto, str) else proto
     if number not in PROTOCOL_NUMBERS.values():
         raise ValueError(f'protocol {proto!r} is neither "tcp" (6) nor "udp" (17)')
@@ -233,10 +235,11 @@ def protocol_number(proto: str | int) -> int:
 def flow_hash(
     src: str | Address, sport: int, dst: str | Address, dport: int, proto: str | int, seed: int = 0
 ) -> int:
-    """What a fleet agrees on: XXH3-64 of source, destination, source port, destination port, protocol.
+    """Return the flow hash that all balancers of a fleet agree on.
 
-    In network order, 13 bytes for IPv4 and 37 for IPv6; bit-equal to ``xxhash.xxh3_64_intdigest``. ``seed`` is the
-    configuration's ``hash_seed``. Raises ValueError for ports, protocols or address pairs that cannot be.
+    XXH3-64 of source, destination, source port, destination port and protocol, in network order: 13 bytes for IPv4 and
+    37 for IPv6, bit-equal to ``xxhash.xxh3_64_intdigest``. ``seed`` is the configuration's ``hash_seed``. Raises
+    ValueError for ports, protocols or address pairs that cannot be.
     """
     return flow_hash_of(ip_address(src), sport, ip_address(dst), dport, protocol_number(proto), seed)
 

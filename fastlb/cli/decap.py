@@ -8,7 +8,6 @@ from ipaddress import ip_address
 from fastlb.cli.options import Commands, add_command, add_log_level, number
 from fastlb.model.modes import TUNNELS
 from fastlb.model.net import Address
-from fastlb.observe import log
 
 
 def add(commands: Commands) -> None:
@@ -43,6 +42,7 @@ def add(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Unwrap packets until a signal ends it. Raises KernelError."""
     from fastlb.daemon import decap  # netlink and eBPF
+    from fastlb.observe import log
 
     log.configure(arguments.log_level)
     decap.run(

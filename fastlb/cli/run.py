@@ -6,7 +6,6 @@ import argparse
 import signal
 
 from fastlb.cli.options import Commands, add_command, add_config, add_log_level
-from fastlb.observe import log
 
 
 def add(commands: Commands) -> None:
@@ -22,7 +21,8 @@ def add(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Balance until a signal ends it."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # there is nothing to reload yet
-    from fastlb.daemon.balancer import Engine  # only this command needs netlink and eBPF
+    from fastlb.daemon.balancer import Engine  # only this command needs netlink, eBPF and a log
+    from fastlb.observe import log
 
     log.configure(arguments.log_level)
     Engine(arguments.config).run()

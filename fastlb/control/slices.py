@@ -1,21 +1,19 @@
-"""Long work in the event loop, a little at a time, so that checks, reloads and other connections are not kept waiting.
-
-Such work is written as a generator that yields wherever it may be interrupted, and returns its result.
-"""
+"""Long work in the event loop, a little at a time, so that checks, reloads and other connections need not wait."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from typing import Any, TypeVar
+
+from fastlb.model.steps import Steps
 
 SLICE = 0.005  # seconds of work between turns of the event loop
 ITEMS = 50  # of a long list that are encoded between two places where the work may be interrupted
 
 T = TypeVar("T")
-Steps = Generator[None, None, T]
 
 
 async def run_in_slices(steps: Steps[T]) -> T:

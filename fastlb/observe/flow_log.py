@@ -17,16 +17,18 @@ from fastlb.errors import FastlbError
 from fastlb.model.clock import flow_clock, seconds_between
 from fastlb.model.names import BackendName
 from fastlb.model.net import PROTOCOL_NAMES, Address, endpoint_text, parse_endpoint
+from fastlb.model.steps import Steps, finish
 from fastlb.plan.plan import Plan
 
-MOST = 20_000  # lines of each worker at a time, so that writing them holds up nothing else for long
+MAX_LINES = 20_000  # of each worker in one `write`
+AT_ONCE = 100  # lines between two places where writing may be interrupted: about a millisecond
 
 
 class FlowLog:
     """An open log, to which `write` is called again and again."""
 
     def __init__(self, path: str) -> None:
-        """Raises FastlbError when the file cannot be written."""
+        """Raise FastlbError when the file cannot be written."""
         self._path = path
         self._names: dict[int, tuple[str, Address, int]] = {}
         self._file = self._open()
@@ -45,25 +47,37 @@ class FlowLog:
         self._file = fresh
 
     def know(self, plans: Iterable[Plan]) -> None:
-        """Backends whose flows may end from now on. Those that left stay known: their flows end later."""
+        """Learn the names of backends whose flows may end from now on.
+
+        Those that left stay known, since their flows end later.
+        """
         for plan in plans:
             for member in plan.members:
                 self._names[member.id] = (plan.name, member.address, member.port)
 
     def know_names(self, backends: Mapping[BackendName, int]) -> None:
-        """The same of another process' backends, by service and key, with the ids that they had."""
+        """Learn the names of another process' backends, by service and key, with the ids that they had."""
         for (service, key), number in backends.items():
             self._names[number] = service, *parse_endpoint(key)
 
-    def write(self, whose: Iterable[Pipeline | FlowMemory]) -> int:
-        """What began and ended since the last call, but no more than MOST lines of each; how many lines it was."""
+    def write(self, sources: Iterable[Pipeline | FlowMemory]) -> int:
+        """Write what began and ended since the last call, up to MAX_LINES of each source; returns how many lines.
+
+        Raises OSError, as on a full disk; what was taken is lost then.
+        """
+        return finish(self.write_in_steps(sources))
+
+    def write_in_steps(self, sources: Iterable[Pipeline | FlowMemory]) -> Steps[int]:
+        """Do what `write` does; yields now and then, where an event loop may interrupt it."""
         now = datetime.now(timezone.utc).timestamp()
         clock = flow_clock()
         lines = 0
-        for each in whose:
-            for event in each.take_logged(MOST):
+        for source in sources:
+            for event in source.take_logged(MAX_LINES):
                 self._file.write(json.dumps(self._line(event, now, clock)) + "\n")
                 lines += 1
+                if lines % AT_ONCE == 0:
+                    yield
         self._file.flush()
         return lines
 
@@ -84,12 +98,15 @@ class FlowLog:
         return line if began else line | {"seconds": seconds_between(since, when)}
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
 
 def check_place(path: str) -> None:
-    """Raises FastlbError where there can be no log: another program would have to read a pipe before it can be opened,
-    and all the time after."""
+    """Raise FastlbError where there can be no log.
+
+    A pipe is refused: another program would have to read it before it can be opened, and all the time after.
+    """
     if not Path(path).parent.is_dir():
         raise FastlbError(f"flow_log: there is no directory {Path(path).parent}")
     if Path(path).exists() and not Path(path).is_file():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, cast
 
 from fastlb._core import Pipeline, reason_names, verdict_number
 from fastlb.model.counters import add_up
 from fastlb.model.net import PROTOCOL_NAMES
+from fastlb.model.steps import Steps, finish
 from fastlb.plan.backends import BackendStates
 from fastlb.plan.plan import Member, Plan
 
@@ -39,18 +40,12 @@ def describe_services(
     pipelines: Pipelines, plans: Iterable[Plan], states: BackendStates | None = None, now: float = 0.0
 ) -> list[dict[str, Any]]:
     """Return each service with its backends, their states ``now``, and what all workers sent to them."""
-    steps = services_in_steps(pipelines, plans, states or BackendStates(), now)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            described: list[dict[str, Any]] = end.value
-            return described
+    return finish(services_in_steps(pipelines, plans, states or BackendStates(), now))
 
 
 def services_in_steps(
     pipelines: Pipelines, plans: Iterable[Plan], states: BackendStates, now: float
-) -> Generator[None, None, list[dict[str, Any]]]:
+) -> Steps[list[dict[str, Any]]]:
     """Do what `describe_services` does; yields now and then, where an event loop may interrupt it."""
     described = []
     for plan in plans:

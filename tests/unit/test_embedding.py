@@ -1,4 +1,4 @@
-"""datapath.py: embedding, by the names and shapes that programs rely on."""
+"""embedding.py: by the names and shapes that programs rely on."""
 
 from __future__ import annotations
 
@@ -272,6 +272,14 @@ print(dp.process(bytes(60)).reason)
     root = Path(__file__).parents[2]
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=root, check=False)
     assert (ran.stdout, ran.returncode) == ("not_ip\n", 0), ran.stderr
+
+
+def test_an_import_loads_nothing_that_talks_to_the_kernel() -> None:
+    rooms = ("kernel", "workers", "health", "control", "daemon", "cli")
+    unwanted = ("pyroute2", "asyncio", "structlog", *(f"fastlb.{room}" for room in rooms))
+    program = f"import sys, fastlb; print([name for name in sys.modules if name.startswith({unwanted})])"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert ran.stdout == "[]\n"
 
 
 @pytest.mark.parametrize(("changes", "error", "problem"), [

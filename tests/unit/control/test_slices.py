@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from fastlb.control import slices
-from fastlb.control.slices import ITEMS, Steps, encode, run_in_slices
+from fastlb.control.slices import ITEMS, encode, run_in_slices
+from fastlb.model.steps import Steps
 
 
 def count_to(number: int) -> Steps[int]:

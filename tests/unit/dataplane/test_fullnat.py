@@ -5,9 +5,6 @@ What comes out is taken apart by dpkt, with every checksum summed anew (tests/fr
 
 from __future__ import annotations
 
-import json
-import os
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastlb import Datapath, Verdict
-from fastlb._core import FlowMemory, Pipeline
-from fastlb.errors import FastlbError
-from fastlb.observe.flow_log import FlowLog
+from fastlb._core import FlowMemory
 from fastlb.plan.tables import services_table
 from fastlb.workers.workers import open_pipelines
 from tests.balancers import BACKENDS, CLIENT, VIP, Balancer, config, datapath, flags, reply_to, service
@@ -375,47 +370,6 @@ def test_an_error_about_no_flow(version: int, kind: str) -> None:
 # --- the flow log -------------------------------------------------------------
 
 
-def logged(path: Path, pipelines: list[Pipeline], balancer: Datapath) -> list[dict[str, Any]]:
-    log = FlowLog(str(path))
-    log.know(balancer._plans)
-    log.write(pipelines)
-    log.close()
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-@pytest.mark.parametrize("version", [4, 6])
-@pytest.mark.parametrize("forward", ["nat", "fullnat"])
-def test_the_flow_log(tmp_path: Path, forward: str, version: int) -> None:
-    balancer = balancer_of(service(forward, version, backends=[{"address": BACKENDS[version][0], "port": 8080}]))
-    balancer._pipeline.log_flows()
-    seen = take_apart(balancer.process(opening(40000, version), now=1.0).frames[0])
-    balancer.process(opening(40000, version, flags=RST), now=3.5)
-    balancer.process(opening(40001, version), now=100.0)  # the sweep meets the first
-    began, *rest = logged(tmp_path / "log", [balancer._pipeline], balancer)
-    ended = next(line for line in rest if line["event"] == "end")
-    host = "[{}]" if version == 6 else "{}"
-    ends = {
-        "service": f"{forward}{version}tcp",
-        "protocol": "tcp",
-        "client": f"{host.format(CLIENT[version])}:40000",
-        "vip": f"{host.format(VIP[version])}:80",
-        "source": f"{host.format(seen.src)}:{seen.sport}",
-        "backend": f"{host.format(BACKENDS[version][0])}:8080",
-    }
-    assert (began["event"], began["state"]) == ("start", "syn")
-    assert (ended["state"], ended["seconds"]) == ("reset", 2.5)
-    for line in (began, ended):
-        assert {key: line[key] for key in ends} == ends
-    assert [line["client"].rsplit(":", 1)[1] for line in rest if line["event"] == "start"] == ["40001"]
-
-
-def test_one_way_modes_are_not_logged(tmp_path: Path) -> None:
-    balancer = balancer_of(service("dsr"))
-    balancer._pipeline.log_flows()
-    balancer.process(opening(40000))
-    assert logged(tmp_path / "log", [balancer._pipeline], balancer) == []
-
-
 def test_a_log_that_cannot_keep_up_counts_what_it_lost() -> None:
     """65,536 lines wait at most."""
     balancer = balancer_of(service("nat"), flows=100_000)
@@ -429,7 +383,7 @@ def test_a_log_that_cannot_keep_up_counts_what_it_lost() -> None:
 
 
 @pytest.mark.parametrize("forward", ["nat", "fullnat", "dsr"])
-def test_flows_that_are_made_to_end(tmp_path: Path, forward: str) -> None:
+def test_flows_that_are_made_to_end(forward: str) -> None:
     """Those of this pipeline's shards; in the modes that are logged, each has its line."""
     known = Balancer(config(service(forward), snat=EVERY))
     mine, others = open_pipelines(known.settings, 2)
@@ -451,18 +405,6 @@ def test_flows_that_are_made_to_end(tmp_path: Path, forward: str) -> None:
         ended += len(mine.take_logged(1000))
     assert ended == (0 if forward == "dsr" else 200 - of_others)
     assert mine.flow_count() == of_others
-
-
-@pytest.mark.parametrize(("place", "problem"), [
-    ("no/log", r"there is no directory /.*/no$"), ("folder", r"/.*/folder is no ordinary file$"),
-    ("pipe", r"/.*/pipe is no ordinary file$"),
-])  # fmt: skip
-def test_a_log_that_cannot_be_written(tmp_path: Path, place: str, problem: str) -> None:
-    """Above all one that would wait for its reader, and for ever."""
-    (tmp_path / "folder").mkdir()
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(FastlbError, match=rf"^flow_log: {problem}"):
-        FlowLog(str(tmp_path / place))
 
 
 @pytest.mark.parametrize("ports", [(0, 9), (9, 8), (1, 65536)])
