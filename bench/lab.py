@@ -11,6 +11,7 @@
     slowstart  the new flows of a backend that comes back, as a curve
     flood      SYNs from random sources, beside connections that stay
     checks     thousands of backends with health checks: started, watched, killed
+    reload     what a change costs where there are thousands of backends
 
 Each part is a module beside this one. All forwarders of a part take turns; targets are judged by the medians. See
 README.md for how to read the numbers.
@@ -33,6 +34,7 @@ import latency
 import modes
 import rate
 import rebuild
+import reload
 import schedulers
 import slowstart
 import transfer
@@ -43,9 +45,9 @@ from report import announce, progress
 PARTS = {
     "drain": drain.run, "rate": rate.run, "latency": latency.run, "transfer": transfer.run, "modes": modes.run,
     "crash": crash.run, "rebuild": rebuild.run, "schedulers": schedulers.run, "slowstart": slowstart.run,
-    "flood": flood.run, "checks": checks.run,
+    "flood": flood.run, "checks": checks.run, "reload": reload.run,
 }  # fmt: skip
-MINUTES = dict.fromkeys(PARTS, 0.8) | {"checks": 9}  # on an idle machine
+MINUTES = dict.fromkeys(PARTS, 0.8) | {"checks": 9, "reload": 3}  # on an idle machine
 
 
 def main() -> None:
