@@ -19,7 +19,7 @@ LOWEST_PRIORITY = 19
 
 @dataclass(frozen=True)
 class Plan:
-    """Cores by number. ``others``: of every thread but the workers'; ``crowded``: they meet workers there."""
+    """Cores by number. ``others``: those of every thread but the workers'; ``crowded``: they meet workers there."""
 
     workers: tuple[int, ...]
     others: frozenset[int]
@@ -27,12 +27,12 @@ class Plan:
 
 
 def count_workers(wanted: int | Literal["auto"], cores: int) -> int:
-    """The configuration's ``workers`` as a number."""
+    """Return the configuration's ``workers`` as a number; ``cores``: how many there are."""
     return min(max(1, cores - 1), MAX_WORKERS) if wanted == "auto" else wanted
 
 
 def plan(cores: Collection[int], workers: int) -> Plan:
-    """The highest cores to the workers, the rest to the others; with more workers than cores they share."""
+    """Give the highest cores to the workers, the rest to the others; with more workers than cores they share."""
     ordered = sorted(cores)
     kept = tuple(ordered[-1 - worker % len(ordered)] for worker in range(workers))
     others = frozenset(ordered) - set(kept)
@@ -40,13 +40,13 @@ def plan(cores: Collection[int], workers: int) -> Plan:
 
 
 def name_thread(name: str) -> None:
-    """What ps and top call the calling thread: at most 15 bytes."""
+    """Name the calling thread, as ps and top show it: at most 15 bytes."""
     with open("/proc/thread-self/comm", "w") as comm:
         comm.write(name)
 
 
 def pin_worker(core: int) -> None:
-    """The calling thread runs on this core, at the normal priority, from now on."""
+    """Have the calling thread run on this core, at the normal priority, from now on."""
     os.sched_setaffinity(0, {core})
     with suppress(PermissionError):  # back from the lowest one, where fastlb has no CAP_SYS_NICE
         os.setpriority(os.PRIO_PROCESS, 0, 0)
@@ -67,9 +67,10 @@ def keep_off(cores: Plan, workers: Collection[int]) -> None:
 
 
 def exists(thread: int) -> bool:
-    """Is there still such a thread in this process? ``thread``: its id, as threading.get_native_id() gives it."""
+    """Return True if this process still has the thread, by its id (threading.get_native_id())."""
     return os.path.exists(f"/proc/self/task/{thread}")
 
 
 def _threads() -> Iterable[int]:
+    """Return the ids of this process's threads."""
     return map(int, os.listdir("/proc/self/task"))

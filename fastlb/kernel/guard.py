@@ -53,7 +53,7 @@ def attach(interface: str, program_fd: int) -> None:
         index = interface_index(interface)
         made_clsact = _add_clsact(ipr, index)
         try:
-            ipr.tc("replace-filter", fd=program_fd, name=GUARD_NAME, direct_action=True, **_place(index))
+            ipr.tc("replace-filter", fd=program_fd, name=GUARD_NAME, direct_action=True, **_filter_location(index))
         except NetlinkError:
             if made_clsact:
                 ipr.tc("del", "clsact", index)
@@ -72,22 +72,22 @@ def detach(interface: str) -> bool:
             return False
         if _guard_program(ipr, index) is None:
             return False
-        ipr.tc("del-filter", **_place(index))
+        ipr.tc("del-filter", **_filter_location(index))
         if _qdiscs(ipr).get(index) == "clsact" and not _filters(ipr, index, _INGRESS, _EGRESS):
             ipr.tc("del", "clsact", index)
         return True
 
 
 def show() -> list[GuardInfo]:
-    """Every guard in this network namespace, whichever process put it there. Raises KernelError."""
+    """Return every guard of this network namespace, whichever process put it there. Raises KernelError."""
     with iproute("cannot list the guards", _HINTS) as ipr:
         names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in ipr.get_links()}
         programs = {index: _guard_program(ipr, index) for index in _qdiscs(ipr)}
         return [GuardInfo(names[at], program) for at, program in programs.items() if program and at in names]
 
 
-def _place(index: int) -> dict[str, Any]:
-    """Where the guard is: what identifies it for replacing and deleting."""
+def _filter_location(index: int) -> dict[str, Any]:
+    """Return what identifies the guard of an interface, for replacing and deleting it."""
     return {
         "kind": "bpf",
         "index": index,
@@ -99,7 +99,7 @@ def _place(index: int) -> dict[str, Any]:
 
 
 def _add_clsact(ipr: IPRoute, index: int) -> bool:
-    """True if it was not there; an older ``ingress`` qdisc in its place serves as well."""
+    """Add the clsact qdisc; False if it was there, or an older ``ingress`` qdisc, which serves as well."""
     try:
         ipr.tc("add", "clsact", index)
     except NetlinkError as error:
@@ -110,16 +110,17 @@ def _add_clsact(ipr: IPRoute, index: int) -> bool:
 
 
 def _qdiscs(ipr: IPRoute) -> dict[int, str]:
-    """Interfaces with an ingress hook: index to the kind of qdisc, "clsact" or "ingress"."""
+    """Return the interfaces with an ingress hook: index to the kind of qdisc, "clsact" or "ingress"."""
     return {q["index"]: q.get_attr("TCA_KIND") for q in ipr.get_qdiscs() if q["handle"] == _CLSACT_HANDLE}
 
 
 def _filters(ipr: IPRoute, index: int, *parents: int) -> list[Any]:
+    """Return the filters of an interface at these hooks."""
     return [each for parent in parents for each in ipr.get_filters(index=index, parent=parent)]
 
 
 def _guard_program(ipr: IPRoute, index: int) -> int | None:
-    """Id of the program of the guard on an interface, None without one."""
+    """Return the id of the program of an interface's guard; None without one."""
     for each in _filters(ipr, index, _INGRESS):
         options = each.get_attr("TCA_OPTIONS")
         if each["handle"] == _HANDLE and options and options.get_attr("TCA_BPF_NAME") == GUARD_NAME:
@@ -128,7 +129,7 @@ def _guard_program(ipr: IPRoute, index: int) -> int | None:
 
 
 def _program_id(options: Any) -> int:
-    """TCA_BPF_ID, from the raw attribute: u16 length, u16 type, u32 value."""
+    """Return TCA_BPF_ID, from the raw attribute: u16 length, u16 type, u32 value."""
     for name, attribute in options["attrs"]:
         if name == "UNKNOWN" and attribute["header"]["type"] == _TCA_BPF_ID:
             (identity,) = struct.unpack_from("=4xI", attribute.data, attribute.offset)

@@ -110,7 +110,7 @@ def interface_index(name: str) -> int:
 
 
 def messages(data: bytes) -> Iterator[tuple[int, int, bytes, int]]:
-    """(type, flags, data, offset of the header) of every netlink message in one datagram."""
+    """Yield (type, flags, data, offset of the header) of every netlink message in one datagram."""
     offset = 0
     while offset + _HEADER.size <= len(data):
         length, kind, flags, _, _ = _HEADER.unpack_from(data, offset)
@@ -119,20 +119,23 @@ def messages(data: bytes) -> Iterator[tuple[int, int, bytes, int]]:
 
 
 def decode(kind: int, data: bytes, offset: int) -> Any:
-    """The message there as pyroute2 presents it. KeyError: a type that DECODERS does not name."""
+    """Return the message there as pyroute2 presents it. KeyError: a type that DECODERS does not name."""
     message = DECODERS[kind](data, offset=offset)
     message.decode()
     return message
 
 
 def error_number(data: bytes, offset: int) -> int:
-    """The errno that an NLMSG_ERROR or NLMSG_DONE carries; 0: it went well."""
+    """Return the errno that an NLMSG_ERROR or NLMSG_DONE carries; 0: it went well."""
     number: int = struct.unpack_from("=i", data, offset + _HEADER.size)[0]
     return -number
 
 
 def use_request(link: int, address: IPv4Address | IPv6Address) -> bytes:
-    """RTM_NEWNEIGH with NTF_USE: behave as if a packet went there. Packed by hand: thousands may be due at once."""
+    """Return an RTM_NEWNEIGH with NTF_USE, upon which the kernel behaves as if a packet went there.
+
+    It is packed by hand, because thousands may be due at once.
+    """
     layout, raw = _USE[address.version], address.packed
     header = (layout.size, NEWNEIGH, _REQUEST | _CREATE, 0, 0)
     return layout.pack(*header, _FAMILY[address.version], link, 0, _NTF_USE, 0, 4 + len(raw), 1, raw)
@@ -169,7 +172,7 @@ class Netlink:
         self.socket.close()
 
     def read(self, discard: bool = False) -> bytes:
-        """One datagram; b"" when none waits. OSError ENOBUFS tells of an overrun, unless ``discard``."""
+        """Return one datagram; b"" when none waits. OSError ENOBUFS tells of an overrun, unless ``discard``."""
         try:
             return self.socket.recv(1 << 16, socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -192,7 +195,7 @@ class Netlink:
         return refused
 
     def dump(self, kind: int, body: bytes) -> list[tuple[int, bytes, int]]:
-        """A whole table as (type, data, offset). Raises KernelError; a table that does not exist is empty."""
+        """Return a whole table as (type, data, offset). Raises KernelError; a table that does not exist is empty."""
         request = _HEADER.pack(_HEADER.size + len(body), kind, _REQUEST | _DUMP, 0, 0) + body
         for _ in range(DUMP_ATTEMPTS):
             self.socket.send(request)

@@ -31,7 +31,7 @@ _TUN_HINTS = {
 
 @contextmanager
 def open_tun(name: str) -> Iterator[int]:
-    """The descriptor of a new TUN device that takes packets behind a virtio_net_hdr; the device goes with it.
+    """Make a TUN device that takes packets behind a virtio_net_hdr; it goes when its descriptor is closed.
 
     It is up and has no address: it brings packets in, and none is to leave by it. Raises KernelError.
     """
@@ -57,13 +57,23 @@ def _tun_error(name: str, error: OSError) -> KernelError:
 
 
 def set_up_tun(name: str) -> None:
-    """No reverse-path filter, since clients' addresses are routed elsewhere; no packets of the device's own.
+    """Set a device up, without a reverse-path filter and without packets of its own.
+
+    Clients' addresses, from which its packets come, are routed elsewhere.
+    """
+    _set("net/ipv4/conf", name, "rp_filter", 0)
+    _set("net/ipv6/conf", name, "addr_gen_mode", 1)  # none: no router solicitations, nothing to join
+    _warn_of_rp_filter()
+    with iproute(f"cannot set {name} up") as route:
+        route.link("set", index=interface_index(name), state="up", txqlen=1)  # nobody reads what is sent to it
+
+
+def _warn_of_rp_filter() -> None:
+    """Say that the reverse-path filter is on for all interfaces.
 
     The kernel takes the larger of the device's ``rp_filter`` and that of ``all`` (ip-sysctl), and "loose" does not help
     a device without an address.
     """
-    _set("net/ipv4/conf", name, "rp_filter", 0)
-    _set("net/ipv6/conf", name, "addr_gen_mode", 1)  # none: no router solicitations, nothing to join
     with suppress(OSError, ValueError):
         if number := int(Path("/proc/sys/net/ipv4/conf/all/rp_filter").read_text()):
             log.warning(
@@ -71,11 +81,10 @@ def set_up_tun(name: str) -> None:
                 "set it to 0, and that of each other interface to what this is",
                 value=number,
             )
-    with iproute(f"cannot set {name} up") as route:
-        route.link("set", index=interface_index(name), state="up", txqlen=1)  # nobody reads what is sent to it
 
 
 def _set(directory: str, name: str, key: str, value: int) -> None:
+    """Write a sysctl of an interface; one that cannot be written is logged."""
     path = Path("/proc/sys", directory, name, key)
     try:
         path.write_text(str(value))

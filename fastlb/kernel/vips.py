@@ -47,7 +47,7 @@ class HeldVips:
                 log.warning("VIP not removed", vip=str(address), error=str(error))
 
     def as_json(self) -> list[str]:
-        """Their addresses, in order."""
+        """Return their addresses, in order."""
         return sorted(map(str, self._held))
 
 
@@ -71,7 +71,7 @@ def remove_vip(link: int | str, address: Address) -> bool:
 
 
 def marked_vips() -> list[tuple[str, Address]]:
-    """(link, address) of every VIP that `add_vip` gave to a link of this network namespace, by whichever process.
+    """Return (link, address) of every VIP that `add_vip` gave to a link of this namespace, by whichever process.
 
     Linux before 5.18 does not keep the mark, and shows none. Raises KernelError.
     """
@@ -85,6 +85,7 @@ def marked_vips() -> list[tuple[str, Address]]:
 
 
 def _change_vip(verb: str, link: int | str, address: Address, *harmless: int, **options: int) -> bool:
+    """Add or delete an address; False for a refusal with one of the errnos in ``harmless``."""
     with iproute(f"cannot {verb} the address {address} on {link}") as route:
         try:
             index = interface_index(link) if isinstance(link, str) else link
