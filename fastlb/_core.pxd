@@ -14,7 +14,7 @@ from fastlb.dataplane.sourceport cimport SourcePool
 from fastlb.dataplane.state cimport PipelineState
 from fastlb.dataplane.types cimport (
     BATCH, Affinity, Backend, BackendStats, Candidate, Hop, MaskList, Packet, RouteTable, Service, ServiceTable,
-    Snapshot, StickyBackend)
+    Snapshot, StickyBackend, Taker)
 from fastlb.dataplane.worker cimport WorkerState
 from fastlb.dataplane.xsk cimport Xsk
 
@@ -43,26 +43,49 @@ cdef class SmoothWrr:
     cdef object __weakref__
 
 
+cdef class Choices:
+    cdef uint32_t count
+    cdef Candidate *everyone          # by position among the members; weight 0: takes no new flow
+    cdef Candidate *candidates        # those with a weight, in the same order
+    cdef uint32_t *candidate_of       # by position, the place among the candidates
+    cdef uint32_t candidate_count
+    cdef uint64_t weight              # of all candidates
+    cdef bint capped                  # a member may have only so many flows
+    cdef StickyBackend *sticky_backends
+    cdef uint32_t sticky_limit
+    cdef Taker *takers                # of all sticky backends
+    cdef tuple tables                 # keeps their memory alive
+
+    cdef int set_candidate(self, Candidate *candidate, scheduler, member) except -1
+    cdef void gather(self) noexcept nogil
+    cdef int stick(self, Choices before, dict found, spec) except -1
+    cdef int set_takers(self, uint32_t number, uint32_t at, scheduler, list takers, bint pinned) except -1
+    cdef int copy_takers(self, Choices before, bytes replaced, uint32_t at) except -1
+
+
 cdef class Services:
     cdef ServiceTable table
     cdef uint32_t *members
-    cdef uint32_t *candidate_of       # by place in members, the place among the candidates of the service
-    cdef Candidate *candidates
     cdef Affinity *affinities         # by service
-    cdef list tables                  # keeps the tables' memory alive
+    cdef list choices                 # by service
+    cdef Services origin              # from which it has tables, lists and members; None: they are its own
+    cdef list echoes_of               # by service, the numbers of the VIPs that answer echo requests for it
+    cdef list servers_of              # by that number, the services
 
     cdef int allocate(self, list specs) except -1
+    cdef int copy_arrays(self, Services other) except -1
     cdef int add_echo(self, list specs) except -1
+    cdef int answer_echoes(self, uint32_t index) except -1
     cdef list set_timeouts(self, list wanted)
     cdef int add_service(self, uint32_t index, spec, const uint32_t *members) except -1
     cdef int set_masks(self, list specs) except -1
     cdef int set_mask_list(self, MaskList *listed, version, wanted) except -1
     cdef int add_reply(self, const Service *service, Backend *backend, uint32_t number, uint64_t meta) except -1
     cdef int set_tunnel(self, Service *service, tunnel) except -1
-    cdef int add_candidates(self, Service *service, spec, uint32_t at) except -1
+    cdef int choose(self, uint32_t index, spec, Choices choices) except -1
     cdef int add_affinity(self, uint32_t index, spec) except -1
-    cdef int set_sticky_backend(self, StickyBackend *place, scheduler, list takers, bint held) except -1
     cdef int add_backend(self, uint32_t index, spec, member, uint16_t timeouts) except -1
+    cdef void free_shared(self) noexcept
 
 
 cdef class Routes:

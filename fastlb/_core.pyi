@@ -182,7 +182,7 @@ class _Found(TypedDict):
 
 @final
 class MaglevTable:
-    def __new__(cls, turns: Sequence[tuple[int, int, int]], size: int) -> Self: ...
+    def __new__(cls, hashes: bytes, weights: bytes, size: int) -> Self: ...
     @property
     def size(self) -> int: ...
     def to_bytes(self) -> bytes: ...
@@ -205,12 +205,19 @@ class SmoothWrr:
 class Services:
     def __new__(
         cls,
-        specs: Iterable[_Service],
+        specs: Iterable[_Service] | None = ...,
         *,
-        hash_seed: int,
-        timeouts: Mapping[str, float],
+        hash_seed: int = ...,
+        timeouts: Mapping[str, float] | None = ...,
         echo: bool = ...,
         new_flows: tuple[int, int] = ...,
+    ) -> Self: ...
+    def with_changes(self, changes: Iterable[tuple[int, _Service, Sequence[int]]]) -> Services: ...
+
+@final
+class Choices:
+    def __new__(
+        cls, spec: _Service, before: Choices | None = ..., positions: Sequence[int] | None = ...
     ) -> Self: ...
 
 @final

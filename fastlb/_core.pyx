@@ -50,7 +50,7 @@ from fastlb.dataplane.inspect cimport FlowCopy, copy_entry, count_flows, entry_a
 from fastlb.dataplane.lookup cimport MISSING, find, key_meta, table_free, table_init, table_put
 from fastlb.dataplane.machine cimport (
     assert_equal, bswap16, bswap32, load_acquire_u32, load_acquire_u64, spin_pause, store_release_u32)
-from fastlb.dataplane.maglev cimport MAX_MEMBERS, Permutation, populate
+from fastlb.dataplane.maglev cimport MAX_MEMBERS, Permutation, permute, populate
 from fastlb.dataplane.pipeline cimport is_turned_away, must_check_held, next_settled, run_batch, sweep_tables
 from fastlb.dataplane.publish cimport pick_up, publish, reader_generation
 from fastlb.dataplane.reasons cimport (

@@ -21,8 +21,8 @@ def add(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Balance until a signal ends it."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # there is nothing to reload yet
-    from fastlb.daemon.balancer import Engine  # only this command needs netlink, eBPF and a log
+    from fastlb.daemon.balancer import Balancer  # only this command needs netlink, eBPF and a log
     from fastlb.observe import log
 
     log.configure(arguments.log_level)
-    Engine(arguments.config).run()
+    Balancer(arguments.config).run()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from inspect import isawaitable
 from typing import Any
 
 import structlog
@@ -27,6 +26,8 @@ from fastlb.observe.explanation import Context
 from fastlb.version import __version__
 
 MAX_WEIGHT = 65535
+TOLD = ("interfaces", "transmit", "tunnel_offload", "open_blocks", "workers")  # of `Balancer.describe`, for status
+HANDED_OVER = ("interfaces", "vips", "flow_file")  # of the same, for who stops it with a handover
 
 log = structlog.get_logger()
 
@@ -48,103 +49,89 @@ class Commands:
     # --- looking -------------------------------------------------------------------------------------------
 
     async def _status(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        balancer = self._balancer
-        pipelines, view = balancer.pipelines, balancer.view
-        offloaded = [view.links[index].name for index in balancer.tunnel_offload.interfaces() if index in view.links]
+        pipelines, world = self._balancer.pipelines, self._balancer.world
         services = await run_in_slices(
-            status.services_in_steps(pipelines, balancer.now.plans, balancer.standings, time.monotonic())
+            status.services_in_steps(pipelines, world.configuration.plans, world.states, time.monotonic())
         )
-        found = [pipeline.counters() for pipeline in pipelines]
-        counters = add_up((*found, balancer.classifier.host_counters())) | balancer.workers.counters()
+        told = self._balancer.describe()
+        counters = add_up((*(pipeline.counters() for pipeline in pipelines), told["passed"])) | told["counters"]
         return {
             "version": __version__,
             "pid": os.getpid(),
-            "uptime": round(time.monotonic() - balancer.started, 1),
-            "interfaces": list(balancer.now.config.interfaces),
-            "transmit": balancer.paths(),
-            "tunnel_offload": offloaded,
-            "open_blocks": balancer.open_blocks,
-            "workers": balancer.workers.describe(pipelines, view, balancer.links_out()),
+            "uptime": round(time.monotonic() - self._balancer.started, 1),
+            **{name: told[name] for name in TOLD},
             "counters": status.split_counters(counters),
             "services": services,
-            "flows": status.describe_flows(pipelines[0]) | {"file": self._flow_file()},
+            "flows": status.describe_flows(pipelines[0]) | {"file": told["flow_file"]},
             "affinity": status.describe_affinity(pipelines[0]),
+            "event_loop": dict(told["event_loop"]),
         }
 
-    def _flow_file(self) -> str | None:
-        return str(self._balancer.flow_file.path) if self._balancer.flow_file is not None else None
-
     def _conns(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        return flows.answer(self._balancer.pipelines[0], self._balancer.now.plans, request, flow_clock())
+        plans = self._balancer.world.configuration.plans
+        return flows.answer(self._balancer.pipelines[0], plans, request, flow_clock())
 
     def _trace(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        balancer, packet = self._balancer, trace.requested_tuple(request)
-        owner = trace.owner_of(packet, balancer.count)
+        world, packet = self._balancer.world, trace.requested_tuple(request)
+        owner = trace.owner_of(packet, len(self._balancer.pipelines))
         context = Context(
-            balancer.now.plans, balancer.now.config.services, balancer.standings, self._worker_of, self._next_hop,
-            now=time.monotonic(),
+            world.configuration.plans, world.configuration.config.services, world.states, self._worker_of,
+            self._next_hop, now=time.monotonic(),
         )  # fmt: skip
-        return trace.explain(balancer.pipelines[owner], packet, context, flow_clock()).as_json()
+        return trace.explain(self._balancer.pipelines[owner], packet, context, flow_clock()).as_json()
 
     def _worker_of(self, shard: int) -> str:
-        return f"{owner_of_shard(shard, self._balancer.count)} of {self._balancer.count}, "
+        count = len(self._balancer.pipelines)
+        return f"{owner_of_shard(shard, count)} of {count}, "
 
     def _next_hop(self, address: Address) -> tuple[str, Address] | None:
-        """The interface's name, and the neighbour there."""
-        view = self._balancer.view
+        """Return the name of the interface towards an address, and the neighbour there; None without a route."""
+        view = self._balancer.world.view
         next_hop = view.next_hop(address)
         if next_hop is None or next_hop[0] not in view.links:
             return None
         return view.links[next_hop[0]].name, next_hop[1]
 
-    # --- how backends stand --------------------------------------------------------------------------------
+    # --- the operator's word ---------------------------------------------------------------------------------
 
-    def _drain(self, request: Mapping[str, Any]) -> dict[str, str]:
+    async def _drain(self, request: Mapping[str, Any]) -> dict[str, str]:
         name, after = self._named(request), request.get("deadline")
-        if after is None:
-            self._balancer.standings.drain(name)
-            return self._stands("draining", name)
-        seconds = drain_time(after)
-        self._balancer.standings.drain(name, time.monotonic() + seconds)
-        return self._stands("draining", name, seconds=seconds)
+        seconds = None if after is None else drain_time(after)
+        self._balancer.operator.drain(name, seconds)
+        return await self._in_force("draining", name, **({} if seconds is None else {"seconds": seconds}))
 
-    def _enable(self, request: Mapping[str, Any]) -> dict[str, str]:
+    async def _enable(self, request: Mapping[str, Any]) -> dict[str, str]:
         name = self._named(request)
-        self._balancer.standings.enable(name, time.monotonic())
-        return self._stands("enabled", name)
+        self._balancer.operator.enable(name)
+        return await self._in_force("enabled", name)
 
-    def _set_weight(self, request: Mapping[str, Any]) -> dict[str, str]:
+    async def _set_weight(self, request: Mapping[str, Any]) -> dict[str, str]:
         name, weight = self._named(request), request.get("weight")
         if not isinstance(weight, int) or isinstance(weight, bool) or not 0 <= weight <= MAX_WEIGHT:
             raise FastlbError(f"a weight is a whole number from 0 to {MAX_WEIGHT}, not {weight!r}")
-        self._balancer.standings.set_weight(name, weight, time.monotonic())
-        return self._stands("weight set", name, weight=weight)
+        self._balancer.operator.set_weight(name, weight)
+        return await self._in_force("weight set", name, weight=weight)
 
     def _named(self, request: Mapping[str, Any]) -> BackendName:
-        return self._balancer.standings.find(str(request.get("service")), str(request.get("backend")))
+        return self._balancer.world.states.find(str(request.get("service")), str(request.get("backend")))
 
-    def _stands(self, event: str, name: BackendName, **more: object) -> dict[str, str]:
+    async def _in_force(self, event: str, name: BackendName, **more: object) -> dict[str, str]:
+        """Answer when the data path goes by it."""
+        await self._balancer.follow()
         log.info(event, service=name[0], backend=name[1], **more)
-        self._balancer.plan_again()
         return {"service": name[0], "backend": name[1]}
 
     # --- all of it -----------------------------------------------------------------------------------------
 
     async def _reload(self, request: Mapping[str, Any]) -> dict[str, int]:
-        done = self._balancer.reload()
-        if isawaitable(done):
-            await done
-        return self._balancer.now.summary()
+        await self._balancer.reload()
+        return self._balancer.world.configuration.summary()
 
     def _stop(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Stop as by SIGTERM; with ``handover``, what stays over a crash stays, and the answer says what that is."""
-        balancer, handover = self._balancer, request.get("handover") is True
-        balancer.stop(handover)
+        handover = request.get("handover") is True
+        told = self._balancer.describe()
+        self._balancer.stop(handover)
         if not handover:
             return {}
-        return {
-            "interfaces": list(balancer.now.config.interfaces),
-            "vips": balancer.vips.as_json(),
-            "flow_file": self._flow_file(),
-            "flows": balancer.pipelines[0].flow_count(),
-        }
+        return {name: told[name] for name in HANDED_OVER} | {"flows": self._balancer.pipelines[0].flow_count()}

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
 
 from fastlb.config import Config
 from fastlb.control import server
+from fastlb.daemon import leftovers
 from fastlb.errors import ConfigError, FastlbError, KernelError
+from fastlb.health.target import targets_of
 from fastlb.kernel import cpus
 from fastlb.kernel.ebpf.classifier import Classifier
+from fastlb.kernel.limits import file_need, file_shortage, hard_file_limit
 from fastlb.kernel.mirror import Watcher
+from fastlb.kernel.netlink import run_in_thread
 from fastlb.kernel.source_ports import check_source_ports
 from fastlb.model.hostview import KernelView
 from fastlb.observe import flow_log
@@ -84,7 +89,37 @@ def check_this_host(path: str, config: Config) -> list[str]:
     ]
     if workers > allowed:
         notes.append(f"workers share cores: {workers} on {allowed}")
+    notes += check_files(config, workers)
     return notes + [f"{event}: {problem}" for event, problem in host_warnings(config, plans, view)]
+
+
+def plan_cores(config: Config) -> cpus.Plan:
+    """Return which core each worker has; several workers on one are told of."""
+    allowed = os.sched_getaffinity(0)
+    workers = cpus.count_workers(config.workers, len(allowed))
+    if workers > len(allowed):
+        log.warning("workers share cores", workers=workers, cores=len(allowed))
+    return cpus.plan(allowed, workers)
+
+
+def check_files(config: Config, workers: int) -> list[str]:
+    """Return a line when health checks may need more open files than this process may have."""
+    targets = {target for service in config.services if service.check for _, target in targets_of(service)}
+    need = file_need(len(targets), workers * len(config.interfaces))
+    shortage = file_shortage(need, hard_file_limit())
+    return [] if shortage is None else [f"too few open files: {shortage}"]
+
+
+def warn(config: Config, plans: Sequence[Plan], view: KernelView, workers: int) -> None:
+    """Log what is allowed, because it may be meant, but mostly is a mistake."""
+    for event, problem in host_warnings(config, plans, view):
+        log.warning(event, problem=problem)
+    for line in check_files(config, workers):
+        log.warning("health checks may wait", problem=line)
+    for leftover in run_in_thread(leftovers.interfaces):
+        if not leftover.in_use:
+            log.warning("a crash left a guard on an interface that this configuration does not use; "
+                        "fastlb guard remove removes it", interface=leftover.interface)
 
 
 def check_places(config: Config) -> None:
@@ -96,7 +131,7 @@ def check_places(config: Config) -> None:
     server.check_place(Path(config.control))
 
 
-def host_warnings(config: Config, plans: list[Plan], view: KernelView) -> list[tuple[str, str]]:
+def host_warnings(config: Config, plans: Sequence[Plan], view: KernelView) -> list[tuple[str, str]]:
     """What is allowed, because it may be meant, but mostly is a mistake; as event and problem."""
     elsewhere = replies_elsewhere(view, plans, config.interfaces)
     narrow = narrow_tunnels(view, plans)
@@ -109,7 +144,7 @@ def host_warnings(config: Config, plans: list[Plan], view: KernelView) -> list[t
     ]
 
 
-def check_host(config: Config, plans: list[Plan], view: KernelView) -> None:
+def check_host(config: Config, plans: Sequence[Plan], view: KernelView) -> None:
     """What is asked of the host's links, addresses, routes and ports."""
     check_interfaces(config, view)
     check_reachable(view, plans)
@@ -126,7 +161,7 @@ def check_interfaces(config: Config, view: KernelView) -> None:
             raise KernelError(f"interface {name} has no MAC address; fastlb works on Ethernet interfaces")
 
 
-def check_reachable(view: KernelView, plans: list[Plan]) -> None:
+def check_reachable(view: KernelView, plans: Sequence[Plan]) -> None:
     """As the host's routes stand now: a dsr backend must be on-link, no way be too narrow, and no backend or VIP prefix
     be this host."""
     problems = own_addresses(view, plans) + not_on_link(view, plans)

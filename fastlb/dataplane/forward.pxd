@@ -27,7 +27,7 @@ from fastlb.dataplane.state cimport MAX_UNRESOLVED, NUMBERS, PipelineState
 from fastlb.dataplane.track cimport find_prefetched, translates
 from fastlb.dataplane.types cimport (
     CLAMP_TO_PATH, FAMILY_4, FRAGMENT_LATER, GSO_TCP6, GSO_UDP, NO_BACKEND_RESET, NO_HOP, PROTO_TCP, Addr, Backend,
-    BackendStats, FlowTuple, Hop, LinkRoute, Packet, Service, Snapshot)
+    BackendStats, FlowTuple, Hop, LinkRoute, Packet, Service, ServiceTable, Snapshot)
 from fastlb.dataplane.wire cimport IP4_LEN, IP6_LEN, TCP_LEN, TCP_RST, TCP_SYN, same_addr
 
 
@@ -270,9 +270,9 @@ cdef inline int reset_flow(PipelineState *pipe, Packet *p, uint32_t now) noexcep
     return VIA_RESET if reason == VIA_REJECT else reason
 
 
-cdef inline int echo(Packet *p) noexcept nogil:
+cdef inline int echo(const ServiceTable *services, Packet *p) noexcept nogil:
     """A VIP answers while one of its services has a backend: what monitoring and load balancers in front ask for."""
-    if p.service == 0 or not answerable(p):
+    if not services.answers_echo[p.service] or not answerable(p):
         return DROP_NO_BACKEND
     answer_echo(p)
     send_back(p)

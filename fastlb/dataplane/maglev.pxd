@@ -21,6 +21,17 @@ cdef struct Permutation:
     uint32_t skip
 
 
+cdef inline void permute(
+        Permutation *state, const uint64_t *hashes, const uint32_t *weights, uint32_t count, uint32_t size) noexcept nogil:
+    """Set where each backend's permutation of the slots begins, and its step: (hash mod M, hash mod (M - 1) + 1)."""
+    cdef uint32_t i
+    for i in range(count):
+        state[i].target = 0
+        state[i].weight = weights[i]
+        state[i].next = <uint32_t>(hashes[2 * i] % size)
+        state[i].skip = <uint32_t>(hashes[2 * i + 1] % (size - 1)) + 1
+
+
 cdef inline void populate(uint16_t *slots, uint32_t size, Permutation *permutations, uint32_t count) noexcept nogil:
     """Fill `size` slots (prime, above every skip) with positions in `permutations`; one weight at least is positive.
 

@@ -195,7 +195,7 @@ cdef inline int dispatch_packet(
     """`flow`: on the reply leg, whose answer it was."""
     cdef int reason
     if unlikely(p.leg == LEG_ECHO):
-        return echo(p)
+        return echo(snap.services, p)
     if p.leg == LEG_CLIENT and unlikely(is_turned_away(snap, p)):
         return DROP_DENIED
     if unlikely(p.quoted):

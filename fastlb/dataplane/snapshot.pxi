@@ -61,6 +61,13 @@ cdef void *zeroed(size_t count, size_t size) except NULL:
     return memory
 
 
+cdef void *copied(const void *source, size_t size) except NULL:
+    cdef void *memory = zeroed(1, size)
+    if source != NULL:
+        memcpy(memory, source, size)
+    return memory
+
+
 cdef uint32_t weight_in_load(scheduler, member) except? 0:
     """p2c draws by the weight that slow start leaves, and compares what a backend can carry: else an idle one in slow
     start would lose against every other idle one, and get nothing.
@@ -70,20 +77,135 @@ cdef uint32_t weight_in_load(scheduler, member) except? 0:
     return member.target_weight if scheduler == "p2c" else member.weight
 
 
-cdef dict sticky_backends_of(spec):
-    """{number of a place: (members of the service that take its clients, whether slots go on naming it)}."""
-    places = {member.place: ([member] if member.sticky else [], False) for member in spec.members if member.place}
+cdef class Choices:
+    """What new flows of one service choose from: candidates, and the backends that clients stick to.
+
+    ``spec``: as of `Services`. ``before``: those of an earlier plan of the same service, from which only the members at
+    ``positions`` differ; None: there are none. Never changed afterwards: snapshots share it as long as the service's
+    plan stays the same.
+    """
+
+    def __cinit__(self, spec, Choices before=None, positions=None):
+        cdef uint32_t at
+        self.tables = (spec.table, spec.ring, spec.rotation)
+        self.count = len(spec.members)
+        self.everyone = <Candidate *>zeroed(self.count, sizeof(Candidate))
+        self.candidates = <Candidate *>zeroed(self.count, sizeof(Candidate))
+        self.candidate_of = <uint32_t *>zeroed(self.count, sizeof(uint32_t))
+        if before is not None:
+            memcpy(self.everyone, before.everyone, self.count * sizeof(Candidate))
+        for at in range(self.count) if before is None else positions:
+            self.set_candidate(&self.everyone[at], spec.scheduler, spec.members[at])
+        self.gather()
+        if spec.affinity is None:
+            return
+        if before is None:
+            self.stick(None, sticky_backends_of(spec, None), spec)
+        else:
+            numbers = {number for position in positions for number in numbers_of(spec.members[position])}
+            self.stick(before, sticky_backends_of(spec, numbers), spec)
+
+    cdef int set_candidate(self, Candidate *candidate, scheduler, member) except -1:
+        candidate.backend = member.id
+        candidate.weight = weight_in_load(scheduler, member) if member.weight > 0 else 0
+        candidate.response = <uint32_t>min(member.response * 1e6, 1e9)
+        candidate.max_flows = member.max_flows or NO_CAP
+        return 0
+
+    cdef void gather(self) noexcept nogil:
+        """List those that take new flows."""
+        cdef uint32_t at
+        for at in range(self.count):
+            self.capped |= self.everyone[at].max_flows != NO_CAP
+            if self.everyone[at].weight > 0:
+                self.candidate_of[at] = self.candidate_count
+                self.candidates[self.candidate_count] = self.everyone[at]
+                self.candidate_count += 1
+                self.weight += self.everyone[at].weight
+
+    cdef int stick(self, Choices before, dict found, spec) except -1:
+        """Take over what ``before`` has of sticky backends, but for the numbers that are in ``found``."""
+        cdef uint32_t number, at = 0
+        cdef uint32_t room = sum([len(takers) for takers, _ in found.values()])
+        if before is not None:
+            self.sticky_limit = before.sticky_limit
+            for number in range(before.sticky_limit):
+                room += before.sticky_backends[number].count
+        else:
+            self.sticky_limit = max([number for member in spec.members for number in numbers_of(member)], default=0) + 1
+            if self.sticky_limit > 1 << STICKY_BITS:
+                raise ValueError(f"places of an affinity group are 1..{(1 << STICKY_BITS) - 1}")
+        self.sticky_backends = <StickyBackend *>zeroed(self.sticky_limit, sizeof(StickyBackend))
+        self.takers = <Taker *>zeroed(room, sizeof(Taker))
+        for number, (takers, pinned) in found.items():
+            at += self.set_takers(number, at, spec.scheduler, takers, pinned)
+        if before is not None:
+            self.copy_takers(before, bytes(bytearray_of(found, self.sticky_limit)), at)
+        return 0
+
+    cdef int set_takers(self, uint32_t number, uint32_t at, scheduler, list takers, bint pinned) except -1:
+        """Of several takers those with weight 0 have no part, unless all have it. Returns how many there are."""
+        cdef StickyBackend *sticky = &self.sticky_backends[number]
+        cdef Taker *taker
+        weights = [weight_in_load(scheduler, member) for member in takers]
+        weighted = [(member, weight) for member, weight in zip(takers, weights) if weight or not any(weights)]
+        sticky.takers, sticky.count, sticky.pinned = &self.takers[at], len(weighted), pinned
+        for place, (member, weight) in enumerate(weighted):
+            taker = &sticky.takers[<uint32_t>place]
+            taker.backend, taker.max_flows, taker.weight = member.id, member.max_flows or NO_CAP, weight or 1
+        return len(weighted)
+
+    cdef int copy_takers(self, Choices before, bytes replaced, uint32_t at) except -1:
+        cdef const uint8_t *skip = <const uint8_t *><const char *>replaced
+        cdef uint32_t number
+        cdef StickyBackend *sticky
+        for number in range(before.sticky_limit):
+            if skip[number]:
+                continue
+            sticky = &self.sticky_backends[number]
+            sticky[0] = before.sticky_backends[number]
+            sticky.takers = &self.takers[at]
+            memcpy(sticky.takers, before.sticky_backends[number].takers, sticky.count * sizeof(Taker))
+            at += sticky.count
+        return 0
+
+    def __dealloc__(self):
+        free(self.everyone)
+        free(self.candidates)
+        free(self.candidate_of)
+        free(self.sticky_backends)
+        free(self.takers)
+
+
+cdef object numbers_of(member):
+    """The affinity numbers by which a slot may name this member: its own, and those at the same address."""
+    others = [number for number, _ in member.same_address]
+    return [member.place, *others] if member.place else others
+
+
+cdef dict sticky_backends_of(spec, wanted):
+    """{affinity number: (members of the service that take its clients, whether slots go on naming it)}.
+
+    ``wanted``: for these numbers only; None: for all.
+    """
+    found = {} if wanted is None else {number: ([], False) for number in wanted}
     for member in spec.members:
-        for number, held in member.same_address if member.sticky else ():
-            places.setdefault(number, ([], held))[0].append(member)
-    return places
+        if member.place and (wanted is None or member.place in wanted):
+            found[member.place] = ([member] if member.sticky else [], False)
+    for member in spec.members:
+        for number, pinned in member.same_address if member.sticky else ():
+            if wanted is None or number in wanted:
+                takers, known = found.get(number, ([], pinned))
+                found[number] = ([*takers, member], pinned if not takers else known)
+    return found
 
 
-cdef void free_sticky_backends(Affinity *by) noexcept:
-    cdef uint32_t number
-    for number in range(by.sticky_limit):
-        free(by.sticky_backends[number].takers)
-    free(by.sticky_backends)
+cdef bytearray bytearray_of(numbers, limit):
+    """One byte for each number below ``limit``: 1 where it is among ``numbers``."""
+    marks = bytearray(limit)
+    for number in numbers:
+        marks[number] = 1
+    return marks
 
 
 cdef class Services:
@@ -106,9 +228,11 @@ cdef class Services:
     second, and at once; 0: no limit.
     """
 
-    def __cinit__(self, specs, *, uint64_t hash_seed, timeouts, echo=False, new_flows=(0, 0)):
+    def __cinit__(self, specs=None, *, uint64_t hash_seed=0, timeouts=None, echo=False, new_flows=(0, 0)):
+        if specs is None:
+            return                                       # `with_changes` fills it
         specs = list(specs)
-        self.tables = [(spec.table, spec.ring, spec.rotation) for spec in specs]
+        self.choices = [None] * len(specs)
         self.allocate(specs)
         self.table.hash_seed = hash_seed
         profiles = self.set_timeouts([timeouts, *(spec.timeouts or timeouts for spec in specs)])
@@ -118,9 +242,9 @@ cdef class Services:
             self.add_service(index, spec, &self.members[at])
             self.table.services[<uint32_t>index].timeouts = profiles[index + 1]
             put_admission(&self.table, &self.table.services[<uint32_t>index], index, spec)
-            self.add_candidates(&self.table.services[<uint32_t>index], spec, at)
             if spec.affinity is not None:
                 self.add_affinity(index, spec)
+            self.choose(index, spec, Choices(spec))
             for member in spec.members:
                 self.members[at] = member.id
                 self.add_backend(index, spec, member, profiles[index + 1])
@@ -129,6 +253,45 @@ cdef class Services:
         self.table.mixed = 0 < proven < len(specs)
         if echo:
             self.add_echo(specs)
+
+    def with_changes(self, changes):
+        """The same services after changes of their backends' states, and of nothing else.
+
+        ``changes``: (position of a service, its spec as of ``specs``, positions of the members that differ). Tables,
+        lists and what other services choose from are shared with this object; flat arrays are copied.
+        """
+        cdef Services changed = Services.__new__(Services)
+        cdef uint32_t index
+        cdef bint served
+        changed.origin = self if self.origin is None else self.origin
+        changed.copy_arrays(self)
+        for at, spec, positions in changes:
+            index = at
+            served = changed.table.services[index].maglev != NULL
+            changed.choose(index, spec, Choices(spec, self.choices[index], positions))
+            for position in positions:
+                member = spec.members[position]
+                changed.table.backends[<uint32_t>member.id].flow_policy = FLOW_POLICIES[member.flow_policy]
+            if served != (changed.table.services[index].maglev != NULL):
+                changed.answer_echoes(index)
+        return changed
+
+    cdef int copy_arrays(self, Services other) except -1:
+        cdef uint32_t index
+        self.table = other.table
+        self.members, self.choices = other.members, list(other.choices)
+        self.echoes_of, self.servers_of = other.echoes_of, other.servers_of
+        self.affinities, self.table.services, self.table.backends, self.table.answers_echo = NULL, NULL, NULL, NULL
+        self.table.services = <Service *>copied(
+            other.table.services, other.table.service_count * sizeof(Service))
+        self.table.backends = <Backend *>copied(
+            other.table.backends, other.table.backend_limit * sizeof(Backend))
+        self.table.answers_echo = <uint8_t *>copied(other.table.answers_echo, len(self.servers_of or ()))
+        self.affinities = <Affinity *>copied(other.affinities, other.table.service_count * sizeof(Affinity))
+        for index in range(self.table.service_count):
+            if self.table.services[index].affinity != NULL:
+                self.table.services[index].affinity = &self.affinities[index]
+        return 0
 
     cdef int allocate(self, list specs) except -1:
         ids = [member.id for spec in specs for member in spec.members]
@@ -141,8 +304,6 @@ cdef class Services:
         self.table.sticky_numbers = <uint32_t *>zeroed(self.table.backend_limit, sizeof(uint32_t))
         self.affinities = <Affinity *>zeroed(len(specs), sizeof(Affinity))
         self.members = <uint32_t *>zeroed(len(ids), sizeof(uint32_t))
-        self.candidate_of = <uint32_t *>zeroed(len(ids), sizeof(uint32_t))
-        self.candidates = <Candidate *>zeroed(len(ids), sizeof(Candidate))
         replies = {"nat": 0, "fullnat": 0}
         for spec in specs:
             if spec.forward in replies:
@@ -181,19 +342,36 @@ cdef class Services:
         return 0
 
     cdef int add_echo(self, list specs) except -1:
-        """For each VIP, whether any of its services has a backend, those of prefixes that hold it as well; found by a
-        shape of one of its own."""
+        """Have each VIP answer echo requests while any of its services has a backend, those of prefixes that hold it as
+        well. It is found by a mask of one of its own services."""
         cdef uint64_t shape
         bits_of = {spec.network: spec.blocks[0][1] for spec in reversed(specs)}
-        served = {spec.network for spec in specs if spec.table is not None}
-        lengths = {network.prefixlen for network in served if network.num_addresses > 1}
-        for network, bits in bits_of.items():
-            has_backend = network in served or any(
-                network.supernet(new_prefix=length) in served for length in lengths if length < network.prefixlen)
+        at_network = {}
+        for index, spec in enumerate(specs):
+            at_network.setdefault(spec.network, []).append(index)
+        lengths = {network.prefixlen for network in at_network if network.num_addresses > 1}
+        self.servers_of, self.echoes_of = [], [[] for _ in specs]
+        self.table.answers_echo = <uint8_t *>zeroed(len(bits_of), sizeof(uint8_t))
+        for number, (network, bits) in enumerate(bits_of.items()):
+            servers = list(at_network[network])
+            for length in lengths:
+                if length < network.prefixlen:
+                    servers += at_network.get(network.supernet(new_prefix=length), ())
+            self.servers_of.append(servers)
+            for index in servers:
+                self.echoes_of[index].append(number)
             shape = 0 if network.prefixlen == network.max_prefixlen else mask_meta(network.prefixlen, bits)
             table_put(
-                &self.table.vips, addr_from(network.network_address), key_meta(network.version, 0, 0) | shape,
-                has_backend)
+                &self.table.vips, addr_from(network.network_address), key_meta(network.version, 0, 0) | shape, number)
+        for index in range(len(specs)):
+            self.answer_echoes(index)
+        return 0
+
+    cdef int answer_echoes(self, uint32_t index) except -1:
+        """Let the VIPs of this service answer echo requests, or not, as their services have backends now."""
+        for number in self.echoes_of[index] if self.echoes_of is not None else ():
+            self.table.answers_echo[<uint32_t>number] = any(
+                [self.table.services[<uint32_t>server].maglev != NULL for server in self.servers_of[number]])
         return 0
 
     cdef list set_timeouts(self, list wanted):
@@ -213,7 +391,6 @@ cdef class Services:
 
     cdef int add_service(self, uint32_t index, spec, const uint32_t *members) except -1:
         cdef Service *service = &self.table.services[index]
-        cdef MaglevTable table = spec.table
         service.vip = addr_from(spec.network.network_address)
         service.has_prefix = spec.network.num_addresses > 1
         service.family = spec.network.version
@@ -227,10 +404,8 @@ cdef class Services:
         service.mss = spec.mss
         service.slot = spec.slot
         self.set_tunnel(service, spec.tunnel)
-        if table is not None:
-            service.maglev = table.slots
-            service.maglev_size = table.size
-            service.maglev_inverse = <uint64_t>0xFFFFFFFFFFFFFFFFULL // table.size
+        service.scheduler = SCHEDULERS[spec.scheduler]
+        service.bounded_load = round(spec.bounded_load * BOUND_UNIT)
         cdef uint64_t shape
         for port, bits in spec.blocks:
             shape = mask_meta(spec.network.prefixlen, bits, spec.network.max_prefixlen)
@@ -241,61 +416,40 @@ cdef class Services:
         table_put(
             &self.table.vips, service.vip, key_meta(service.family, service.protocol | LATER_BIT, 0) | shape, index)
 
-    cdef int add_candidates(self, Service *service, spec, uint32_t at) except -1:
-        """What the scheduler needs; ``at``: where the service's members begin."""
+    cdef int choose(self, uint32_t index, spec, Choices choices) except -1:
+        """Let a service's flows choose from these, by the tables of its spec."""
+        cdef Service *service = &self.table.services[index]
+        cdef MaglevTable table = spec.table
         cdef KetamaRing ring = spec.ring
         cdef SmoothWrr rotation = spec.rotation
-        cdef Candidate *candidate
-        service.scheduler = SCHEDULERS[spec.scheduler]
+        self.choices[index] = choices
+        service.maglev, service.maglev_size = NULL, 0
+        if table is not None:
+            service.maglev, service.maglev_size = table.slots, table.size
+            service.maglev_inverse = <uint64_t>0xFFFFFFFFFFFFFFFFULL // table.size
+        service.ring_size = 0
         if ring is not None:
             service.ring_points, service.ring, service.ring_index = ring.points, ring.positions, ring.index
             service.ring_size, service.ring_shift = ring.size, ring.shift
+        service.wrr_size = 0
         if rotation is not None:
             service.wrr, service.wrr_size = rotation.positions, rotation.size
-        service.candidates = &self.candidates[at]
-        service.candidate_of = &self.candidate_of[at]
-        for position, member in enumerate(spec.members):
-            if member.weight > 0:
-                self.candidate_of[at + <uint32_t>position] = service.candidate_count
-                candidate = &service.candidates[service.candidate_count]
-                candidate.backend = member.id
-                candidate.weight = weight_in_load(spec.scheduler, member)
-                candidate.response = <uint32_t>min(member.response * 1e6, 1e9)
-                candidate.max_flows = member.max_flows or NO_CAP
-                service.weight += candidate.weight
-                service.candidate_count += 1
-        service.bounded_load = round(spec.bounded_load * BOUND_UNIT)
-        service.restrained = service.bounded_load != 0 or any(member.max_flows for member in spec.members)
+        service.candidates, service.candidate_of = choices.candidates, choices.candidate_of
+        service.candidate_count, service.weight = choices.candidate_count, choices.weight
+        service.restrained = service.bounded_load != 0 or choices.capped
+        self.affinities[index].sticky_backends = choices.sticky_backends
+        self.affinities[index].sticky_limit = choices.sticky_limit
         return 0
 
     cdef int add_affinity(self, uint32_t index, spec) except -1:
         cdef Affinity *by = &self.affinities[index]
-        places = sticky_backends_of(spec)
-        if not all(0 <= number < 1 << STICKY_BITS for number in places):
-            raise ValueError(f"places of an affinity group are 1..{(1 << STICKY_BITS) - 1}")
         by.mask = addr_from(ip_network(
             f"{'0.0.0.0' if spec.network.version == 4 else '::'}/{spec.affinity.prefix}").netmask)
         by.group = spec.affinity.group
         by.ticks = (milliseconds(spec.affinity.timeout) >> TICK_BITS) + 2    # that much at least, and half a second
-        by.sticky_limit = max(places, default=0) + 1
-        by.sticky_backends = <StickyBackend *>zeroed(by.sticky_limit, sizeof(StickyBackend))
         self.table.services[index].affinity = by
         for member in spec.members:
             self.table.sticky_numbers[<uint32_t>member.id] = member.place
-        for number, (takers, held) in places.items():
-            self.set_sticky_backend(&by.sticky_backends[<uint32_t>number], spec.scheduler, takers, held)
-        return 0
-
-    cdef int set_sticky_backend(self, StickyBackend *place, scheduler, list takers, bint held) except -1:
-        """Of several takers those with weight 0 have no part, unless all have it."""
-        cdef Taker *taker
-        weights = [weight_in_load(scheduler, member) for member in takers]
-        weighted = [(member, weight) for member, weight in zip(takers, weights) if weight or not any(weights)]
-        place.takers = <Taker *>zeroed(len(weighted), sizeof(Taker))
-        place.count, place.pinned = len(weighted), held
-        for at, (member, weight) in enumerate(weighted):
-            taker = &place.takers[<uint32_t>at]
-            taker.backend, taker.max_flows, taker.weight = member.id, member.max_flows or NO_CAP, weight or 1
         return 0
 
     cdef int set_tunnel(self, Service *service, tunnel) except -1:
@@ -340,24 +494,26 @@ cdef class Services:
         return 0
 
     def __dealloc__(self):
-        if self.affinities != NULL:
-            for index in range(self.table.service_count):
-                free_sticky_backends(&self.affinities[<uint32_t>index])
         free(self.affinities)
+        free(self.table.backends)
+        free(self.table.answers_echo)
+        if self.origin is None:
+            self.free_shared()
+        free(self.table.services)
+
+    cdef void free_shared(self) noexcept:
+        """Free what those that `with_changes` made have in common with this one, which they keep alive."""
+        cdef uint32_t version
         free(self.table.sticky_numbers)
         free_admission(&self.table)
-        free(self.table.services)
-        free(self.table.backends)
         free(self.table.timeouts)
         free(self.members)
-        free(self.candidate_of)
-        free(self.candidates)
         table_free(&self.table.vips)
         table_free(&self.table.replies)
         table_free(&self.table.fullnat_replies)
         for version in range(2):
-            free(self.table.vip_masks[<uint32_t>version].masks)
-            free(self.table.reply_masks[<uint32_t>version].masks)
+            free(self.table.vip_masks[version].masks)
+            free(self.table.reply_masks[version].masks)
 
 
 cdef class Routes:

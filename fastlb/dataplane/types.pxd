@@ -248,6 +248,7 @@ cdef struct ServiceTable:
     Service *services
     Backend *backends        # by stable id; [0] is never present
     uint32_t *sticky_numbers  # by stable id: its number in its affinity group
+    uint8_t *answers_echo    # by the number of a VIP, which `vips` has: one of its services has a backend
     uint32_t service_count
     uint32_t backend_limit   # one above the largest id
     uint64_t hash_seed

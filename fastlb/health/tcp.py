@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from fastlb.health.protocol import Conversation
+from fastlb.health.protocol import CheckType
 
-TCP = Conversation()
+TCP = CheckType()

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from functools import lru_cache
+from itertools import chain
 from weakref import WeakValueDictionary
 
 from xxhash import xxh64_intdigest
@@ -25,8 +27,16 @@ def is_prime(number: int) -> bool:
     return number > 1 and all(number % divisor for divisor in range(2, int(number**0.5) + 1))
 
 
+@lru_cache(maxsize=1 << 12)
+def _hashes(keys: tuple[str, ...], seed: int) -> bytes:
+    """Return the offset hash and the skip hash of each key, as `MaglevTable` takes them: most of what a table costs."""
+    other = (seed + 1) % SEED_RANGE
+    pairs = ((xxh64_intdigest(key.encode(), seed), xxh64_intdigest(key.encode(), other)) for key in keys)
+    return array("Q", chain.from_iterable(pairs)).tobytes()
+
+
 def build_table(keys: Sequence[str], weights: Sequence[int], size: int, seed: int) -> MaglevTable | None:
-    """The table of these backends, which come sorted by key; None when none of them has a weight.
+    """Return the table of these backends, which come sorted by key; None when none of them has a weight.
 
     Tables are shared: as long as one with the same content is in use anywhere, it is not built again.
     """
@@ -35,11 +45,8 @@ def build_table(keys: Sequence[str], weights: Sequence[int], size: int, seed: in
     content = (tuple(keys), tuple(weights), size, seed)
     table = _shared.get(content)
     if table is None:
-        turns = [
-            (xxh64_intdigest(key.encode(), seed), xxh64_intdigest(key.encode(), (seed + 1) % SEED_RANGE), weight)
-            for key, weight in zip(keys, weights, strict=True)
-        ]
-        table = _shared[content] = MaglevTable(turns, size)
+        table = MaglevTable(_hashes(content[0], seed), array("I", weights).tobytes(), size)
+        _shared[content] = table
     return table
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 from fastlb._core import KetamaRing, MaglevTable, SmoothWrr
@@ -59,32 +60,89 @@ class Limit(NamedTuple):
 class Plan:
     """A service, as the data path knows it; ``members`` are sorted by key, as the table's positions are."""
 
-    name: str
+    service: Service
     slot: int  # of its counters
-    vip: Address | Network
-    network: Network  # the same as a prefix
-    ports: int | PortRange | str
-    port: int  # 0: several
-    blocks: tuple[Block, ...]  # the ports, as tables hold them
-    protocol: str
-    forward: str
-    no_backend: str
     mss: int  # what TCP's MSS is lowered to; 0: nothing, 65535: what fits
-    allow: tuple[Network, ...]
-    deny: tuple[Network, ...]
     source_limit: Limit | None
-    tunnel: Tunnel
-    scheduler: str
-    table: MaglevTable | None  # of every service: also for packets in mid-flow
-    ring: KetamaRing | None  # where the scheduler has one
-    rotation: SmoothWrr | None  # likewise
     timeouts: dict[str, float] | None  # seconds, where the service has its own
-    bounded_load: float  # 0: not bounded
     affinity: Stickiness | None
     members: tuple[Member, ...]
     keys: tuple[str, ...]  # of the members
-    takers: int  # members that take new flows
-    settled: bool  # one takes flows and none is in slow start, so no member's share depends on another's state
+    table: MaglevTable | None = None  # of every service: also for packets in mid-flow
+    ring: KetamaRing | None = None  # where the scheduler has one
+    rotation: SmoothWrr | None = None  # likewise
+    takers: int = 0  # members that take new flows
+    settled: bool = False  # one takes flows and none is in slow start: no share depends on another backend's state
+
+    @property
+    def name(self) -> str:
+        """The service's name."""
+        return self.service.name
+
+    @property
+    def vip(self) -> Address | Network:
+        """The VIP as it is configured."""
+        return self.service.vip
+
+    @cached_property
+    def network(self) -> Network:
+        """The VIP as a prefix."""
+        return self.service.network
+
+    @property
+    def ports(self) -> int | PortRange | str:
+        """The ports as they are configured."""
+        return self.service.port
+
+    @cached_property
+    def port(self) -> int:
+        """The one port; 0 where there are several."""
+        return self.service.single_port
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """The ports, as tables hold them."""
+        return self.service.blocks
+
+    @property
+    def protocol(self) -> str:
+        """tcp or udp."""
+        return self.service.protocol
+
+    @cached_property
+    def forward(self) -> str:
+        """The forwarding mode."""
+        return self.service.forward
+
+    @property
+    def scheduler(self) -> str:
+        """The scheduler's name."""
+        return self.service.scheduler
+
+    @property
+    def no_backend(self) -> str:
+        """What a client gets when no backend can take its flow."""
+        return self.service.no_backend
+
+    @property
+    def allow(self) -> tuple[Network, ...]:
+        """Clients that may use the service."""
+        return self.service.allow
+
+    @property
+    def deny(self) -> tuple[Network, ...]:
+        """Clients that may not."""
+        return self.service.deny
+
+    @property
+    def tunnel(self) -> Tunnel:
+        """How packets are wrapped."""
+        return self.service.tunnel
+
+    @property
+    def bounded_load(self) -> float:
+        """How many times its share a backend may have of all flows; 0: not bounded."""
+        return self.service.bounded_load or 0.0
 
 
 def plan_services(
@@ -113,34 +171,17 @@ def _plan_service(config: Config, service: Service, numbers: Numbers, states: Ba
     known += [(key, gone.backend, Share(0, 0)) for key, gone in states.removed.get(service.name, {}).items()]
     known.sort(key=lambda each: each[0])
     members = tuple(_member(service, key, backend, numbers, share, states, now) for key, backend, share in known)
-    return _with_members(config, service, Plan(
-        name=service.name,
+    plan = Plan(
+        service=service,
         slot=numbers.slots[service.name],
-        vip=service.vip,
-        network=service.network,
-        ports=service.port,
-        port=service.single_port,
-        blocks=service.blocks,
-        protocol=service.protocol,
-        forward=service.forward,
-        no_backend=service.no_backend,
         mss=_clamp(service.mss_clamp),
-        allow=service.allow,
-        deny=service.deny,
         source_limit=_limit(service),
-        tunnel=service.tunnel,
-        scheduler=service.scheduler,
-        table=None,
-        ring=None,
-        rotation=None,
         timeouts=_own_timeouts(config, service),
-        bounded_load=service.bounded_load or 0.0,
         affinity=stickiness_of(service),
         members=(),
         keys=tuple(key for key, _, _ in known),
-        takers=0,
-        settled=False,
-    ), members)  # fmt: skip
+    )
+    return _with_members(config, plan, members)
 
 
 def _member(
@@ -188,7 +229,7 @@ def update_plan(
         for at, member in enumerate(plan.members):
             backend, state = states.backend(plan.name, member.key), states.of(plan.name, member.key)
             members[at] = _renewed(service, member, backend, state, shares.get(member.key, Share(0, 0)), now)
-    return _with_members(config, service, plan, tuple(members))
+    return _with_members(config, plan, tuple(members))
 
 
 def _only_changed(
@@ -224,7 +265,7 @@ def _renewed(
     return member if renewed == member else renewed
 
 
-def _with_members(config: Config, service: Service, plan: Plan, members: tuple[Member, ...]) -> Plan:
+def _with_members(config: Config, plan: Plan, members: tuple[Member, ...]) -> Plan:
     """Return the plan with these members, and the tables that follow from their weights."""
     scheduler = SCHEDULERS[plan.scheduler]
     weights = tuple(member.weight for member in members)

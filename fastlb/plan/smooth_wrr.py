@@ -25,6 +25,8 @@ def turns(weights: Sequence[int]) -> list[int]:
     total = sum(counts)
     if total > MOST_TURNS:
         counts = [max(1, round(count * MOST_TURNS / total)) if count else 0 for count in counts]
+    if max(counts, default=0) <= 1:  # equal weights: each once, in order
+        return [position for position, count in enumerate(counts) if count]
     due = [(0.5 / count, position, 0) for position, count in enumerate(counts) if count]
     heapq.heapify(due)
     order = []
