@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import yaml
 
+import fastlb
 from tests.unit.docs.pages import PAGES, README, ROOT, anchors, links
 
 MOST_LINES = 200
@@ -41,3 +43,12 @@ def test_the_menu_has_every_page() -> None:
     menu = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
     listed = re.findall(r"[\w-]+\.md", str(menu))
     assert sorted(listed) == sorted(page.name for page in (ROOT / "docs").glob("*.md"))
+
+
+def test_the_api_page_names_what_there_is_and_all_that_is_public() -> None:
+    text = (ROOT / "docs/api.md").read_text()
+    for name in re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE):
+        module, _, attribute = name.rpartition(".")
+        assert not module or hasattr(import_module(module), attribute), name
+    shown = re.findall(r"^(?:        - |::: fastlb\.)(\w+)$", text, re.MULTILINE)
+    assert set(fastlb.__all__) - {"__version__"} <= set(shown)
