@@ -18,7 +18,6 @@ _OTHER_NAMES = {
     "ip": ("address", "vip"),
     "host": ("address",),
     "server": ("address",),
-    "listen": ("vip",),
     "virtual_ip": ("vip",),
     "algorithm": ("scheduler",),
     "balance": ("scheduler",),

@@ -56,7 +56,7 @@ class Document(Origin):
 
     @classmethod
     def read(cls, path: str) -> Document:
-        """Raises ConfigError when the file cannot be read, is not YAML, or is empty."""
+        """Return the document of a file; raises ConfigError when it cannot be read, is not YAML, or is empty."""
         try:
             with open(path, "rb") as file:
                 content = file.read()
@@ -115,7 +115,8 @@ class _Reader:
         except yaml.MarkedYAMLError as error:
             if "nesting depth" in str(error.problem):  # libyaml since 2026 has a limit of its own, and reads ahead
                 raise self._too_deep() from None
-            mark = error.problem_mark or error.context_mark
+            in_quotes = "quoted scalar" in str(error.context)  # the line of the quote that is not closed
+            mark = (error.context_mark if in_quotes else None) or error.problem_mark or error.context_mark
             where = f"{self._name}:{mark.line + 1}" if mark else self._name
             raise _unusable(where, f"it is not valid YAML: {_syntax(error)}") from None
         except yaml.YAMLError as error:  # a ReaderError: a character that YAML does not allow
@@ -276,10 +277,14 @@ def _syntax(error: yaml.MarkedYAMLError) -> str:
     words = ", ".join(part for part in (error.context, error.problem) if part)
     if "cannot start any token" in words or "tab character" in words:
         return f"{words}; indent with spaces, and put text that begins with %, @, ` or a tab in quotes"
+    if "quoted scalar" in words:
+        return f"{words}; close the quote that begins here"
     if "could not find expected ':'" in words:
         return f"{words}; put a space behind the ':' of each key, and close each quote"
-    if "expected '-' indicator" in words or "expected <block end>" in words:
+    if any(part in words for part in ("expected '-' indicator", "expected key", "expected <block end>")):
         return f"{words}; begin each item of a list with '- ', and align the items and keys of one level"
+    if "alias" in words or "anchor" in words:
+        return f"{words}; put text that begins with * or & in quotes, and give each anchor a name of its own"
     if "mapping values are not allowed" in words:
         return f"{words}; align the keys of a mapping, and put text that contains ': ' in quotes"
     if "single document" in words:

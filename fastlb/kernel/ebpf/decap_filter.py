@@ -29,7 +29,6 @@ from fastlb.kernel.ebpf.frame import (
     ETH_IPV4,
     ETH_IPV6,
     FP,
-    GRE,
     IPV4_AT,
     IPV4_FRAGMENT,
     IPV4_HEADER,
@@ -51,13 +50,13 @@ from fastlb.kernel.ebpf.frame import (
     widen_destination,
 )
 from fastlb.kernel.ebpf.syscall import SCHED_CLS, SOCKET_FILTER, HashMap, hold_program, raise_memlock_limit
+from fastlb.model.modes import MODES
 from fastlb.model.names import GUARD_NAME
 from fastlb.model.net import Address
 
 FILTER_NAME = "fastlb_decap"
 MAX_ADDRESSES = 4096
 
-_PROTOCOLS = {"ipip": (4, 41), "gre": (GRE,), "gue": ()}  # what an outer IP header says of each mode but gue
 _KEY_FAMILY, _KEY_SIZE = 16, 20  # a key: the destination as 16 bytes, and its family
 _NEXT = -64  # on the stack: the beginning of what follows the IP header
 
@@ -144,9 +143,10 @@ def _ipv4(a: Assembler) -> None:
 def _tunnel(a: Assembler, modes: Sequence[str], port: int) -> None:
     """Fall through with what may be a tunnel's packet."""
     a.label("protocol")
-    for protocol in (number for mode in modes for number in _PROTOCOLS[mode]):
+    protocols = {number for mode in modes for number in (MODES[mode].outer_protocols or {}).values()}
+    for protocol in sorted(protocols - {UDP}):
         a.jump_if(R8, "==", protocol, "destination")
-    if "gue" in modes:
+    if UDP in protocols:
         a.jump_if(R8, "!=", UDP, "not_ours")
         load_bytes(a, _NEXT, 4)
         a.load(R1, FP, _NEXT + 2, Size.U16)

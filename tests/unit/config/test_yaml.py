@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fastlb.config import load_config
+from fastlb.config.yaml import Document
 from fastlb.errors import ConfigError
 from tests.unit.config.written import NAT, problems_in
 
@@ -106,9 +111,14 @@ def test_yaml(tmp_path: Path, text: str | bytes, line: int, path: str, message: 
     [
         ("flows: 64\n\tworkers: 1\n", 2, "indent with spaces"),
         ("flows: 64\nservices: [\n", 3, "check the indentation, brackets and quotes"),
+        ('flows: 64\ncontrol: "/run/x\nworkers: 2\n', 2, "close the quote that begins here"),
         ("control: a: b\n", 1, "align the keys of a mapping"),
         ("flows: 64\n---\nflows: 65\n", 2, "remove the second '---'"),
-        ("flows: *nowhere\n", 1, "check the indentation, brackets and quotes"),
+        ("flows: *nowhere\n", 1, "put text that begins with * or & in quotes"),
+        ("flows: &a 64\nworkers: &a 2\n", 2, "give each anchor a name of its own"),
+        ("flows: 64\nworkers:2\nservices: []\n", 3, "put a space behind the ':' of each key"),
+        ("snat:\n  - 10.0.0.1\n  a: 1\n", 3, "begin each item of a list with '- '"),
+        ("ring:\n  blocks: 64\n - timeout: 1ms\n", 3, "align the items and keys of one level"),
     ],
 )
 def test_what_is_no_yaml(tmp_path: Path, text: str, line: int, advice: str) -> None:
@@ -133,3 +143,59 @@ def test_a_few_lines_of_aliases_do_not_grow(tmp_path: Path) -> None:
     found = problems_in(text, tmp_path)
     assert {path for _, path, _ in found} >= {"k0", "k25", "services[9]", "interfaces[0]"}
     assert len(found) == 37
+
+
+def test_a_dash_that_is_missing(tmp_path: Path) -> None:
+    text = NAT + "    backends:\n      - address: 10.0.0.1\n        address: 10.0.0.2\n"
+    message = 'it is given twice, first on line 8; keep one, or begin another item of the list with "- "'
+    assert problems_in(text, tmp_path) == [(9, "services[0].backends[0].address", message)]
+
+
+def read(text: str, directory: Path) -> Document:
+    (directory / "c.yaml").write_text(text)
+    return Document.read(str(directory / "c.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "data"),
+    [
+        ("? &k name\n: web\nagain: *k\n*k : last\n", {"name": "last", "again": "name"}),
+        ("a: &l [1]\nb: *l\n", {"a": [1], "b": [1]}),
+        ("a: &n\nb: *n\n", {"a": None, "b": None}),
+        ("a: !!str 5\nb: ! 5\nc: !!float 1.5\nd: !own 5\n", {"a": "5", "b": 5, "c": 1.5, "d": "5"}),
+        ("a: '5'\nb: 5\nc: |\n  5\n", {"a": "5", "b": 5, "c": "5\n"}),
+        ("a: 1e3\nb: -1.5e+3\nc: 0x1f\nd: -0\n", {"a": "1e3", "b": -1500.0, "c": 31, "d": 0}),
+        ("a: <<\nb: =\nc: ~\nd: NULL\ne: True\n", {"a": "<<", "b": "=", "c": None, "d": None, "e": True}),
+    ],
+)
+def test_what_scalars_and_aliases_mean(tmp_path: Path, text: str, data: object) -> None:
+    document = read(text, tmp_path)
+    assert document.data == data
+    assert set(document.faults.values()) <= {"it is given twice, first on line 1; keep one"}
+
+
+def test_faults_in_a_key_that_is_a_collection_are_its_own(tmp_path: Path) -> None:
+    document = read("? {a: 0123, a: &x 5}\n: 0123\nb: *x\n", tmp_path)
+    assert document.faults == {(): "line 1 has a collection for a key; a key must be text"}
+    assert document.data == {"b": 5}
+
+
+def test_lines_of_key_paths(tmp_path: Path) -> None:
+    document = read("a:\n  - b: 1\n    c: 2\n  - b: 3\n\nd: 4\n", tmp_path)
+    lines = {(): 1, ("a",): 1, ("a", 0, "c"): 3, ("a", 1): 4, ("a", 1, "none"): 4, ("d",): 6, ("e",): 1}
+    assert {loc: document.line(loc) for loc in lines} == lines
+    assert document.where(3) == f"{tmp_path}/c.yaml:3"
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(st.characters(codec="utf-8", exclude_categories=["C"])),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text("abc: -#", max_size=8), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(data=PLAIN.filter(lambda data: data is not None), flow=st.booleans())
+def test_what_pyyaml_writes_is_read_as_it_was(data: object, flow: bool) -> None:
+    text = yaml.safe_dump(data, allow_unicode=True, default_flow_style=flow)
+    with tempfile.TemporaryDirectory() as directory:
+        assert read(text, Path(directory)).data == data
