@@ -1,7 +1,7 @@
 """A fanout group: several rings on one interface, each frame in the ring of the worker that owns its client's shard.
 
     member 0        the bin: a socket that keeps nothing      frames that are not ours, and all of them while stopped
-    member 1 + n    the ring of worker n, without a filter    what the steering program gives it (fastlb.classifier)
+    member 1 + n    the ring of worker n, without a filter    what the steering program gives it (classifier.py)
 
 Invariant: a member's number is its place in the order of creation. A member that leaves is replaced by the last one,
 and after the link was down the kernel builds the group anew, socket by socket in the order of their creation: so the
@@ -60,12 +60,12 @@ class Group:
 
     @property
     def id(self) -> int:
-        """1 to 65,535, or 0."""
+        """The kernel's number of the group: 1 to 65,535, or 0."""
         return self.join_argument & 0xFFFF
 
     @property
     def join_argument(self) -> int:
-        """What another socket, bound to the same interface and protocol, joins by: setsockopt(PACKET_FANOUT).
+        """The argument of setsockopt(PACKET_FANOUT) by which another socket, bound to the same interface, joins.
 
         As the kernel reports it: id, type, and the flags, which have to agree; without the one that finds a number.
         """
@@ -97,7 +97,7 @@ class Group:
 
 
 def _open_bin(interface: str, nothing_fd: int) -> socket.socket:
-    """A new group's first member. Raises OSError."""
+    """Open a new group's first member. Raises OSError."""
     opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
     try:
         opened.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_BPF, nothing_fd)

@@ -1,4 +1,4 @@
-"""Does reading of open blocks work on this kernel? Tried at every start, because no document promises it (ring.pxd).
+"""A test of whether open blocks can be read on this kernel: at every start, as no document promises it (ring.pxd).
 
 A ring on the loopback device of a network namespace of its own, which no traffic but the test's ever reaches, and a
 sender that races its reader: frames of many lengths, through every block of the ring several times.
@@ -40,7 +40,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def open_blocks_fault() -> str | None:
-    """Why open blocks must not be read on this machine; None: they may be. Takes some ten milliseconds."""
+    """Return why open blocks must not be read on this machine; None: they may be. Takes some ten milliseconds."""
     if platform.machine() != "x86_64":
         return f"it needs a processor that keeps the order of stores (x86-64), not {platform.machine()}"
     frames = make_frames(ROUNDS * FRAMES)
@@ -52,7 +52,7 @@ def open_blocks_fault() -> str | None:
 
 
 def make_frames(count: int) -> list[bytes]:
-    """Ethernet frames that tell their place, of lengths and contents that repeat from run to run."""
+    """Return Ethernet frames that tell their place, of lengths and contents that repeat from run to run."""
     drawn = random.Random(count)
     return [
         HEADER + struct.pack("!I", number) + drawn.randbytes(drawn.randrange(42, MAX_FRAME - len(HEADER) - 4))
@@ -61,7 +61,7 @@ def make_frames(count: int) -> list[bytes]:
 
 
 def verify(sent: Sequence[bytes], taken: Sequence[tuple[bytes, bool]]) -> str | None:
-    """What is wrong with what was read: (frame, whether its block was still open) in the order of reading."""
+    """Return what is wrong with what was read: (frame, whether its block was still open), in the order of reading."""
     for number, (frame, (found, _)) in enumerate(zip(sent, taken, strict=False)):
         if found != frame:
             return f"frame {number} of {len(sent)} was read wrong"
@@ -73,7 +73,10 @@ def verify(sent: Sequence[bytes], taken: Sequence[tuple[bytes, bool]]) -> str | 
 
 
 def _try(frames: Sequence[bytes]) -> list[tuple[bytes, bool]]:
-    """In a thread that nobody uses afterwards. Raises OSError, KernelError."""
+    """Read the frames in a network namespace of the calling thread's own, which is of no use afterwards.
+
+    Raises OSError, KernelError.
+    """
     if _libc.unshare(_CLONE_NEWNET):
         code = ctypes.get_errno()
         hint = " (a network namespace needs CAP_SYS_ADMIN)" if code == errno.EPERM else ""
@@ -93,6 +96,7 @@ def _try(frames: Sequence[bytes]) -> list[tuple[bytes, bool]]:
 
 
 def _race(ring: Ring, frames: Sequence[bytes]) -> list[tuple[bytes, bool]]:
+    """Send the frames in one thread, and read them in this one, as they come."""
     taken: list[tuple[bytes, bool]] = []
     left = iter(frames)
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sender, ThreadPoolExecutor(1) as thread:

@@ -29,7 +29,7 @@ log = structlog.get_logger()
 
 @dataclass
 class _Failures:
-    """Of one interface, since its socket last worked for long."""
+    """Failures of one interface, since its socket last worked for long."""
 
     again: float = 0.0  # when to ask again, on the monotonic clock
     delay: float = ASK_SOON
@@ -59,7 +59,7 @@ class TransmitPaths:
         self._failures: dict[int, _Failures] = {}  # by interface index
 
     def open(self, view: KernelView, links: Iterable[int]) -> None:
-        """At the start: sockets on ``links``, which are up. Raises KernelError in mode xdp when one is refused."""
+        """Open sockets on ``links``, which are up, at the start. Raises KernelError in mode xdp when one is refused."""
         deadline = time.monotonic() + START_PATIENCE
         for index in sorted(links) if self._mode != "sendmmsg" else ():
             error = self._ask(index)
@@ -69,11 +69,11 @@ class TransmitPaths:
             if error is None:
                 continue
             if self._mode == "xdp" and error.errno not in LINK_GONE:
-                raise KernelError(f"transmit: xdp cannot be had on {view.links[index].name}: {self._words(error)}")
+                raise KernelError(f"transmit: xdp cannot be had on {view.links[index].name}: {self._reason(error)}")
             self._refused(view, index, error)
 
     def poll(self, view: KernelView, links: Iterable[int]) -> None:
-        """From then on, several times a second: open what is missing on ``links``, forget interfaces that are gone."""
+        """Open what is missing on ``links``, and forget interfaces that are gone; called several times a second."""
         if self._mode == "sendmmsg":
             return
         sockets = self._worker.xsks()
@@ -88,12 +88,13 @@ class TransmitPaths:
                 self._open_again(view, index)
 
     def describe(self, view: KernelView, links: Iterable[int]) -> dict[str, str]:
-        """The path of each interface that frames may leave by, by name."""
+        """Return the path, "xdp" or "sendmmsg", of each interface that frames may leave by, by name."""
         sockets = self._worker.xsks()
         indices = sorted(view.links.keys() & {*links, *sockets})
         return {view.links[index].name: "xdp" if sockets.get(index, 0) is None else "sendmmsg" for index in indices}
 
     def _ask(self, index: int) -> OSError | None:
+        """Open a socket; returns the refusal."""
         try:
             self._worker.open_xsk(index, self._queue)
         except OSError as error:
@@ -111,7 +112,7 @@ class TransmitPaths:
         failures.lost = failures.told = False
 
     def _refused(self, view: KernelView, index: int, error: OSError) -> None:
-        """Say so once; ask again only where time may help."""
+        """Log a refusal, once; ask again only where time may help."""
         failures = self._failures.setdefault(index, _Failures())
         failures.add(time.monotonic())
         if error.errno in LINK_GONE:
@@ -119,7 +120,7 @@ class TransmitPaths:
         if error.errno != errno.EBUSY:
             failures.again = math.inf
         if not failures.told and not (failures.lost and error.errno == errno.EBUSY):  # by the one just lost
-            reason = self._words(error)
+            reason = self._reason(error)
             self._log.info("AF_XDP refused; sending by sendmmsg", interface=view.links[index].name, reason=reason)
         failures.told = True
 
@@ -131,12 +132,13 @@ class TransmitPaths:
         self._log.warning("AF_XDP socket lost; sending by sendmmsg", interface=view.links[index].name, reason=reason)
 
     def _forget(self, view: KernelView, sockets: Iterable[int]) -> None:
-        """An interface that comes back is another one to the kernel."""
+        """Drop what is known of interfaces that have gone: one that comes back is another one to the kernel."""
         for index in {*sockets, *self._failures} - view.links.keys():
             self._worker.close_xsk(index)
             self._failures.pop(index, None)
 
-    def _words(self, error: OSError) -> str:
+    def _reason(self, error: OSError) -> str:
+        """Say why the kernel refuses a socket."""
         if error.errno == errno.EBUSY:
             return "its queue is in use by another AF_XDP socket"
         if error.errno == errno.EINVAL and self._queue > 0:

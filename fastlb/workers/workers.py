@@ -49,8 +49,10 @@ log = structlog.get_logger()
 
 
 def open_pipelines(config: Config, workers: int, memory: FlowMemory | None = None) -> list[Pipeline]:
-    """One for each worker, over one flow table and one affinity table; ``memory``: that flow table, where it is not of
-    this process alone."""
+    """Open one for each worker, over one flow table and one affinity table.
+
+    ``memory``: that flow table, where it is not of this process alone.
+    """
     memory = memory or FlowMemory(config.flows, sources=config.snat, ports=config.snat_ports)
     affinity = AffinityMemory(config.affinity_entries)
     owned: list[list[int]] = [[] for _ in range(workers)]
@@ -120,7 +122,7 @@ class Workers:
         return memory
 
     def _bell(self, interface: str, number: int, stack: ExitStack) -> list[int]:
-        """The descriptor of a doorbell socket; none where the kernel has no doorbells."""
+        """Open a doorbell socket, and return its descriptor; none where the kernel has no doorbells."""
         program = self._classifier.bell_fd(number)
         if program is None:
             return []
@@ -140,10 +142,10 @@ class Workers:
         return group
 
     def _block_timeout(self) -> int:
-        """Milliseconds until the kernel hands over a block that is not full.
+        """Return the milliseconds until the kernel hands over a block that is not full.
 
-        Who reads open blocks, and is woken by a doorbell, does not wait for that. Each expiry is an interrupt, for
-        every ring: 30 µs on some virtual machines, which is what a packet that came then waits.
+        A worker that reads open blocks, and is woken by a doorbell, does not wait for that. Each expiry is an
+        interrupt, for every ring: 30 µs on some virtual machines, which is what a packet that came then waits.
         """
         timeout = self._config.ring.timeout
         if timeout != "auto":
@@ -178,21 +180,21 @@ class Workers:
         cpus.keep_off(self._plan, [member.thread_id for member in self._members])
 
     def poll(self, view: KernelView, links_out: set[int]) -> None:
-        """Several times a second: open ways out that are missing."""
+        """Open ways out that are missing, and close those of links that have gone; several times a second."""
         for member in self._members:
             member.paths.poll(view, links_out)
 
     def offload_tunnels(self, links: Sequence[int]) -> None:
-        """The interfaces with the program of tunneloffload.py, from now on."""
+        """Leave it to the kernel, from now on, to segment GSO packets in tunnels that go by these interfaces."""
         for member in self._members:
             member.worker.offload_tunnels(links)
 
     def dead(self) -> list[int]:
-        """The numbers of workers whose thread has ended though nobody stopped it."""
+        """Return the numbers of workers whose thread has ended though nobody stopped it."""
         return [member.number for member in self._members if member.has_ended()]
 
     def stuck(self) -> list[int]:
-        """The numbers of workers that live, and have not gone round their loop for STUCK seconds."""
+        """Return the numbers of workers that live, and have not gone round their loop for STUCK seconds."""
         now = time.monotonic()
         return [member.number for member in self._members if member.is_stuck(now)]
 
@@ -201,6 +203,7 @@ class Workers:
         self._stack.close()
 
     def _end(self) -> None:
+        """Stop the workers, and keep their totals; those that do not stop are for ``give_up``."""
         for member in self._members:
             member.worker.stop()
         deadline = time.monotonic() + END_TIMEOUT
@@ -214,18 +217,18 @@ class Workers:
     # --- what can be seen ----------------------------------------------------------------------------------
 
     def totals(self) -> list[dict[str, int]]:
-        """What each worker counts of rings and transmission; after the end too."""
+        """Return what each worker counts of rings and transmission; after the end too."""
         totals = list(self._totals)
         for member in self._members:
             totals[member.number] = add_up((totals[member.number], member.worker.counters()))
         return totals
 
     def counters(self) -> dict[str, int]:
-        """The sum of ``totals``."""
+        """Return the sum of `totals`."""
         return add_up(self.totals())
 
     def transmit_paths(self, view: KernelView, links_out: set[int]) -> dict[str, str]:
-        """The way out by interface: "xdp", "sendmmsg", or "xdp+sendmmsg" where the workers' ways differ."""
+        """Return the way out by interface: "xdp", "sendmmsg", or "xdp+sendmmsg" where the workers' ways differ."""
         found: dict[str, list[str]] = {}
         for member in self._members:
             for name, path in member.paths.describe(view, links_out).items():
@@ -233,7 +236,7 @@ class Workers:
         return {name: "+".join(sorted(set(paths), reverse=True)) for name, paths in found.items()}
 
     def describe(self, pipelines: Sequence[Pipeline], view: KernelView, links_out: set[int]) -> list[dict[str, Any]]:
-        """Each worker: its core, what it had to do, its ways out."""
+        """Describe each worker: its core, what it had to do, its ways out."""
         described = []
         totals = self.totals()
         for member in self._members:
@@ -268,7 +271,7 @@ class _Member:
         self.worker.run()
 
     def runs(self) -> bool:
-        """A thread that ended by itself, from within C, is alive to Python for ever."""
+        """Return True if the thread runs; to Python, one that ended by itself, from within C, is alive for ever."""
         return self._thread.is_alive() and cpus.exists(self.thread_id)
 
     def has_ended(self) -> bool:
