@@ -93,9 +93,6 @@ NOT_YET: set[tuple[str, str]] = {
     ("a module has a test file", "plan.saved"),
     ("a module has a test file", "plan.tables"),
     ("a module has a test file", "plan.smooth_wrr"),
-    ("a module has a test file", "workers.fanout"),
-    ("a module has a test file", "workers.transmit"),
-    ("a module has a test file", "workers.workers"),
 }  # fmt: skip
 
 
