@@ -189,7 +189,7 @@ class BackendStates:
     def update(self, name: BackendName, state: BackendState) -> None:
         """Set the state of a backend that the configuration has."""
         self.by_backend[name] = state
-        if state.slow_since is not None:
+        if state.slow_since is not None and state.state != "unknown":  # the first check that passes begins it
             self.slow.setdefault(name[0], set()).add(name[1])
 
     # --- another configuration -----------------------------------------------------------------------------------
@@ -264,6 +264,12 @@ class BackendStates:
         rising = any(each < 1 for each in ramps)
         return [state.share(weight, unknown, each if rising else None)
                 for each, (state, weight) in zip(ramps, listed, strict=True)]  # fmt: skip
+
+    def any_takes_flows(self, service: Service) -> bool:
+        """True if a backend of this service is known to take new flows; else those that are unknown take them."""
+        return any(
+            self.of(service.name, service.key(backend)).takes_flows(backend.weight) for backend in service.backends
+        )
 
     def has_slow_starts(self, service: Service) -> bool:
         """True if a backend of this service may be in slow start."""

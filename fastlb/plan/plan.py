@@ -72,7 +72,7 @@ class Plan:
     ring: KetamaRing | None = None  # where the scheduler has one
     rotation: SmoothWrr | None = None  # likewise
     takers: int = 0  # members that take new flows
-    settled: bool = False  # one takes flows and none is in slow start: no share depends on another backend's state
+    settled: bool = False  # one is known to take flows, none is in slow start: no share depends on another's state
 
     @property
     def name(self) -> str:
@@ -181,7 +181,7 @@ def _plan_service(config: Config, service: Service, numbers: Numbers, states: Ba
         members=(),
         keys=tuple(key for key, _, _ in known),
     )
-    return _with_members(config, plan, members)
+    return _with_members(config, plan, members, states.any_takes_flows(service))
 
 
 def _member(
@@ -222,14 +222,16 @@ def update_plan(
     members = list(plan.members)
     alone = _only_changed(plan, service, states, changed) if changed is not None else None
     if alone is not None:
+        known = True
         for at, backend, state in alone:
             members[at] = _renewed(service, members[at], backend, state, state.share(backend.weight), now)
     else:
+        known = states.any_takes_flows(service)
         shares = dict(zip(map(service.key, service.backends), states.shares(service, now), strict=True))
         for at, member in enumerate(plan.members):
             backend, state = states.backend(plan.name, member.key), states.of(plan.name, member.key)
             members[at] = _renewed(service, member, backend, state, shares.get(member.key, Share(0, 0)), now)
-    return _with_members(config, plan, tuple(members))
+    return _with_members(config, plan, tuple(members), known)
 
 
 def _only_changed(
@@ -241,7 +243,7 @@ def _only_changed(
     takers, found = plan.takers, []
     for key in changed:
         at = bisect_left(plan.keys, key)
-        if at == len(plan.keys) or plan.keys[at] != key:
+        if at == len(plan.keys) or plan.keys[at] != key or plan.members[at].removed:
             continue  # it was removed meanwhile
         backend, state = states.backend(plan.name, key), states.of(plan.name, key)
         takers += state.takes_flows(backend.weight) - (plan.members[at].weight > 0)
@@ -265,8 +267,11 @@ def _renewed(
     return member if renewed == member else renewed
 
 
-def _with_members(config: Config, plan: Plan, members: tuple[Member, ...]) -> Plan:
-    """Return the plan with these members, and the tables that follow from their weights."""
+def _with_members(config: Config, plan: Plan, members: tuple[Member, ...], known: bool) -> Plan:
+    """Return the plan with these members, and the tables that follow from their weights.
+
+    ``known``: one of them is known to take flows; else those that were not checked yet may be taking them.
+    """
     scheduler = SCHEDULERS[plan.scheduler]
     weights = tuple(member.weight for member in members)
     counted = weights if scheduler.weighted else tuple(member.unweighted for member in members)
@@ -278,7 +283,7 @@ def _with_members(config: Config, plan: Plan, members: tuple[Member, ...]) -> Pl
         ring=build_ring(plan.keys, weights, config.ring_points, seed) if scheduler.table == "ring" else None,
         rotation=build_rotation(counted) if scheduler.table == "rotation" else None,
         takers=takers,
-        settled=takers > 0 and all(member.ramp == 1 for member in members),
+        settled=known and all(member.ramp == 1 for member in members),
     )
 
 

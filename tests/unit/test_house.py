@@ -84,13 +84,7 @@ NOT_YET: set[tuple[str, str]] = {
     ("a module has a test file", "daemon.decap"),
     ("a module has a test file", "daemon.leftovers"),
     ("a module has a test file", "daemon.preflight"),
-    ("a module has a test file", "plan.affinity"),
     ("a module has a test file", "plan.ketama"),
-    ("a module has a test file", "plan.ids"),
-    ("a module has a test file", "plan.keys"),
-    ("a module has a test file", "plan.reachability"),
-    ("a module has a test file", "plan.restart"),
-    ("a module has a test file", "plan.saved"),
     ("a module has a test file", "plan.tables"),
     ("a module has a test file", "plan.smooth_wrr"),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Client-IP affinity: who follows whom, for how long, and what ends it; and the numbers of a group's places."""
+"""Client-IP affinity: who follows whom, for how long, and what ends it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from fastlb import Config, Datapath
+from fastlb import Datapath
 from fastlb._core import AffinityMemory, FlowMemory, Pipeline, Services, explain_tuple
-from fastlb.errors import FastlbError
-from fastlb.plan.affinity import MAX_PLACE, RESTS, Place, PlaceNumbers, SameAddress, group_of, stickiness_of
+from fastlb.plan.affinity import MAX_PLACE, stickiness_of
 from fastlb.plan.ids import BackendIds
 from fastlb.plan.plan import plan_services
 from fastlb.plan.tables import services_table
@@ -622,91 +621,8 @@ def test_trace_says_why_a_client_is_placed_anew() -> None:
 # ---- numbers of places
 
 
-def of(*addresses: IPv4Address, affinity: dict[str, Any] = GROUP) -> Config:
-    return config(site(name="web", affinity=affinity, backends=[{"address": str(each)} for each in addresses]))
-
-
-def place(address: IPv4Address, port: int = 80, name: str = "web", group: str = "group site") -> Place:
-    return Place(group, address, name, f"{address}:{port}")
-
-
-def numbers(given: PlaceNumbers, settings: Config, now: float) -> dict[tuple[str, IPv4Address], int]:
-    return {(each.service, each.address): number for each, number in given.assign(settings, now).items()}  # type: ignore[misc]
-
-
-@pytest.mark.parametrize("steps", [
-    [((A, B), 0, [1, 2]), ((A, B), 1, [1, 2]), ((B, A), 2, [2, 1])],
-    [((A, B), 0, [1, 2]), ((B, C), 1, [2, 3]), ((B, A), 2, [2, 1])],  # one that comes back
-    [((A, B), 0, [1, 2]), ((B,), 0, [2]), ((B, C), RESTS - 1, [2, 3])],
-    [((A, B), 0, [1, 2]), ((B,), 0, [2]), ((B, C), RESTS, [2, 1])],
-    [((A, B), 0, [1, 2]), ((), 0, []), ((C,), RESTS - 1, [3])],
-    [((A, B), 0, [1, 2]), ((), 0, []), ((), RESTS, []), ((C,), RESTS, [1])],
-])  # fmt: skip
-def test_numbers_stay_and_rest(steps: list[tuple[tuple[IPv4Address, ...], float, list[int]]]) -> None:
-    given = PlaceNumbers()
-    for addresses, now, expected in steps:
-        got = numbers(given, of(*addresses), now)
-        assert [got["web", address] for address in addresses] == expected
-
-
-def test_a_service_of_the_group_more_changes_no_number() -> None:
-    given = PlaceNumbers()
-    assert numbers(given, of(A, B), 0) == {("web", A): 1, ("web", B): 2}
-    both = config(*(site(name=name, port=port, affinity=GROUP, backends=[{"address": str(each)} for each in listed])
-                    for name, port, listed in (("other", 443, (C, B)), ("web", 80, (A, B)))))  # fmt: skip
-    assert numbers(given, both, 1) == {("web", A): 1, ("web", B): 2, ("other", C): 3, ("other", B): 4}
-
-
-def test_groups_count_by_themselves_and_are_forgotten() -> None:
-    given = PlaceNumbers()
-    other = site(name="other", port=443, affinity=STICKY, backends=[{"address": str(C)}, {"address": str(A)}])
-    settings = config(*[site(name="web", affinity=GROUP), other])
-    names = [group_of(each) for each in settings.services]
-    assert names == ["group site", "service other"]
-    assert given.assign(settings, 0) == {
-        place(A): 1, place(B): 2, place(C): 3, place(C, 443, "other", names[1]): 1, place(A, 443, "other", names[1]): 2,
-    }  # fmt: skip
-    given.assign(config(), 1)
-    given.assign(config(), 1 + RESTS)
-    assert given == PlaceNumbers()
-
-
-def test_what_is_near_a_place() -> None:
-    """At its address, of other services of its group, or gone; held: where only the slot tells whose a client is."""
-    given = PlaceNumbers()
-    web = {"name": "web", "affinity": GROUP, "forward": "nat"}
-    other = {"name": "other", "port": 443, "affinity": GROUP, "forward": "nat", "backends": at(90)}
-    alone = {"name": "alone", "port": 1, "affinity": STICKY, "forward": "nat", "backends": at(80)}
-    given.assign(config(*(site(**each) for each in (web | {"backends": at(80, 81)}, other, alone))), 0)
-    assert given.same_address() == {
-        place(A): (SameAddress(3, pinned=False),), place(A, 81): (SameAddress(3, pinned=False),),
-        place(A, 90, "other"): (SameAddress(1, pinned=True), SameAddress(2, pinned=True)),
-        place(A, 80, "alone", "service alone"): (),
-    }  # fmt: skip
-    given.assign(config(*(site(**each) for each in (web | {"backends": at(81) + at(81, address=B)}, other))), 1)
-    assert given.same_address() == {
-        place(A, 81): (SameAddress(3, pinned=False), SameAddress(1, pinned=False)), place(B, 81): (),
-        place(A, 90, "other"): (SameAddress(2, pinned=False), SameAddress(1, pinned=False)),
-    }  # fmt: skip
-
-
-def test_a_copy_goes_its_own_way() -> None:
-    given = PlaceNumbers()
-    given.assign(of(A), 0)
-    copy = given.copy()
-    assert numbers(copy, of(A, B), 1)["web", B] == 2
-    assert numbers(given, of(A, C), 1)["web", C] == 2
-
-
-def test_no_number_is_left() -> None:
-    given = PlaceNumbers(highest={"group site": MAX_PLACE - 1}, by_place={place(A): 1})
-    assert numbers(given, of(A, B), 0) == {("web", A): 1, ("web", B): MAX_PLACE}
-    with pytest.raises(FastlbError, match="affinity, group site: more than 262143 backends"):
-        given.assign(of(A, B, C), 0)
-
-
 def test_the_data_path_refuses_numbers_that_do_not_fit() -> None:
-    settings = of(A)
+    settings = config(site(affinity=GROUP, backends=[{"address": str(A)}]))
     [planned] = plan_services(settings, BackendIds(), 0.0)
     [member] = planned.members
     with pytest.raises(ValueError, match=r"places of an affinity group are 1\.\.262143"):

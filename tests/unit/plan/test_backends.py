@@ -1,8 +1,7 @@
-"""How backends stand: health, the operator's word, slow start, and what of it reaches the tables."""
+"""The states of backends: health, the operator's word, slow start, and what of it reaches the tables."""
 
 from __future__ import annotations
 
-import json
 from itertools import pairwise
 from typing import Any
 
@@ -15,7 +14,6 @@ from fastlb.plan import backends
 from fastlb.plan.backends import SCALE, STEPS, BackendStates, Share, ramp
 from fastlb.plan.ids import BackendIds
 from fastlb.plan.plan import plan_services
-from fastlb.plan.saved import SAVED, restored_states, saved_states
 from fastlb.plan.tables import services_table
 from tests.balancers import BACKENDS, config, service
 
@@ -324,6 +322,18 @@ def test_a_new_one_ramps_up_from_its_first_check_on() -> None:
     assert weights(conf, standings, 120.0) == [SCALE // 2, SCALE, 0]
 
 
+def test_a_new_one_ramps_up_however_late_its_first_check_is() -> None:
+    """Its window of time begins with the check, so none is over before it."""
+    states = following(settings(check=CHECK, slow_start=SLOW, backends=[{"address": BACKENDS[4][1], "port": 8080}]))
+    conf = settings(check=CHECK, slow_start=SLOW)
+    states.apply_config(conf, 10.0)
+    check(conf, states, "+", 1, now=10.0)
+    assert states.due(10.0, 500.0) == set()
+    check(conf, states, "+", 0, now=500.0)
+    assert weights(conf, states, 550.0) == [SCALE // 2, SCALE, 0]
+    assert states.due(500.0, 550.0) == {"web"}
+
+
 def test_one_that_had_no_weight_ramps_up() -> None:
     """Whoever gave it none, and whoever gives it one."""
     some = settings(slow_start=SLOW)
@@ -425,49 +435,3 @@ def test_who_keeps_its_clients(checks: str, draining: bool, weight: int, share: 
 def test_without_a_check_all_keep_their_clients() -> None:
     conf = settings(backends=[{"address": address, "weight": 0} for address in BACKENDS[4]])
     assert following(conf).shares(conf.services[0], 0.0) == [Share(0, 0, True)] * 3
-
-
-# --- over the end of a process ----------------------------------------------------------------------------------------
-
-
-def test_what_is_saved_is_what_is_restored() -> None:
-    """Through JSON: health, drain, weight, slow start, and a backend that was removed."""
-    conf = settings(check=CHECK, slow_start=SLOW, on_leave="keep")
-    standings = following(conf)
-    check(conf, standings, "-")
-    check(conf, standings, "+", 1)
-    standings.drain(("web", KEYS[1]), 500.0)
-    standings.set_weight(("web", KEYS[2]), 7, 10.0)
-    left = conf.model_dump()["services"][0]["backends"][1:]
-    less = settings(check=CHECK, slow_start=SLOW, on_leave="keep", backends=left)
-    standings.apply_config(less, 20.0)
-    again = restored_states(json.loads(json.dumps(saved_states(standings))), 30.0)
-    again.apply_config(less, 30.0)
-    for key in KEYS:
-        for name in SAVED:
-            assert getattr(again.of("web", key), name) == getattr(standings.of("web", key), name), (key, name)
-    assert {key: gone.backend for key, gone in again.removed["web"].items()} == {KEYS[0]: conf.services[0].backends[0]}
-    assert (len(again.drains_ended(499.0, 501.0)), again.drains_ended(400.0, 499.0)) == (1, [])
-
-
-def test_what_is_restored_is_followed_as_by_a_reload() -> None:
-    """A backend that is new beside those of the process before comes slowly; one that left is removed."""
-    before = following(settings(on_leave="keep", backends=[{"address": host} for host in BACKENDS[4][:2]]))
-    now = settings(on_leave="keep", slow_start=SLOW, backends=[{"address": host} for host in BACKENDS[4][1:]])
-    again = restored_states(saved_states(before), 50.0)
-    again.apply_config(now, 50.0)
-    first, second, third = (again.of("web", f"{host}:80") for host in BACKENDS[4])
-    assert (first.left, second.left, third.left) == (50.0, None, None)
-    assert (second.slow_since, third.slow_since) == (None, 50.0)
-
-
-@pytest.mark.parametrize("damage", [
-    {"services": [{"name": "web"}]},
-    {"stand": [["web", KEYS[0], {"quarantined": True}]]},
-    {"removed": [["web", "10.0.0.1:80", {"address": "x"}, {"left": 1.0}]]},
-])  # fmt: skip
-def test_what_another_fastlb_saved_may_mean_nothing(damage: dict[str, Any]) -> None:
-    saved = saved_states(following(settings()))
-    assert restored_states(saved, 0.0).by_backend.keys() == {("web", key) for key in KEYS}
-    assert restored_states(saved | damage, 0.0) == BackendStates()
-    assert restored_states({}, 0.0) == BackendStates()

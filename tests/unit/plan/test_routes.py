@@ -1,61 +1,20 @@
-"""nexthops.py: from what the kernel says to where frames go, seen through real packets."""
+"""From what the kernel says to where frames go, seen through real packets."""
 
 from __future__ import annotations
 
 from ipaddress import ip_address, ip_network
-from typing import Any
 
 import pytest
 
 from fastlb._core import Pipeline
-from fastlb.model.hostview import KernelView, Link, Route
-from fastlb.model.modes import TUNNELS
+from fastlb.model.hostview import KernelView
 from fastlb.plan import routes
 from fastlb.plan.ids import BackendIds
-from fastlb.plan.plan import Plan, plan_services
-from fastlb.plan.reachability import narrow_tunnels, not_on_link, outer_length, too_narrow, without_route
+from fastlb.plan.plan import plan_services
 from fastlb.plan.tables import services_table
 from tests.balancers import CLIENT, KEY, VIP, config, service
 from tests.frames import frame, mac_bytes, mac_of
-
-LINKS = {
-    1: Link(1, "lo", b"", 65536, True),
-    2: Link(2, "eth0", b"\x02\x00\x00\x00\x00\x02", 1500, True),
-    3: Link(3, "eth1", b"\x02\x00\x00\x00\x00\x03", 1500, True),
-    4: Link(4, "eth2", b"\x02\x00\x00\x00\x00\x04", 9000, False),
-    5: Link(5, "tun0", b"", 1400, True),
-}
-ROUTES = [  # prefix, gateway, interface, MTU
-    ("0.0.0.0/0", "10.2.0.1", 2, 0),
-    ("10.2.0.0/24", None, 2, 0),
-    ("10.3.0.0/24", None, 3, 0),
-    ("10.4.0.0/24", None, 4, 0),
-    ("10.5.0.0/24", None, 5, 0),
-    ("10.6.0.0/24", "10.3.0.254", 3, 0),
-    ("10.7.0.0/24", None, 0, 0),  # unreachable, says the kernel
-    ("10.8.0.0/24", "10.3.0.253", 3, 1000),
-    ("10.9.0.0/24", None, 3, 1000),
-    ("::/0", "fe80::1", 2, 0),
-    ("fd00:3::/64", None, 3, 0),
-]
-NEIGHBOURS = [
-    *((2, address) for address in ("10.2.0.1", "fe80::1", "10.2.0.9")),
-    *((3, address) for address in ("10.3.0.11", "10.3.0.253", "10.3.0.254", "10.9.0.1", "fd00:3::11")),
-    (4, "10.4.0.1"),
-]
-
-
-def view(**changes: Any) -> KernelView:
-    told: dict[str, Any] = {
-        "links": LINKS,
-        "routes": tuple(
-            Route(ip_network(prefix), ip_address(gateway) if gateway else None, link, mtu)
-            for prefix, gateway, link, mtu in ROUTES
-        ),
-        "neighbours": {(link, ip_address(address)): mac_bytes(mac_of(address)) for link, address in NEIGHBOURS},
-        "addresses": frozenset(),
-    }
-    return KernelView(**told | changes)
+from tests.hostviews import LINKS, planned, view
 
 
 def balancer(forward: str, backend: str, seen: KernelView) -> Pipeline:
@@ -92,22 +51,6 @@ def test_towards_a_backend(backend: str, nat: str, dsr: str, next_hop: str | Non
         if sent:
             assert sent[0][:6] == mac_bytes(mac_of(next_hop or ""))
             assert (sent[0][6:12], ifindex) == (LINKS[link].mac, link)
-
-
-@pytest.mark.parametrize(("backend", "forward", "problem"), [
-    ("10.3.0.11", "nat", None), ("10.3.0.11", "gue", None), ("10.3.0.12", "nat", None),
-    ("10.7.0.1", "nat", "no route to backend 10.7.0.1"), ("10.7.0.1", "ipip", "no route to backend 10.7.0.1"),
-    ("10.7.0.1", "dsr", None),  # refused: see not_on_link
-])  # fmt: skip
-def test_backends_that_nothing_can_be_sent_to(backend: str, forward: str, problem: str | None) -> None:
-    placed = frozenset({(3, 24, ip_address("10.3.0.2"))})
-    lines = without_route(view(placed=placed), planned(backend, forward=forward))
-    assert lines == ([f"service s0: {problem}"] if problem else [])
-
-
-def test_a_tunnel_that_has_nowhere_to_come_from() -> None:
-    [line] = without_route(view(), planned("10.3.0.11", forward="gue"))
-    assert line.startswith("service s0: no address of IPv4 on the link towards backend 10.3.0.11")
 
 
 TOWARDS_CLIENTS = [
@@ -176,14 +119,6 @@ def test_a_moved_mac_takes_effect() -> None:
     assert sent[:6] == b"\x02\xff\xff\xff\xff\xff"
 
 
-def planned(*backends: str, forward: str) -> list[Plan]:
-    services = [
-        service(forward, ip_address(backend).version, "udp", name=f"s{n}", port=80 + n, backends=[{"address": backend}])
-        for n, backend in enumerate(backends)
-    ]
-    return plan_services(config(*services), BackendIds(), 0.0)
-
-
 def test_wanted_next_hops() -> None:
     """Every gateway, since any client may be behind it; a backend behind one wants only the gateway."""
     wanted = routes.wanted_next_hops(
@@ -204,47 +139,6 @@ def test_links_of_tunnels() -> None:
     backends = ("10.3.0.11", "10.4.0.1", "10.5.0.1", "10.6.0.1", "10.7.0.1", "fd00:3::11")
     assert routes.tunnel_links(view(), planned(*backends, forward="gre")) == {3, 4}
     assert routes.tunnel_links(view(), planned("10.3.0.11", forward="nat")) == set()
-
-
-@pytest.mark.parametrize("forward", ["nat", "dsr", "ipip", "gre", "gue"])
-@pytest.mark.parametrize("version", [4, 6])
-@pytest.mark.parametrize("mtu", [68, 91, 92, 111, 112, 1000, 1279, 1280, 1311, 1312, 1331, 1332, 1500])
-def test_ways_that_are_too_narrow(version: int, forward: str, mtu: int) -> None:
-    """IPv6 needs 1,280 bytes, or a tunnel that can be fragmented; the table says what tunnels take over IPv4."""
-    backend = {4: "10.9.0.1", 6: "fd00:3::11"}[version]
-    taken = {"ipip": 20, "gre": 24, "gue": 32}.get(forward, 0) + (20 if version == 6 and forward in TUNNELS else 0)
-    known = (Route(ip_network(f"{backend}/{32 if version == 4 else 128}"), None, 3, mtu),)
-    plans = planned(backend, forward=forward)
-    least = 1280 if version == 6 and forward not in TUNNELS else 92
-    inside = f", which leaves {max(mtu - taken, 0)} inside {forward}" if forward in TUNNELS else ""
-    what = "a tunnel" if forward in TUNNELS else f"IPv{version}"
-    assert too_narrow(view(routes=known), plans) == (
-        [f"service s0: the MTU towards backend {backend} is {mtu}{inside}; {what} needs {least}: "
-         "raise that of the link or route"] if mtu - taken < least else []
-    )  # fmt: skip
-    in_fragments = version == 6 and forward in TUNNELS and 92 <= mtu - taken < 1280
-    assert len(narrow_tunnels(view(routes=known), plans)) == in_fragments
-    assert too_narrow(view(routes=()), plans) == []
-
-
-@pytest.mark.parametrize(("tunnel", "forward", "four", "six"), [
-    ({}, "nat", 0, 0), ({}, "dsr", 0, 0), ({}, "ipip", 20, 40), ({}, "gre", 24, 44), ({"key": 0}, "gre", 28, 48),
-    ({}, "gue", 32, 52),
-])  # fmt: skip
-def test_what_a_tunnel_takes(tunnel: dict[str, int], forward: str, four: int, six: int) -> None:
-    settings = config(service(forward, tunnel=tunnel))
-    [planned] = plan_services(settings, BackendIds(), 0.0)
-    assert (outer_length(planned, 4), outer_length(planned, 6)) == (four, six)
-
-
-def test_dsr_backends_that_are_not_on_link() -> None:
-    lines = not_on_link(view(), planned("10.3.0.11", "10.6.0.1", "10.7.0.1", forward="dsr"))
-    assert lines == [
-        "service s1: dsr backend 10.6.0.1 is behind gateway 10.3.0.254; it must be on-link "
-        "(dsr only rewrites the MAC address), or use forward: nat",
-        "service s2: no route to dsr backend 10.7.0.1; it must be on-link",
-    ]
-    assert not_on_link(view(), planned("10.6.0.1", forward="nat")) == []
 
 
 def test_what_tunnels_look_like() -> None:
