@@ -1,8 +1,11 @@
 # Every target does its own set-up: tools/setup.sh makes .venv and says what is missing when it cannot.
-# The packet path is built in the profile FASTLB_PROFILE (release, debug, coverage or asan; see setup.py).
+# The packet path is built in the profile FASTLB_PROFILE (release, quick, debug, coverage or asan; see setup.py).
 
 PY := .venv/bin/python
 PYTEST := $(PY) -m pytest
+JOBS := $(shell nproc)
+# Tests run in as many processes as there are cores; tests/conftest.py says which of them stay together.
+PARALLEL := -n $(JOBS) --dist loadgroup
 STAMP := .venv/set-up
 TRANSMIT := auto
 WORKERS := 1
@@ -11,7 +14,7 @@ COVERED := tests/unit tests/property tests/ext --ignore=tests/ext/test_embed.py 
 	tests/netns/test_frames.py tests/netns/test_worker.py
 FLOOR := 94
 
-.PHONY: help demo interop test build lint docs bench asan coverage clean
+.PHONY: help demo interop test stage build lint docs bench asan coverage clean
 
 help: ## this list
 	@echo "fastlb: make one of"
@@ -25,10 +28,15 @@ interop: build ## fastlb beside the kernel's own balancer (IPVS), in a Linux 6.1
 
 test: build ## all tests; those in namespaces need root, or sudo
 	@if tools/as_root.sh --possible; then \
-		set -x; tools/as_root.sh $(PYTEST) tests; \
+		set -x; tools/as_root.sh $(PYTEST) $(PARALLEL) tests; \
 	else \
-		set -x; $(PYTEST) tests --ignore=tests/netns && set +x && tools/as_root.sh $(PYTEST) tests/netns; \
+		set -x; $(PYTEST) $(PARALLEL) tests --ignore=tests/netns && set +x && tools/as_root.sh $(PYTEST) tests/netns; \
 	fi
+
+stage: $(STAMP) ## the turn of edit, build and test: make stage STAGE=conntrack builds quickly and runs that stage's tests
+	@FASTLB_PROFILE=quick $(PY) setup.py --quiet build_ext --inplace
+	$(PYTEST) -q $(or $(wildcard tests/unit/*/test_$(STAGE).py),\
+		$(error no tests/unit/*/test_$(STAGE).py; say which: make stage STAGE=conntrack))
 
 build: $(STAMP) ## the extension module, in place; only what changed
 	@$(PY) setup.py --quiet build_ext --inplace
@@ -68,7 +76,7 @@ coverage: $(STAMP) ## tests with assertions on; which lines they reach, and a fl
 	mkdir -p $(COVERAGE)
 	tar -c --exclude='./.*' --exclude=./build --exclude='*.so' --exclude=./fastlb/_core.c . | tar -x -C $(COVERAGE)
 	cd $(COVERAGE) && FASTLB_PROFILE=coverage $(CURDIR)/$(PY) setup.py --quiet build_ext --inplace
-	cd $(COVERAGE) && tools/as_root.sh $(CURDIR)/$(PY) -m coverage run -m pytest -p no:cacheprovider $(COVERED)
+	cd $(COVERAGE) && tools/as_root.sh $(CURDIR)/$(PY) -m coverage run -m pytest -p no:cacheprovider $(PARALLEL) $(COVERED)
 	cd $(COVERAGE) && $(CURDIR)/$(PY) -m coverage combine --quiet && $(CURDIR)/$(PY) -m coverage report
 	$(PY) tools/coverage_lines.py --floor $(FLOOR) $(COVERAGE)
 

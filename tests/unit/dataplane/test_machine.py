@@ -35,7 +35,13 @@ def profile(name: str) -> tuple[list[str], list[str]]:
 
 @pytest.mark.parametrize(
     ("name", "broken"),
-    [("release", 0), ("debug", -signal.SIGABRT), ("coverage", -signal.SIGABRT), ("asan", -signal.SIGABRT)],
+    [
+        ("release", 0),
+        ("quick", -signal.SIGABRT),
+        ("debug", -signal.SIGABRT),
+        ("coverage", -signal.SIGABRT),
+        ("asan", -signal.SIGABRT),
+    ],
 )
 def test_must(name: str, broken: int, tmp_path: Path) -> None:
     cflags, ldflags = profile(name)
