@@ -15,6 +15,7 @@ from typing import Literal
 from fastlb.model.names import MAX_WORKERS
 
 LOWEST_PRIORITY = 19
+OWN_PRIORITY = os.getpriority(os.PRIO_PROCESS, 0)  # that the process was started with: by nice(1), or systemd's Nice=
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,10 @@ def name_thread(name: str) -> None:
 
 
 def pin_worker(core: int) -> None:
-    """Have the calling thread run on this core, at the normal priority, from now on."""
+    """Run the calling thread on this core from now on, at the priority that the process was started with."""
     os.sched_setaffinity(0, {core})
     with suppress(PermissionError):  # back from the lowest one, where fastlb has no CAP_SYS_NICE
-        os.setpriority(os.PRIO_PROCESS, 0, 0)
+        os.setpriority(os.PRIO_PROCESS, 0, OWN_PRIORITY)
 
 
 def keep_off(cores: Plan, workers: Collection[int]) -> None:
@@ -57,7 +58,7 @@ def keep_off(cores: Plan, workers: Collection[int]) -> None:
 
     What these threads start inherits it.
     """
-    for thread in _threads():
+    for thread in all_threads():
         if thread in workers:
             continue
         with suppress(ProcessLookupError):  # it has just ended
@@ -71,6 +72,6 @@ def exists(thread: int) -> bool:
     return os.path.exists(f"/proc/self/task/{thread}")
 
 
-def _threads() -> Iterable[int]:
+def all_threads() -> Iterable[int]:
     """Return the ids of this process's threads."""
     return map(int, os.listdir("/proc/self/task"))

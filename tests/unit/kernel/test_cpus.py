@@ -71,6 +71,9 @@ def test_a_plan(available: set[int], workers: int, theirs: tuple[int, ...], othe
     assert cpus.plan(available, workers) == Plan(theirs, frozenset(others), crowded)
 
 
+NICE = os.getpriority(os.PRIO_PROCESS, 0)  # these tests may be run by nice(1)
+
+
 # --- threads --------------------------------------------------------------------------------------------------
 
 
@@ -134,10 +137,10 @@ def settled(plan: Plan) -> Seen:
 def test_threads_keep_off_the_workers_cores() -> None:
     plan = cpus.plan(os.sched_getaffinity(0), 1)
     seen = settled(plan)
-    assert seen.workers == [Placed({plan.workers[0]}, 0)]
+    assert seen.workers == [Placed({plan.workers[0]}, NICE)]
     assert seen.others != []
-    assert all(other == Placed(set(plan.others), 0) for other in seen.others)
-    assert seen.later == Placed(set(plan.others), 0)
+    assert all(other == Placed(set(plan.others), NICE) for other in seen.others)
+    assert seen.later == Placed(set(plan.others), NICE)
     assert seen.workers_again == seen.workers
     assert not seen.workers[0].cores & seen.others[0].cores
 
@@ -146,7 +149,7 @@ def test_without_cores_of_their_own_they_come_last() -> None:
     whole = os.sched_getaffinity(0)
     plan = cpus.plan(whole, len(whole))
     seen = settled(plan)
-    assert seen.workers == [Placed({core}, 0) for core in sorted(whole)]
+    assert seen.workers == [Placed({core}, NICE) for core in sorted(whole)]
     assert all(other == Placed(whole, LOWEST_PRIORITY) for other in seen.others)
     assert seen.later == Placed(whole, LOWEST_PRIORITY)
     assert seen.workers_again == seen.workers
@@ -172,7 +175,23 @@ def test_a_worker_that_is_started_later_is_no_less_a_worker() -> None:
     whole = os.sched_getaffinity(0)
     plan = cpus.plan(whole, len(whole))
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-        assert process.submit(replaced, plan).result() == Placed({plan.workers[0]}, 0)
+        assert process.submit(replaced, plan).result() == Placed({plan.workers[0]}, NICE)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: raises a thread's priority")
+def test_a_worker_of_a_nice_process_is_as_nice() -> None:
+    script = """
+import os
+from fastlb.kernel import cpus
+core = min(os.sched_getaffinity(0))
+cpus.keep_off(cpus.plan({core}, 1), [])
+print(os.getpriority(os.PRIO_PROCESS, 0))
+cpus.pin_worker(core)
+print(os.getpriority(os.PRIO_PROCESS, 0))
+"""
+    command = ["nice", "-n", "3", sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == f"19\n{min(NICE + 3, 19)}\n"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: gives up a capability")
@@ -186,7 +205,7 @@ cpus.pin_worker(core)
 print(os.sched_getaffinity(0) == {core}, os.getpriority(os.PRIO_PROCESS, 0))
 """
     command = ["setpriv", "--bounding-set=-sys_nice", sys.executable, "-c", script]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=20)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "True 19\n"
 
 
@@ -210,7 +229,7 @@ def test_threads_that_end_meanwhile_are_passed_over(monkeypatch: pytest.MonkeyPa
     thread.join()
     ended = thread.native_id or 0
     assert until(lambda: not cpus.exists(ended))
-    monkeypatch.setattr(cpus, "_threads", lambda: [ended])
+    monkeypatch.setattr(cpus, "all_threads", lambda: [ended])
     cpus.keep_off(cpus.plan({0}, 1), [])
 
 
