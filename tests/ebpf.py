@@ -1,4 +1,8 @@
-"""What tests ask the kernel about eBPF, beyond what fastlb asks: its programs, its maps, and the keys of one."""
+"""What tests ask the kernel about eBPF, beyond what fastlb asks: its programs, its maps, and the keys of one.
+
+Other programs of the machine load such objects too, another fastlb under the same names: a test that looks for what
+was left asks for those of a process (`held`), or of a namespace (`of_namespace`).
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,11 @@ import ctypes
 import errno
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from pathlib import Path
+
+from pyroute2 import netns
 
 from fastlb.kernel.ebpf import syscall
 from fastlb.kernel.ebpf.classifier import Classifier
@@ -25,6 +32,57 @@ def programs() -> dict[int, str]:
 def maps() -> dict[int, str]:
     """Every eBPF map of this kernel, whoever made it: id to name."""
     return _objects(_MAP_NEXT_ID, _MAP_FD_BY_ID)
+
+
+Objects = set[tuple[str, int]]  # ("prog_id" or "map_id", id)
+
+
+def held(process: int) -> Objects:
+    """Return the eBPF objects that a process has descriptors of; none when it has ended."""
+    found = set()
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for fd in list(Path(f"/proc/{process}/fdinfo").iterdir()):
+            with suppress(FileNotFoundError):  # the descriptor that listed the directory
+                fields = [line.split(":") for line in fd.read_text().splitlines()]
+                found |= {(each[0], int(each[1])) for each in fields if each[0] in ("prog_id", "map_id")}
+    return found
+
+
+def names(objects: Objects) -> list[str]:
+    """Return the names of those of the objects that the kernel still has."""
+    alive = {"prog_id": programs(), "map_id": maps()}
+    return sorted(alive[kind][identity] for kind, identity in objects if identity in alive[kind])
+
+
+def processes_in(namespace: str) -> list[int]:
+    """Return the processes that live in a network namespace."""
+    inode = os.stat(Path(netns.NETNS_RUN_DIR, namespace)).st_ino
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has just ended
+            if (process / "ns/net").stat().st_ino == inode:
+                found.append(int(process.name))
+    return found
+
+
+def of_namespace(namespace: str, attached: Iterable[int]) -> Objects:
+    """Return what the processes of a namespace hold, the programs ``attached`` there, and the maps of all of them."""
+    found = set().union(*map(held, processes_in(namespace)), {("prog_id", program) for program in attached})
+    return found | {("map_id", each) for kind, identity in found if kind == "prog_id" for each in maps_of(identity)}
+
+
+def maps_of(program: int) -> list[int]:
+    """Return the ids of the maps that a program uses: none when it has gone."""
+    identities, info = (ctypes.c_uint32 * 64)(), ctypes.create_string_buffer(64)
+    struct.pack_into("=IQ", info, 52, len(identities), ctypes.addressof(identities))
+    with suppress(FileNotFoundError):
+        fd = syscall.bpf(_PROG_FD_BY_ID, struct.pack("=III", program, 0, 0))
+        try:
+            syscall.bpf(_INFO_BY_FD, bytearray(struct.pack("=IIQ", fd, len(info), ctypes.addressof(info))))
+        finally:
+            os.close(fd)
+        return list(identities[: struct.unpack_from("=I", info, 52)[0]])
+    return []
 
 
 def keys(of: syscall.Map, size: int) -> Iterator[bytes]:

@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -166,22 +166,6 @@ def until(condition: Callable[[], bool]) -> bool:
     return True
 
 
-def held(process: int) -> set[tuple[str, int]]:
-    """The eBPF objects that a process has descriptors of: ("prog_id" or "map_id", id)."""
-    found = set()
-    for fd in list(Path(f"/proc/{process}/fdinfo").iterdir()):
-        with suppress(FileNotFoundError):  # the descriptor that listed the directory
-            fields = [line.split(":") for line in fd.read_text().splitlines()]
-            found |= {(each[0], int(each[1])) for each in fields if each[0] in ("prog_id", "map_id")}
-    return found
-
-
-def names(objects: set[tuple[str, int]]) -> list[str]:
-    """Names of those of the objects that the kernel still has."""
-    alive = {"prog_id": ebpf.programs(), "map_id": ebpf.maps()}
-    return sorted(alive[kind][identity] for kind, identity in objects if identity in alive[kind])
-
-
 def add_filter(rig: Rig, name: str, result: int, parent: int = INGRESS) -> None:
     """Somebody else's filter, behind the guard's preference."""
     code = Assembler()
@@ -273,16 +257,16 @@ def test_neighbours_and_pings_stay_with_the_host(rig: Rig, classified: Classifie
 
 
 def test_the_guard_outlives_the_classifier_and_goes_wholly(rig: Rig) -> None:
-    others = held(os.getpid())
+    others = ebpf.held(os.getpid())
     with Classifier() as classified:
         classified.replace(Keys(VIPS, REPLIES), LOCALS)
         rig.attach(classified)
-        ours = held(os.getpid()) - others
+        ours = ebpf.held(os.getpid()) - others
         maps = ["fastlb_datagram", "fastlb_locals", "fastlb_replies", "fastlb_to_host", "fastlb_vips"]
         maps += ["fastlb_masks"] * 2
         unused = ["fastlb_full", "fastlb_masks", "fastlb_sources"]  # without full NAT no program refers to them
-        assert names(ours) == sorted([*maps, *unused, "fastlb_asleep", FILTER_NAME, GUARD_NAME, BELL_NAME])
-    assert until(lambda: names(ours) == sorted([*maps, GUARD_NAME]))
+        assert ebpf.names(ours) == sorted([*maps, *unused, "fastlb_asleep", FILTER_NAME, GUARD_NAME, BELL_NAME])
+    assert until(lambda: ebpf.names(ours) == sorted([*maps, GUARD_NAME]))
     rig.settle()
     rig.send(VIP, SERVICE)
     rig.settle()
@@ -290,7 +274,7 @@ def test_the_guard_outlives_the_classifier_and_goes_wholly(rig: Rig) -> None:
 
     assert rig.host.run(guard.detach, "h0") is True
     assert (rig.host.run(guard.show), rig.filters(), rig.has_clsact()) == ([], [], False)
-    assert until(lambda: names(ours) == [])
+    assert until(lambda: ebpf.names(ours) == [])
     rig.send(VIP, SERVICE)
     rig.settle()
     assert waiting(rig.sockets[SERVICE]) == 1
@@ -319,7 +303,7 @@ def test_the_guard_outlives_a_crash_and_goes_wholly(rig: Rig) -> None:
     ) as process:
         assert process.stdout
         assert process.stdout.readline() == b"attached\n"
-        ours = held(process.pid)
+        ours = ebpf.held(process.pid)
         (found,) = rig.host.run(guard.show)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
@@ -332,7 +316,7 @@ def test_the_guard_outlives_a_crash_and_goes_wholly(rig: Rig) -> None:
 
     assert rig.host.run(guard.detach, "h0") is True
     assert (rig.host.run(guard.show), rig.has_clsact()) == ([], False)
-    assert until(lambda: names(ours) == [])
+    assert until(lambda: ebpf.names(ours) == [])
 
 
 def test_no_frame_passes_while_the_guard_is_replaced(rig: Rig, classified: Classifier) -> None:

@@ -23,6 +23,7 @@ import pytest
 import yaml
 from pyroute2 import IPRoute
 
+from fastlb.kernel import guard
 from tests import ebpf
 from tests.netns.balancer import PATIENCE, Balancer, backends, fastlb, snmp, until, within
 
@@ -37,7 +38,7 @@ CLSACT, INGRESS = 0xFFFF_0000, 0xFFFF_FFF2
 CAP_NET_ADMIN, CAP_NET_RAW, PR_CAPBSET_DROP = 12, 13, 24
 WEB = APPLICATIONS[0]
 GUARD = {"program fastlb_guard"}
-GUARD |= {f"map fastlb_{name}" for name in ("vips", "replies", "locals", "shapes", "datagram", "passed")}
+GUARD |= {f"map fastlb_{name}" for name in ("vips", "replies", "locals", "masks", "datagram", "to_host")}
 RUNNING = {"program fastlb_filter", "program fastlb_bell", "packet socket"}
 RUNNING |= {"map fastlb_asleep", "map fastlb_full", "map fastlb_sources"}
 HOOKS = {"clsact on eth0", "clsact on eth1"}
@@ -53,8 +54,11 @@ def lab() -> Iterator[Lab]:
 def remains(lab: Lab) -> set[str]:
     """Everything of the balancer's node that a fastlb makes and could forget."""
     found = within(lab.namespace("lb"), _of_the_namespace)
-    for kind, objects in (("program", ebpf.programs()), ("map", ebpf.maps())):
-        found |= {f"{kind} {name} #{number}" for number, name in objects.items() if name.startswith("fastlb_")}
+    guards = within(lab.namespace("lb"), guard.show)
+    mine = ebpf.of_namespace(lab.namespace("lb"), [each.program_id for each in guards])
+    for kind, key, objects in (("program", "prog_id", ebpf.programs()), ("map", "map_id", ebpf.maps())):
+        names = {number: name for number, name in objects.items() if name.startswith("fastlb_")}
+        found |= {f"{kind} {name} #{number}" for number, name in names.items() if (key, number) in mine}
     return found
 
 

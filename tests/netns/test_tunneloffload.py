@@ -324,30 +324,30 @@ def test_one_datagram_that_leaves_no_room_for_another(rig: Rig, tmp_path: Path) 
 # ---- where the program is
 
 
-def loaded() -> int:
-    """How many of them, in the whole kernel."""
-    return list(ebpf.programs().values()).count(PROGRAM_NAME)
+def loaded(balancer: Balancer) -> int:
+    """How many of them the balancer holds."""
+    return ebpf.names(ebpf.held(balancer.pid)).count(PROGRAM_NAME)
 
 
 def test_it_ends_with_the_process_however_that_ends(rig: Rig, tmp_path: Path) -> None:
-    before = loaded()
     with ExitStack() as undo:
         balancer = start(rig, undo, tmp_path).balancer
-        assert loaded() == before + 1
+        assert loaded(balancer) == 1
+        first = ebpf.held(balancer.pid)
         balancer.kill()
-        assert until(lambda: loaded() == before)
+        assert until(lambda: PROGRAM_NAME not in ebpf.names(first))
         balancer.start()
-        assert loaded() == before + 1
-    assert until(lambda: loaded() == before)
+        assert loaded(balancer) == 1
+        second = ebpf.held(balancer.pid)
+    assert until(lambda: PROGRAM_NAME not in ebpf.names(second))
 
 
 def test_without_tunnels_there_is_none(rig: Rig, tmp_path: Path) -> None:
-    before = loaded()
     with rig.balancer(tmp_path) as balancer:
         rig.reach(balancer)
-        assert loaded() == before
+        assert loaded(balancer) == 0
         assert balancer.reload(balancer.config | {"services": [way.service() for way in WAYS]}).returncode == 0
-        assert until(lambda: loaded() == before + 1)
+        assert until(lambda: loaded(balancer) == 1)
 
 
 def test_an_interface_that_comes_back_gets_it_again(rig: Rig, tmp_path: Path) -> None:
