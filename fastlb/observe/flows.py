@@ -1,7 +1,8 @@
-"""`fastlb conns`: which flows are there?
+"""`fastlb conns`: the flows that there are, or how many.
 
-The table is walked in slices, one for each request on the control socket, and whoever asks says where to go on: a table
-of ten million flows keeps neither the event loop nor a worker, and a reader that goes away leaves nothing behind.
+The table is read in slices, one for each request on the control socket, and whoever asks says where the next one
+begins. So even ten million flows hold up neither the event loop nor a worker, and a reader that goes away leaves
+nothing behind.
 
     {"command": "conns", "service": "web", "start": 0, "room": 100}
         ->  {"flows": [{...}, ...], "next": 131072}         next: null at the end of the table
@@ -20,31 +21,37 @@ from fastlb.errors import FastlbError
 from fastlb.model.net import PROTOCOL_NAMES, Network, endpoint_text
 from fastlb.plan.plan import Member, Plan
 
-SLICE = 1 << 17  # entries looked at for one request: a few milliseconds
-ROOM = 1000  # flows in one answer
+SLICE = 1 << 17  # entries that one request reads: a few milliseconds
+MAX_ROOM = 1000  # flows in one answer
 STATES = flow_states()
 
 Ask = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+"""Sends a request, and returns its answer."""
+
 Placed = tuple[Plan, Member]
+"""A backend, after the service that it belongs to."""
 
 
 # --- the balancer's side ---------------------------------------------------------------------------------------------
 
 
 def answer(pipeline: Pipeline, plans: Sequence[Plan], request: Mapping[str, Any], now_ms: int) -> dict[str, Any]:
-    """One slice of the walk. ``now_ms`` is the workers' clock. Raises FastlbError for a filter that fits nothing."""
+    """Return the flows in one slice of the table, or their numbers, and where the next slice begins.
+
+    ``now_ms``: the workers' clock. Raises FastlbError for a filter that no flow can fit.
+    """
     placed = {member.id: (plan, member) for plan in plans for member in plan.members}
     walk = FlowWalk(pipeline, _wanted(placed, plans, request), _client(request), _states(request))
     start = _number(request, "start", 0, 1 << 40)
     if request.get("count"):
         counts, after = walk.counts(start, SLICE, now_ms)
         return {"counts": list(_counted(placed, counts)), "next": after}
-    rows, after = walk.rows(start, SLICE, _number(request, "room", ROOM, ROOM), now_ms)
+    rows, after = walk.rows(start, SLICE, _number(request, "room", MAX_ROOM, MAX_ROOM), now_ms)
     return {"flows": [_described(placed[row[5]], row) for row in rows if row[5] in placed], "next": after}
 
 
 def _wanted(placed: Mapping[int, Placed], plans: Sequence[Plan], request: Mapping[str, Any]) -> list[int] | None:
-    """The ids of the backends that the request names; None: all."""
+    """Return the ids of the backends that the request names; None for all."""
     service, backend = request.get("service"), request.get("backend")
     if service is not None and service not in {plan.name for plan in plans}:
         raise FastlbError(f'there is no service "{service}"; there are: {_listed(plan.name for plan in plans)}')
@@ -119,18 +126,18 @@ def _counted(placed: Mapping[int, Placed], counts: Mapping[tuple[int, str], int]
 
 
 def collect(ask: Ask, filters: Mapping[str, Any], limit: int) -> tuple[list[dict[str, Any]], bool]:
-    """The first ``limit`` flows that fit the filters, and whether there are more. ``ask``: a request's answer."""
+    """Return the first ``limit`` flows that fit the filters, and whether there are more."""
     flows: list[dict[str, Any]] = []
     start: int | None = 0
     while start is not None and len(flows) <= limit:
-        answered = ask({**filters, "start": start, "room": min(ROOM, limit + 1 - len(flows))})
+        answered = ask({**filters, "start": start, "room": min(MAX_ROOM, limit + 1 - len(flows))})
         flows += answered["flows"]
         start = answered["next"]
     return flows[:limit], len(flows) > limit
 
 
 def count(ask: Ask, filters: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """How many flows fit the filters: ``flows`` and ``states`` by service and backend, in the order of both."""
+    """Return how many flows fit the filters: ``flows`` and ``states`` by service and backend, in the order of both."""
     found: dict[tuple[str, str], dict[str, int]] = {}
     start: int | None = 0
     while start is not None:
