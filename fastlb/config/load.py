@@ -93,7 +93,7 @@ class Config(Model):
     )
     tunnel_offload: fields.Flag = Field(
         default=True,
-        description="leave it to the kernel or the device to cut super-frames in tunnels, where they can",
+        description="leave it to the kernel or the device to cut GSO packets in tunnels, where they can",
     )
     control: fields.SocketPath = Field(
         default="/run/fastlb/fastlb.sock",

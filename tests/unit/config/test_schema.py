@@ -10,7 +10,12 @@ import pytest
 import yaml
 
 from fastlb.config import Affinity, Backend, Check, Config, Service, SlowStart, Tunnel, json_schema
+from fastlb.config.fields import MAX_BACKENDS
 from fastlb.config.schema import Ring, SourceLimit, Timeouts
+from fastlb.model.checks import CHECKS
+from fastlb.model.match import MAX_ENTRIES
+from fastlb.model.modes import MODES, SCHEDULERS
+from fastlb.model.names import MAX_BACKEND_ID, MAX_SERVICE_SLOT
 from tests.unit.config.written import EXAMPLE, ROOT, service
 
 
@@ -114,6 +119,21 @@ def test_the_reference_has_every_key_with_its_default(section: str, model: Any) 
             assert field.is_required() or nested_or_none
         else:
             assert written_default(model, key, default) == field.default, key
+
+
+def test_the_reference_has_every_mode_scheduler_and_type_of_check() -> None:
+    text = (ROOT / "docs/configuration.md").read_text()
+    schedulers = text.split("\n## Schedulers\n")[1].split("\n- ")[0]
+    assert re.findall(r"^\| `([\w-]+)` \|", schedulers, flags=re.MULTILINE) == list(SCHEDULERS)
+    for key, names in (("forward", MODES), ("type", CHECKS)):
+        [choices] = re.findall(rf"^\| `{key}` \| (.*?) \|", text, flags=re.MULTILINE)
+        assert re.findall("`(.*?)`", choices) == list(names)
+
+
+def test_the_reference_names_the_limits() -> None:
+    text = (ROOT / "docs/configuration.md").read_text()
+    for limit in (MAX_BACKENDS, MAX_SERVICE_SLOT, MAX_BACKEND_ID, MAX_ENTRIES):
+        assert f"{limit:,}" in text.rpartition("\nA service can have ")[2]
 
 
 def written_default(model: Any, key: str, text: str) -> object:
