@@ -13,8 +13,9 @@ from fastlb.config.fields import MAX_BACKENDS, MAX_BURST
 from fastlb.config.schema import Backend, Service
 from fastlb.config.yaml import Loc
 from fastlb.model.checks import OPTIONS
-from fastlb.model.match import MAX_MASKS, Mask
+from fastlb.model.match import MAX_ENTRIES, MAX_MASKS, PORT_BITS, Block, Mask
 from fastlb.model.modes import HASHES, MODES, SCHEDULERS, TUNNEL_OPTIONS
+from fastlb.model.names import MAX_BACKEND_ID, MAX_SERVICE_SLOT
 from fastlb.model.net import Address, Network, PortRange
 
 Found = Iterator[tuple[Loc, str]]
@@ -24,6 +25,7 @@ def broken_rules(
     services: tuple[Service, ...], snat: tuple[Address, ...] | None, vip_address: str | None, maglev_size: int | None
 ) -> Found:
     """Yield whatever breaks a rule that involves more than one field, with its key path; None is an unknown field."""
+    yield from _in_all(services)
     yield from _named_twice(services)
     yield from _listening_twice(services)
     yield from _overlapping(services)
@@ -41,6 +43,41 @@ def broken_rules(
         for path, message in (*own, *_backends(service, vips)):
             yield (*loc, *path), message
     yield from _sources(services, snat or (), vips)
+
+
+def _in_all(services: tuple[Service, ...]) -> Found:
+    """Find what exceeds the numbers and the entries that all services share."""
+    if len(services) > MAX_SERVICE_SLOT:
+        yield ("services",), f"{len(services)} services; there can be at most {MAX_SERVICE_SLOT}"
+    backends = sum(len(service.backends) for service in services)
+    if backends > MAX_BACKEND_ID:
+        yield (
+            ("services",),
+            f"{backends} backends in all; flows can be told apart by at most {MAX_BACKEND_ID}",
+        )
+    for name, mode in MODES.items():
+        of_mode = [service for service in services if service.forward == name] if mode.sees_replies else []
+        if (entries := _reply_entries(of_mode)) > MAX_ENTRIES:
+            yield (
+                ("services",),
+                f"replies of backends with forward: {name} take {entries} entries in the receive filter, and it holds "
+                f"at most {MAX_ENTRIES}: each address takes one, and each port of it another one; use fewer backends, "
+                "or a mode in which they answer clients directly",
+            )
+
+
+def _reply_entries(services: list[Service]) -> int:
+    """Return how many entries the receive filter needs; at most that, where it is few enough in any case."""
+    most = sum(len(service.backends) * (1 + len(service.blocks)) for service in services if service.port)
+    if most <= MAX_ENTRIES:
+        return most
+    entries: set[tuple[object, ...]] = set()
+    for service in services:
+        blocks = service.blocks if service.port else ()
+        for backend in service.backends:
+            ports = (Block(backend.port, PORT_BITS),) if backend.port else blocks
+            entries.update((backend.address, service.protocol, port) for port in (None, *ports))
+    return len(entries)
 
 
 def _named_twice(services: tuple[Service, ...]) -> Found:
@@ -308,7 +345,7 @@ def _clamp(service: Service) -> Found:
 def _too_many(service: Service, maglev_size: int | None) -> Found:
     count = len(service.backends)
     if count > MAX_BACKENDS:
-        yield ("backends",), f"{count} backends; a Maglev table takes at most {MAX_BACKENDS}"
+        yield ("backends",), f"{count} backends; a Maglev table takes at most {MAX_BACKENDS}: use several services"
     elif maglev_size is not None and count > maglev_size:
         yield (
             ("backends",),

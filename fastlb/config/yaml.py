@@ -108,6 +108,7 @@ class _Reader:
         """Return the data; raises ConfigError when the text is not YAML, or is empty."""
         try:
             self._loader = _Loader(self._text)
+            self._next = self._loader.get_event
             try:
                 return self._document()
             finally:
@@ -135,9 +136,6 @@ class _Reader:
                 "expected a single document in the stream", None, "but found another document", event.start_mark
             )
         return data
-
-    def _next(self) -> Any:
-        return self._loader.get_event()
 
     def _value(self, event: Any) -> object:
         kind = type(event)

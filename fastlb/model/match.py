@@ -15,6 +15,7 @@ from fastlb.model.net import Address
 
 PORT_BITS = 16
 LATER = 0x80  # in the protocol of a key: for fragments without ports, as LATER_BIT of types.pxd
+MAX_ENTRIES = 262_144  # of VIPs, and again of the replies of each mode: 10,000 services or backends many times over
 MAX_MASKS = 31  # of VIPs, and again of replies: what fits into a byte beside the IP version
 
 

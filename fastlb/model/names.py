@@ -13,7 +13,6 @@ GUARD_NAME = "fastlb_guard"
 SHARDS = 64
 """Parts of the flow table, each with one owner among the workers; held against flowhash.pxd by a test."""
 
-
 MAX_WORKERS = SHARDS
 """Threads that forward packets: each owns at least one shard."""
 
@@ -22,6 +21,13 @@ OFFLOAD_TYPE = 0x88B5
 
 OFFLOAD_LINKS = 16
 """Interfaces at most behind which tunnels are cut by the kernel; both numbers are held against the core by a test."""
+
+
+MAX_BACKEND_ID = (1 << 20) - 1
+"""The highest number of a backend in a flow entry, and so the most backends of all services together."""
+
+MAX_SERVICE_SLOT = (1 << 16) - 1
+"""The highest number of a service in the counters, and so the most services."""
 
 
 def owner_of_shard(shard: int, workers: int) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from fastlb.config import Config
 from fastlb.errors import FastlbError
-from fastlb.model.names import BackendName
+from fastlb.model.names import MAX_BACKEND_ID, MAX_SERVICE_SLOT, BackendName
 from fastlb.plan.affinity import Place, PlaceNumbers, SameAddress
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 NamedT = TypeVar("NamedT")
 
-MAX_BACKEND_ID = (1 << 20) - 1
-MAX_SERVICE_SLOT = (1 << 16) - 1
 ID_QUARANTINE = 60.0  # seconds; the sweep forgets the flows of a backend that left within ten
 
 

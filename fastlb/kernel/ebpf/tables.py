@@ -18,10 +18,8 @@ from fastlb.kernel.ebpf import fragments
 from fastlb.kernel.ebpf.classification import Maps
 from fastlb.kernel.ebpf.frame import KEY_SIZE, LAST, MASK_SHIFT, SLOT_SHIFT, SLOTS_AT, Lookup
 from fastlb.kernel.ebpf.syscall import HashMap, Value
-from fastlb.model.match import LATER, MAX_MASKS, PORT_BITS, Key, Keys, Mask
+from fastlb.model.match import LATER, MAX_ENTRIES, MAX_MASKS, PORT_BITS, Key, Keys, Mask
 from fastlb.model.net import Address
-
-MAX_ENTRIES = 262_144  # of each map: 10,000 services, or their backends, many times over
 
 _VALUE = struct.pack("=I", 1)
 _SLOTS_BYTES = SLOTS_AT + (MAX_MASKS << SLOT_SHIFT)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import random
+import re
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fastlb.config import Config
+from fastlb.config import Backend, Config, Service
+from fastlb.config.rules import broken_rules
 from fastlb.errors import ConfigError
 from tests.unit.config.written import DSR, NAT, messages_of, problems_in, service
 
@@ -332,7 +336,7 @@ def test_more_backends_than_a_table_can_tell_apart() -> None:
     with pytest.raises(ConfigError) as caught:
         Config.from_dict({"services": [service | {"backends": backends}]})
     assert [(problem.path, problem.message) for problem in caught.value.problems] == [
-        ("services[0].backends", "65535 backends; a Maglev table takes at most 65534")
+        ("services[0].backends", "65535 backends; a Maglev table takes at most 65534: use several services")
     ]
 
 
@@ -344,3 +348,106 @@ def test_more_backends_than_slots() -> None:
     assert message.startswith("252 backends, and 251 slots in a Maglev table; raise maglev_size")
     backends.pop()
     assert len(Config.from_dict(data).services[0].backends) == 251
+
+
+def of_many(count: int, **changes: Any) -> Service:
+    """A service of many backends that were not checked one by one."""
+    backends = tuple(Backend.model_construct(address=IPv4Address(0x0B000000 + n), port=None) for n in range(count))
+    return Config.from_dict({"services": [service(**changes)]}).services[0].model_copy(update={"backends": backends})
+
+
+def test_backends_of_all_services_beyond_the_numbers_of_flow_entries() -> None:
+    services = (of_many(65534, forward="dsr"),) * 17
+    loc, message = next(broken_rules(services, (), "none", 65537))
+    assert (loc, message) == (("services",), "1114078 backends in all; flows can be told apart by at most 1048575")
+
+
+def test_more_services_than_counters() -> None:
+    loc, message = next(broken_rules((of_many(0),) * 65536, (), "none", 65537))
+    assert (loc, message) == (("services",), "65536 services; there can be at most 65535")
+
+
+@pytest.mark.parametrize(
+    ("forward", "ports", "taken"),
+    [
+        ("nat", (80, 80), 262146),
+        ("nat", (80, 81), 3 * 131073),
+        ("nat", ("8000-8003", 8000), 3 * 131073),
+        ("fullnat", (80, 80), 262146),
+    ],
+)
+def test_more_replies_than_the_receive_filter_holds(forward: str, ports: tuple[Any, Any], taken: int) -> None:
+    """Each address takes an entry, and each of its ports (or block of ports) another one, whoever has them."""
+    first, second = (of_many(131073, name=f"s{n}", port=port) for n, port in enumerate(ports))
+    services = tuple(each.model_copy(update={"forward": forward}) for each in (first, second))
+    loc, message = next(broken_rules(services, (), "none", None))
+    assert loc == ("services",)
+    assert f"forward: {forward} take {taken} entries in the receive filter, and it holds at most 262144" in message
+
+
+def test_replies_that_just_fit() -> None:
+    """Three services whose 31 entries for each backend are too many by themselves, but the same for all of them."""
+    each = of_many(3000, port="1-65534")
+    services = tuple(
+        each.model_copy(update={"name": f"s{n}", "vip": IPv4Address(0xCB007101 + n)}) for n in range(3)
+    )
+    assert list(broken_rules(services, (), "none", 65537)) == []
+
+
+def test_a_hundred_thousand_backends() -> None:
+    services = [
+        service(
+            name=f"s{number}",
+            vip=f"203.0.113.{number}",
+            backends=[{"address": f"10.{number}.{n >> 8}.{n & 255}"} for n in range(1, 1001)],
+        )
+        for number in range(100)
+    ]
+    config = Config.from_dict({"services": services})
+    assert sum(len(each.backends) for each in config.services) == 100_000
+
+
+def test_many_ranges_of_one_vip() -> None:
+    """Nested ones, of which each would be compared with each other one if ranges were taken in pairs."""
+    services = [service(name=f"s{n}", port=f"{n}-{65534 - n}") for n in range(1, 3000)]
+    assert len(Config.from_dict({"services": services}).services) == 2999
+
+
+def test_many_prefixes_beside_many_backends() -> None:
+    """The first VIP of the file that holds an address is named, however long its prefix is."""
+    vips = ["10.0.0.0/8", "10.1.0.0/16", "10.1.2.0/24", "10.1.2.128/25"]
+    for order in (vips, vips[::-1]):
+        services = [service(name=f"s{n}", vip=vip) for n, vip in enumerate(order)]
+        services[0]["backends"] = [{"address": "10.1.2.129"}, {"address": "11.0.0.1"}]
+        assert messages_of({"services": services}) == [
+            (
+                "services[0].backends[0].address",
+                f'10.1.2.129 is in {order[0]}, the VIP of service "s0"; it must be the server\'s own address',
+            )
+        ]
+
+
+def test_every_pair_of_ranges_that_cross_is_named() -> None:
+    """Beside a slow model that takes each with each."""
+    drawn = random.Random(1)
+    for _ in range(30):
+        pairs = {tuple(sorted(drawn.sample(range(1, 40), 2))) for _ in range(10)}
+        listed = [service(name=f"s{n}", port=f"{first}-{last}") for n, (first, last) in enumerate(sorted(pairs))]
+        drawn.shuffle(listed)
+        ports = [tuple(map(int, each["port"].split("-"))) for each in listed]
+        expected = {
+            (number, other)
+            for number, (first, last) in enumerate(ports)
+            for other, (low, high) in enumerate(ports[:number])
+            if first < low <= last < high or low < first <= high < last
+        }
+        named = re.findall(r"services\[(\d+)\]\.port: .* overlaps .* of services\[(\d+)\]", faults_of(listed))
+        assert {(int(number), int(other)) for number, other in named} == expected
+
+
+def faults_of(services: list[dict[str, Any]]) -> str:
+    try:
+        Config.from_dict({"services": services})
+    except ConfigError as error:
+        return str(error)
+    return ""
