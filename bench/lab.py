@@ -11,6 +11,7 @@
     slowstart  the new flows of a backend that comes back, as a curve
     flood      SYNs from random sources, beside connections that stay
     checks     thousands of backends with health checks: started, watched, killed
+    reload     what a change costs where there are thousands of backends
 
 Each part is a module beside this one. All forwarders of a part take turns; targets are judged by the medians. See
 README.md for how to read the numbers.
@@ -19,6 +20,7 @@ README.md for how to read the numbers.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -33,6 +35,7 @@ import latency
 import modes
 import rate
 import rebuild
+import reload
 import schedulers
 import slowstart
 import transfer
@@ -43,9 +46,9 @@ from report import announce, progress
 PARTS = {
     "drain": drain.run, "rate": rate.run, "latency": latency.run, "transfer": transfer.run, "modes": modes.run,
     "crash": crash.run, "rebuild": rebuild.run, "schedulers": schedulers.run, "slowstart": slowstart.run,
-    "flood": flood.run, "checks": checks.run,
+    "flood": flood.run, "checks": checks.run, "reload": reload.run,
 }  # fmt: skip
-MINUTES = dict.fromkeys(PARTS, 0.8) | {"checks": 9}  # on an idle machine
+MINUTES = dict.fromkeys(PARTS, 0.8) | {"checks": 9, "reload": 3}  # on an idle machine
 
 
 def main() -> None:
@@ -58,6 +61,7 @@ def main() -> None:
     parser.add_argument("--services", type=int, default=0, help="services that checks spreads them over; by size")
     options = parser.parse_args()
     become_root()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that no namespace is left behind
     for extension in ("_reflect", "_load"):
         build(extension)
     runs = PARTS | {"checks": partial(checks.run, sizes=options.backends, count=options.services)}

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from fastlb.health.protocol import MAX_ANSWER, Judge
 from fastlb.health.target import Target
-from fastlb.health.types import CHECK_TYPES
+from fastlb.health.types import CONVERSATIONS
 
 SYN_SENT, CLOSED = 2, 7  # of the kernel's TCP states, enum in linux/tcp.h
 TCP_INFO = struct.Struct("=B51xII8xI28xI")  # state, last_data_recv, last_ack_recv (ms), rtt (µs), total_retrans
@@ -50,7 +50,7 @@ class Connection:
     def __init__(self, target: Target, now: float) -> None:
         """Send the SYN. Raises OSError when the host, or the way there, does not allow it."""
         self.target, self.deadline = target, now + target.timeout
-        self._judge = CHECK_TYPES[target.type].judge
+        self._judge = CONVERSATIONS[target.type].judge
         self._unsent, self._received = target.request, b""
         self._connect_seconds: float | None = None
         self._sent_at = now

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from fastlb.config import Check
-from fastlb.health.protocol import MAX_ANSWER, CheckType
+from fastlb.health.protocol import MAX_ANSWER, Conversation
 from fastlb.model.net import endpoint_text
 
 GOOD = range(200, 400)
@@ -33,4 +33,4 @@ def judge(received: bytes, ended: bool) -> str | None:
     return "" if status in GOOD else f"status {status}"
 
 
-HTTP = CheckType(request, judge)
+HTTP = Conversation(request, judge)

@@ -1,7 +1,7 @@
 """What a type of check says to a backend, and how it judges the answer; decisions only, no sockets.
 
-A type is a row of `types.CHECK_TYPES`. Every type begins with a TCP connection; one that judges nothing has passed with
-that.
+A type is a row of `types.CONVERSATIONS`. Every type begins with a TCP connection; one that judges nothing has passed
+with that.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Judge = Callable[[bytes, bool], "str | None"]
 what is wrong with it. With MAX_ANSWER bytes it must be told."""
 
 
-class CheckType(NamedTuple):
+class Conversation(NamedTuple):
     """How one type of check talks; without ``judge`` it passes when the connection is made."""
 
     request: Request | None = None

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from fastlb.config import Service
-from fastlb.health.types import CHECK_TYPES
+from fastlb.health.types import CONVERSATIONS
 from fastlb.model.names import BackendName
 
 
 class Target(NamedTuple):
     """One check as it looks on the wire. Services that give the same one share its results."""
 
-    type: str  # of types.CHECK_TYPES
+    type: str  # of types.CONVERSATIONS
     address: str
     port: int
     timeout: float  # seconds from the SYN to the end of what is needed of the answer
@@ -25,7 +25,7 @@ def targets_of(service: Service) -> Iterator[tuple[BackendName, Target]]:
     check = service.check
     if check is None:
         return
-    request = CHECK_TYPES[check.type].request
+    request = CONVERSATIONS[check.type].request
     for backend in service.backends:
         address, port = str(backend.address), check.port or backend.port or service.single_port
         asked = request(check, address, port) if request else b""

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from fastlb.health.protocol import CheckType
+from fastlb.health.protocol import Conversation
 
-TCP = CheckType()
+TCP = Conversation()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fastlb.health.http import HTTP
-from fastlb.health.protocol import CheckType
+from fastlb.health.protocol import Conversation
 from fastlb.health.tcp import TCP
 
-CHECK_TYPES: Mapping[str, CheckType] = {"tcp": TCP, "http": HTTP}
+CONVERSATIONS: Mapping[str, Conversation] = {"tcp": TCP, "http": HTTP}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fastlb.model.modes import SCHEDULERS
 from fastlb.observe.explain_backend import MAX_NAMED
 from fastlb.observe.explanation import ClientPacket, Step
 from fastlb.plan.plan import Member
@@ -99,7 +100,9 @@ def _grounds(seen: ClientPacket) -> str:
         return f"by lot, the next one of this worker, {_chances(seen)}"
     if scheduler == "p2c":
         return f"the better of two drawn by lot, if no other flow comes first; {_loads(seen)}"
-    return f"the least load at this moment, of equals the next in turn; {_loads(seen)}"
+    if placement["candidates"]:
+        return f"the least load at this moment, of equals the next in turn; {_loads(seen)}"
+    return SCHEDULERS[scheduler].help
 
 
 def _chances(seen: ClientPacket) -> str:

@@ -130,14 +130,16 @@ def test_a_late_look_finds_a_connection_in_its_own_time() -> None:
 
 
 def test_the_way_to_the_request_is_not_the_servers_time() -> None:
-    with serving(answering(b"HTTP/1.1 200 OK\r\n\r\n")) as port:
+    with listening() as listener:
         began = monotonic()
-        connection = Connection(http(port, timeout=0.5), began)
-        select.select([], [connection.socket], [])
+        connection = Connection(http(listener.getsockname()[1], timeout=0.5), began)
+        client, _ = listener.accept()
         assert connection.advance(began + 10) is None
         assert connection.deadline == pytest.approx(began + 10.5, abs=0.1)
+        client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
         select.select([connection.socket], [], [])
         outcome = connection.advance(began + 10.01)
+        client.close()
         connection.close()
     assert outcome is not None
     assert outcome.seconds is not None

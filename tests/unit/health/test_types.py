@@ -1,10 +1,10 @@
-"""The table of check types is what the configuration lets one write."""
+"""The table of conversations has a row for every type of check that may be configured."""
 
 from __future__ import annotations
 
-from fastlb.config import Check
-from fastlb.health.types import CHECK_TYPES
+from fastlb.health.types import CONVERSATIONS
+from fastlb.model.checks import CHECKS
 
 
 def test_every_type_of_the_configuration_has_its_row() -> None:
-    assert list(CHECK_TYPES) == Check.model_json_schema()["properties"]["type"]["enum"]
+    assert list(CONVERSATIONS) == list(CHECKS)
