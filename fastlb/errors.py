@@ -53,5 +53,5 @@ class ConfigError(FastlbError):
 
     @classmethod
     def at(cls, where: str, path: str, message: str) -> ConfigError:
-        """A single problem."""
+        """Return the error of a single problem."""
         return cls([Problem(where, path, message)])

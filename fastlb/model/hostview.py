@@ -55,7 +55,7 @@ class KernelView:
 
     @cached_property
     def _by_length(self) -> dict[int, list[tuple[int, dict[int, Route]]]]:
-        """IP version -> [(host bits, {network bits: route})], longest prefix first."""
+        """Return the routes as IP version -> [(host bits, {network bits: route})], longest prefix first."""
         tables: dict[int, dict[int, dict[int, Route]]] = {4: {}, 6: {}}
         for route in self.routes:
             prefix = route.prefix
@@ -66,11 +66,11 @@ class KernelView:
 
     @cached_property
     def has_on_link_mtu(self) -> bool:
-        """Whether an on-link route has an MTU of its own."""
+        """True if an on-link route has an MTU of its own."""
         return any(route.mtu and route.gateway is None for route in self.routes)
 
     def route(self, address: Address) -> Route | None:
-        """The route of the longest prefix that holds ``address``; None without one, or when it refuses."""
+        """Return the route of the longest prefix that holds ``address``; None without one, or when it refuses."""
         number = int(address)
         for host_bits, networks in self._by_length[address.version]:
             route = networks.get(number >> host_bits)
@@ -79,6 +79,6 @@ class KernelView:
         return None
 
     def next_hop(self, address: Address) -> NextHop | None:
-        """(interface index, gateway or ``address`` itself) for packets to ``address``; None: no route."""
+        """Return (interface index, gateway or ``address`` itself) for packets to ``address``; None without a route."""
         route = self.route(address)
         return None if route is None else (route.link, route.gateway or address)
