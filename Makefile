@@ -10,7 +10,7 @@ STAMP := .venv/set-up
 TRANSMIT := auto
 WORKERS := 1
 COVERAGE := build/coverage
-COVERED := tests/unit tests/property tests/ext --ignore=tests/ext/test_embed.py \
+COVERED := tests/unit tests/property tests/ext --ignore=tests/ext/test_embed.py --ignore=tests/ext/test_recipes.py \
 	tests/netns/test_frames.py tests/netns/test_worker.py
 FLOOR := 94
 
@@ -58,10 +58,11 @@ docs: build ## the documentation as a web site, build/site/index.html
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
 
 bench: build ## the core in memory, and the lab beside a bare reflector (root, or sudo)
-	@echo "core, tables, disruption and lab: about 17 minutes on an idle machine, up to 7 GB of memory."
+	@echo "core, tables, disruption, loading and lab: half an hour on an idle machine, up to 7 GB of memory."
 	$(PY) bench/core.py
 	$(PY) bench/tables.py
 	$(PY) bench/disruption.py
+	$(PY) bench/loading.py
 	tools/as_root.sh $(PY) bench/lab.py
 
 # The interpreter itself is not instrumented: its runtime comes in by LD_PRELOAD, and leaks are its own.
