@@ -39,7 +39,7 @@ class Commands:
         self._balancer = balancer
 
     def by_name(self) -> Mapping[str, Command]:
-        """For `ControlServer`."""
+        """Return the commands by name, for `ControlServer`."""
         return {
             "status": self._status, "conns": self._conns, "trace": self._trace,
             "drain": self._drain, "enable": self._enable, "weight": self._set_weight,

@@ -58,7 +58,7 @@ def _pieces_of_dict(value: dict[str, Any]) -> Iterator[str]:
 
 
 def _pieces_of_list(value: list[Any]) -> Iterator[str]:
-    """Of a list whose items have long lists in them each item by itself; of others ITEMS at once."""
+    """Encode ITEMS of a list at once, or each item in pieces of its own where items have lists in them."""
     before = "["
     at_once = 1 if any(map(_is_long, value[:ITEMS])) else ITEMS
     for start in range(0, len(value), at_once):
