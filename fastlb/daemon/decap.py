@@ -28,8 +28,8 @@ from fastlb.kernel.tun import open_tun
 from fastlb.model.net import Address
 
 MODES = tuple(TUNNEL_MODES)
-BLOCK_SIZE, BLOCKS = 256 << 10, 64  # of the ring: four super-frames a block, 16 MiB in all
-BLOCK_TIMEOUT = 1  # ms: the longest that a packet waits for others
+BLOCK_SIZE, BLOCKS = 256 << 10, 64  # of the ring: four GSO packets a block, 16 MiB in all
+BLOCK_TIMEOUT = 1  # ms that a packet waits for others at most
 TICK = 1.0  # seconds between looks at the interface
 END_TIMEOUT = 5.0  # seconds that the loop may take to finish its block
 
@@ -94,7 +94,7 @@ class Receiver:
                 raise KernelError(f"interface {self._options.interface} has been replaced by another of that name")
 
     def summary(self) -> dict[str, Any]:
-        """For the log."""
+        """Return what the log says at the start."""
         options = self._options
         return {
             "interface": options.interface,
@@ -104,18 +104,19 @@ class Receiver:
         }
 
     def counters(self) -> dict[str, Any]:
-        """See `Decapsulator.counters`; of the drops those that happened, and the ring's own counts beside them."""
+        """Return the counters: those of `Decapsulator`, of the drops those that happened, and the ring's own."""
         found: dict[str, Any] = dict(self._decap.counters())
         found["drops"] = {name: count for name, count in found["drops"].items() if count}
         return found | self._ring_totals()
 
     def _ring_totals(self) -> dict[str, int]:
+        """Return the ring's counts, the last ones when it is closed."""
         with suppress(OSError):  # it is closed already
             self._totals = self._ring.statistics()
         return self._totals
 
     def _end(self) -> None:
-        """The ring may not be unmapped while it is read."""
+        """End the thread: the ring may not be unmapped while it is read."""
         self._decap.stop()
         self._thread.join(END_TIMEOUT)
         if self._thread.is_alive():
@@ -127,6 +128,7 @@ class Receiver:
 
 
 def _index(interface: str) -> int:
+    """Return the interface's number. Raises KernelError when it has gone."""
     try:
         return interface_index(interface)
     except OSError as error:
@@ -134,7 +136,7 @@ def _index(interface: str) -> int:
 
 
 def interface_addresses(interface: str) -> tuple[Address, ...]:
-    """All addresses of an interface as they are now. Raises KernelError when it has none."""
+    """Return all addresses of an interface as they are now. Raises KernelError when it has none."""
     with iproute(f"{interface}: cannot read its addresses") as route:
         found = route.get_addr(index=_index(interface))
         # IFA_LOCAL is missing for IPv6; IFA_ADDRESS is the peer's on a point-to-point link.
@@ -145,7 +147,7 @@ def interface_addresses(interface: str) -> tuple[Address, ...]:
 
 
 def open_ring(interface: str, filter_fd: int, stack: ExitStack) -> Ring:
-    """Raises KernelError."""
+    """Open the ring, which the stack closes. Raises KernelError."""
     try:
         memory = RingMemory(1, BLOCK_SIZE, BLOCKS)
         stack.callback(memory.close)
@@ -157,7 +159,7 @@ def open_ring(interface: str, filter_fd: int, stack: ExitStack) -> Ring:
 
 
 def detach_guard(interface: str) -> None:
-    """On the way out, where a failure is only worth a line: the interface may have gone."""
+    """Take the guard away, on the way out: a failure is only worth a line, as the interface may have gone."""
     try:
         guard.detach(interface)
     except KernelError as error:

@@ -30,13 +30,15 @@ class Leftover:
 
 
 def show(config: Config | None = None) -> tuple[list[Leftover], list[LeftFile]]:
-    """Every interface of this network namespace with something of fastlb's on it, and flow files: those of this
-    namespace in /dev/shm, those that ``config`` names. Raises KernelError."""
+    """Return every interface of this network namespace with something of fastlb's on it, and the flow files.
+
+    These are those of this namespace in /dev/shm, and those that ``config`` names. Raises KernelError.
+    """
     return interfaces(), left_files(config)
 
 
 def interfaces() -> list[Leftover]:
-    """Every interface of this network namespace with something of fastlb's on it. Raises KernelError."""
+    """Return every interface of this network namespace with something of fastlb's on it. Raises KernelError."""
     guards = {info.interface: info.program_id for info in guard.show()}
     vips = _by_interface(marked_vips())
     return [
@@ -46,8 +48,10 @@ def interfaces() -> list[Leftover]:
 
 
 def remove(config: Config | None = None) -> tuple[list[Leftover], list[LeftFile]]:
-    """Remove all of it; returns what there was, as `show`. Raises KernelError, and removes nothing, while any of it is
-    in use."""
+    """Remove all of it, and return what there was, as `show` does.
+
+    Raises KernelError, and removes nothing, while any of it is in use.
+    """
     found, files = show(config)
     used = [leftover.interface for leftover in found if leftover.in_use]
     used = used or [file.path for file in files if file.state == "in use"]
@@ -62,6 +66,7 @@ def remove(config: Config | None = None) -> tuple[list[Leftover], list[LeftFile]
 
 
 def _by_interface(vips: Iterable[tuple[str, Address]]) -> dict[str, list[Address]]:
+    """Group VIPs by the name of their interface."""
     found: dict[str, list[Address]] = {}
     for name, address in vips:
         found.setdefault(name, []).append(address)

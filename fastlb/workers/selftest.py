@@ -46,7 +46,7 @@ def open_blocks_fault() -> str | None:
     frames = make_frames(ROUNDS * FRAMES)
     try:
         with ThreadPoolExecutor(1) as thread:  # its namespace goes with it
-            return verify(frames, thread.submit(_try, frames).result())
+            return verify(frames, thread.submit(read_frames, frames).result())
     except (OSError, KernelError) as error:
         return f"it cannot be tried here: {error}"
 
@@ -72,7 +72,7 @@ def verify(sent: Sequence[bytes], taken: Sequence[tuple[bytes, bool]]) -> str | 
     return None
 
 
-def _try(frames: Sequence[bytes]) -> list[tuple[bytes, bool]]:
+def read_frames(frames: Sequence[bytes]) -> list[tuple[bytes, bool]]:
     """Read the frames in a network namespace of the calling thread's own, which is of no use afterwards.
 
     Raises OSError, KernelError.

@@ -814,7 +814,7 @@ def test_more_workers_than_shards_are_refused(workers: int) -> None:
 
 
 def test_a_kernel_without_shared_memory_has_no_bells(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(syscall, "_F_MMAPABLE", 1 << 30)  # a flag that this kernel does not know
+    monkeypatch.setattr(syscall, "F_MMAPABLE", 1 << 30)  # a flag that this kernel does not know
     with Classifier(2) as classified:
         fill(classified)
         assert (classified.no_bells or "").startswith("cannot create the map fastlb_asleep: ")

@@ -1,4 +1,4 @@
-"""transmit.pxd, sendmmsg.pxd, xsk.pxd and paths.py: frames leave by AF_XDP or by sendmmsg, once, whole and in order.
+"""transmit.pxd, sendmmsg.pxd, xsk.pxd and transmit.py: frames leave by AF_XDP or by sendmmsg, once, whole and in order.
 
 Real traffic in the lab; single frames over the cables of rig.py, where fastlb receives on l0 alone and sends on both.
 """

@@ -1,4 +1,4 @@
-"""tunneloffload.py, and joined pieces of sendmmsg.pxd: super-frames in tunnels leave whole, and are cut later.
+"""tunnel_offload.py, and joined segments of sendmmsg.pxd: GSO packets in tunnels leave whole, and are cut later.
 
 Single frames over the cables of rig.py, to a backend in tunnels of every kind. Each is sent three times: for the core
 to cut; for the kernel to cut at l1, whose offloads are off; and with them on, where nothing cuts it.

@@ -1,4 +1,4 @@
-"""workers.py, cores.py, engine.py: several workers share the traffic; what becomes of them, their links and queues.
+"""workers.py, cpus.py, packet_path.py: several workers share the traffic; what becomes of them, their links and queues.
 
 Real traffic in the lab; single frames over the cables of rig.py, whose interfaces have as many queues as a test says.
 """

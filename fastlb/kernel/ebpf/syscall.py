@@ -27,7 +27,7 @@ _PROG_LOAD, _PROG_TEST_RUN, _INFO_BY_FD, _PROG_QUERY, _LINK_CREATE = 5, 10, 15, 
 _SYSCALL = {"x86_64": 321, "aarch64": 280}
 
 _MAP_TYPE_HASH, _MAP_TYPE_ARRAY, _MAP_TYPE_LRU_HASH = 1, 2, 9
-_F_NO_PREALLOC, _F_MMAPABLE = 1, 1 << 10
+_F_NO_PREALLOC, F_MMAPABLE = 1, 1 << 10
 _TCX_EGRESS, _F_BEFORE = 47, 1 << 3
 _MAX_QUERIED = 64  # the kernel allows no more on one hook
 _LOG_SIZE = 1 << 20
@@ -143,7 +143,7 @@ class SharedValue(Value):
 
     def __init__(self, name: str, size: int):
         """``size`` in bytes. Raises KernelError."""
-        super().__init__(name, size, _F_MMAPABLE)
+        super().__init__(name, size, F_MMAPABLE)
         try:
             self._memory = memoryview(mmap.mmap(self.fd, size))
         except OSError as error:

@@ -1,4 +1,4 @@
-"""flowfile.py and takeover.pxd: what one process leaves, another one takes over, or sets aside with a reason.
+"""flow_file.py and takeover.pxd: what one process leaves, another one takes over, or sets aside with a reason.
 
 A `Life` is what a process has of it, without rings: the file, pipelines over it, frames. Files are in /dev/shm.
 """

@@ -7,6 +7,7 @@ from ipaddress import ip_address
 
 import pytest
 
+from fastlb._core import shard_of_client
 from fastlb.kernel.ebpf.classification import constant_program
 from fastlb.kernel.ebpf.classifier import Classifier
 from fastlb.kernel.ebpf.frame import ACT_SHOT, NOTHING, WHOLE_FRAME
@@ -100,3 +101,16 @@ def test_steering_names_the_worker_of_the_client(bpf_kernel: BpfKernel, opened: 
 @pytest.mark.parametrize("result", [NOTHING, WHOLE_FRAME])
 def test_a_constant_program(bpf_kernel: BpfKernel, result: int) -> None:
     assert bpf_kernel.run(constant_program(result), table.ipv4(table.CLIENT, 1, table.VIP, 80)) == result
+
+
+def test_shards_are_those_of_the_core(bpf_kernel: BpfKernel, opened: Open) -> None:
+    """What the program computes of a client, of either version and on either leg."""
+    classifier = opened(PLAIN)
+    for port in range(1, 65536, 4111):
+        for client, vip, backend, frame in (
+            (table.CLIENT, table.VIP, table.BACKEND, table.ipv4),
+            (table.CLIENT6, table.VIP6, table.BACKEND6, table.ipv6),
+        ):
+            worker = 1 + table.OWNERS[shard_of_client(ip_address(client), port)]
+            for packet in (frame(client, port, vip, 80), frame(backend, 8080, client, port)):
+                assert bpf_kernel.run(classifier.steer_fd, packet, network=True) == worker
