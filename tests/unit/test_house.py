@@ -81,8 +81,6 @@ NOT_YET: set[tuple[str, str]] = {
     ("a module has a test file", "daemon.vips"),
     ("a module has a test file", "daemon.world"),
     ("a module has a test file", "plan.ways"),
-    ("a module has a test file", "daemon.decap"),
-    ("a module has a test file", "daemon.leftovers"),
     ("a module has a test file", "daemon.preflight"),
     ("a module has a test file", "plan.ketama"),
     ("a module has a test file", "plan.tables"),
