@@ -1,4 +1,4 @@
-"""cores.py: who gets which core, as tables; and real threads moved there, in a process of their own."""
+"""cpus.py: who gets which core, as tables; and real threads moved there, in a process of their own."""
 
 from __future__ import annotations
 
