@@ -53,9 +53,11 @@ def commands(name: str, page: Path) -> Iterator[str]:
     """Yield the calls of the command ``name`` in a page: in blocks, in indented lines and in the prose's `code`."""
     text = page.read_text()
     inline = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL))
-    lines = [line for block in blocks("sh", "console", pages=(page,)) for line in block.text.splitlines()]
+    lines = [line for block in blocks("sh", pages=(page,)) for line in block.text.splitlines()]
+    typed = "".join(block.text for block in blocks("console", pages=(page,)))
+    lines += re.findall(r"^\$ (.*)$", typed, re.MULTILINE)
     lines += re.findall(r"^    (.*)$", text, re.MULTILINE)
-    shell = r"^(?:\$ )?(?:sudo )?(?:\S*=)?(?:ip netns exec \w+ )?(?:\S*/bin/)?"
+    shell = r"^(?:sudo )?(?:\S*=)?(?:ip netns exec \w+ )?(?:\S*/bin/)?"
     for words in (*inline, *lines):
         if found := re.match(rf"{shell}({name} .*)", words.strip()):
             yield re.split(r" (?:#|\||&|>|2>)", found[1])[0].strip()
