@@ -24,9 +24,9 @@ from struct import pack
 
 from core import ACK, SYN, checksum
 from report import Bar, Spread, announce, print_table, progress, write
+from xxhash import xxh64_intdigest
 
 import fastlb
-from fastlb.plan.ketama import build_ring
 
 SCHEDULERS = ("maglev", "ketama")
 POOLS = (10, 100, 1000)  # backends
@@ -159,9 +159,11 @@ def predicted(scheduler: str, config: fastlb.Config) -> Callable[[Client], str]:
     if scheduler == "maglev":
         table = fastlb.maglev_table(keys, size=config.maglev_size)
         return lambda client: keys[table[fastlb.flow_hash(*client, VIP, PORT, "tcp") % len(table)]]
-    ring = build_ring(keys, [1] * len(keys), config.ring_points, config.hash_seed)
-    assert ring is not None
-    points = ring.to_list()
+    points = sorted(
+        (xxh64_intdigest(f"{key}_{number}".encode(), config.hash_seed), position)
+        for position, key in enumerate(keys)
+        for number in range(config.ring_points)
+    )
     hashes = [hashed for hashed, _ in points]
 
     def on_ring(client: Client) -> str:

@@ -38,24 +38,23 @@ from fastlb.dataplane.conntrack cimport (
     FLOW_PICKED_UP, FLOW_RESET, FLOW_STATES, FLOW_SYN, FLOW_SYN_ACK, FLOW_UDP, FLOW_UDP_NEW, MAX_BACKENDS, Bucket,
     FlowEntry, FlowTable, backend_of, conflict_with, find_flow, find_reply, forget, gives_way, has_expired, is_over,
     owned_after, owns, pool_of, state_of, tuple_of)
-from fastlb.dataplane.decap cimport (
-    DECAPSULATED, DECAP_REASONS, DECAP_TUN_REFUSED, MODE_GRE, MODE_GUE, MODE_IPIP, decap_reason_name, run_decap,
-    take_packet)
-from fastlb.dataplane.encap cimport is_tunnel, outer_length
+from fastlb.dataplane.decap cimport MODE_GRE, MODE_GUE, MODE_IPIP, run_decap, take_packet
 from fastlb.dataplane.flowhash cimport SHARDS, flow_hash, shard_of
 from fastlb.dataplane.flowlog cimport FlowEvent, FlowLog
 from fastlb.dataplane.fragment cimport (
     HELD_BYTES, MAX_HELD, SETS, WAYS, FragmentNote, FragmentState, HeldFragment, free_slot, release_claimed)
-from fastlb.dataplane.inspect cimport FlowCopy, copy_entry, count_flows, entry_at, next_flow
+from fastlb.dataplane.inspect cimport FlowCopy, copy_entry, count_flows, next_flow
 from fastlb.dataplane.lookup cimport MISSING, find, key_meta, table_free, table_init, table_put
 from fastlb.dataplane.machine cimport (
     assert_equal, bswap16, bswap32, load_acquire_u32, load_acquire_u64, spin_pause, store_release_u32)
 from fastlb.dataplane.maglev cimport MAX_MEMBERS, Permutation, permute, populate
+from fastlb.dataplane.mode cimport is_tunnel, outer_length
 from fastlb.dataplane.pipeline cimport is_turned_away, must_check_held, next_settled, run_batch, sweep_tables
 from fastlb.dataplane.publish cimport pick_up, publish, reader_generation
 from fastlb.dataplane.reasons cimport (
-    DROP_NOT_ON_LINK, DROP_NO_NEIGHBOUR, DROP_NO_ROUTE, DROP_NO_TUNNEL_SOURCE, REASONS, VIA_REJECT, VIA_SCHEDULER,
-    reason_name, verdict_of)
+    DECAPSULATED, DECAP_REASONS, DECAP_REASON_ROWS, DECAP_TUN_REFUSED, DROP_NOT_ON_LINK, DROP_NO_NEIGHBOUR,
+    DROP_NO_ROUTE, DROP_NO_TUNNEL_SOURCE, REASONS, REASON_ROWS, VIA_REJECT, VIA_SCHEDULER, ReasonRow, reason_name,
+    verdict_of)
 from fastlb.dataplane.reserve cimport entry_to_replace, only_reserve_left, proves_itself
 from fastlb.dataplane.ring cimport (
     BLOCK_HEADER, HEADROOM, SLOT_HEADER, RxRing, advance, has_frames, hold_block, init_ring, is_closed,
@@ -63,8 +62,9 @@ from fastlb.dataplane.ring cimport (
 from fastlb.dataplane.route cimport hop_to_backend, neighbour_meta, prefix_meta
 from fastlb.dataplane.schedule cimport (
     BOUND_UNIT, BY_KETAMA, BY_LEAST_FLOWS, BY_LEAST_RESPONSE, BY_MAGLEV, BY_P2C, BY_RANDOM, BY_SOURCE_HASH, BY_WRR,
-    CURSORS, NO_CAP, Cursor, Response, SchedulerState, active_flows, cursor_of, has_room, hash_of_flow,
-    hashed_candidate, load_of, response_of, ring_point, scheduled_backend)
+    CURSORS, NO_CAP, Cursor, Response, SchedulerState, active_flows, cursor_of, goes_by_load, goes_by_response,
+    goes_in_turn, has_ring, has_room, hash_of_flow, hashed_candidate, load_of, response_of, ring_point,
+    scheduled_backend)
 from fastlb.dataplane.segments cimport MAX_HEADERS, Cutter, next_frame, start_cutting
 from fastlb.dataplane.sendmmsg cimport init_messages
 from fastlb.dataplane.service cimport classify
@@ -86,6 +86,9 @@ from fastlb.dataplane.wire cimport ETHERTYPE_OFFLOAD, read_addr4, read_addr6, wr
 from fastlb.dataplane.worker cimport MAX_RINGS, clock_ms, clock_ns, run_worker
 from fastlb.dataplane.xsk cimport XSK_CHUNK, XSK_METADATA, XSK_READY, XSK_RING, Xsk, XskRing
 
+include "dataplane/memory.pxi"
+include "dataplane/reasons.pxi"
+include "dataplane/counters.pxi"
 include "dataplane/maglev.pxi"
 include "dataplane/schedule.pxi"
 include "dataplane/admission.pxi"

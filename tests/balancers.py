@@ -14,6 +14,7 @@ from fastlb.plan.ids import BackendIds
 from fastlb.plan.plan import plan_services
 from fastlb.plan.routes import tunnel_sources
 from fastlb.plan.tables import services_table
+from tests import tables
 from tests.frames import ACK, BALANCER_MAC, FIN, PSH, RST, SYN, TCP, frame, mac_bytes, mac_of, take_apart
 
 CLIENT = {4: "10.1.0.2", 6: "fd00:1::2"}
@@ -101,7 +102,7 @@ class Balancer:
         return reason, sent[0] if sent else None, self.keys.get(backend)
 
     def flows(self) -> list[tuple[Any, ...]]:
-        return list(self.pipeline.flow_list(1 << 30))
+        return list(tables.flows(self.pipeline))
 
     def counts_agree(self) -> bool:
         """Do the counts of entries, and of each backend's flows that are not over, equal what a walk finds?"""

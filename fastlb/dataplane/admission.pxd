@@ -2,17 +2,17 @@
 
     is_denied         every packet of a client    the service's lists, by the longest prefix that matches
     source_may_begin  the first of a flow         how many flows its source has begun lately, with any worker
-    may_make_entry      before an entry is made     how many entries this worker has made lately
+    may_make_entry    before an entry is made     how many entries this worker has made lately
 
-The second is a table of slots of eight bytes, each the bucket of one source of one service by the virtual scheduling
-algorithm of ITU-T I.371: not how many flows are left, but when the bucket will be full again.
+Sources have token buckets in a table of slots of eight bytes, one for each source of a service. By the virtual
+scheduling algorithm of ITU-T I.371 a slot does not say how many flows are left, but when its bucket is full again.
 
     slot  | tag of the source : 24 | when it is full again, in ticks of 1/16 us : 40 |
 
-Its size is fixed. A source that comes takes the slot of its set that is full first, which mostly is full already and
-has nothing to remember; sources that are at their limit are the last to be forgotten. Bounded: one cache line,
-LIMIT_TRIES exchanges. The time wraps in 19 hours; a bucket is never further from full than MAX_BURST seconds, and what
-seems to be further has been full for long.
+The table's size is fixed. A new source takes the slot of its set whose bucket is full first; mostly it is full already,
+so nothing is forgotten, and sources at their limit are the last to be. Bounded: one cache line, LIMIT_TRIES exchanges.
+The time wraps in 19 hours. A bucket is never further from full than MAX_BURST seconds: one that seems to be has been
+full for long.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -35,16 +35,16 @@ cdef enum:
     TAG_MASK = 0xFFFFFF
     MAX_BURST = 3600         # seconds
     SET_SHIFT = 49           # the upper 15 bits of a key name its set
-    TOKENS_PER_ENTRY = SHARDS * 1000000  # of an entry: time pays rate × owned shards a microsecond
-    MAX_REFILL_US = 1000000000  # us: so much time pays at once at most, which keeps the products within 64 bits
+    TOKENS_PER_ENTRY = SHARDS * 1000000  # a microsecond refills rate × owned shards
+    MAX_REFILL_US = 1000000000  # longest time that refills at once, so that products stay within 64 bits
 
 
 cdef struct FlowBudget:
-    # Of the entries that one worker makes.
-    uint64_t tokens_spent    # TOKENS_PER_ENTRY each, less what time has paid
-    uint64_t refilled_at     # until when, us
+    # A token bucket for the entries that one worker makes.
+    uint64_t tokens_spent    # and not yet refilled
+    uint64_t refilled_at     # us
     uint32_t ran_out_at[2]   # ms: when a flow last got no entry; [1]: one of low priority (reserve.pxd)
-    uint32_t ran_out_once    # that has happened at all, a bit each
+    uint32_t ran_out_once    # bits: whether that has happened at all
 
 
 # --- lists -----------------------------------------------------------------------------------------------------------
@@ -54,7 +54,8 @@ cdef inline uint64_t source_meta(uint8_t family, uint32_t length, uint32_t servi
 
 
 cdef inline uint32_t listed(const ServiceTable *services, uint32_t index, Addr addr) noexcept nogil:
-    """1: allowed, 0: denied, MISSING: neither. Bounded by the different lengths of prefixes in the service's lists."""
+    """Return 1 if the service's lists allow the address, 0 if they deny it, MISSING if it is in neither. Bounded by the
+    number of different prefix lengths in them."""
     cdef const Service *service = &services.services[index]
     cdef const Admission *admission = service.admission
     cdef uint32_t found
@@ -69,10 +70,10 @@ cdef inline uint32_t listed(const ServiceTable *services, uint32_t index, Addr a
 
 
 cdef inline bint is_denied(const ServiceTable *services, const Packet *p) noexcept nogil:
-    """Of a client-leg packet, of a service that has lists.
+    """True if the lists of a client-leg packet's service keep it out.
 
-    An ICMP error is judged as its flow's client is, for the routers that complain may have any address; and as its
-    sender, if that is denied by name.
+    An ICMP error counts as its flow's client, because the router that complains may have any address; and as its
+    sender, if a list denies that.
     """
     cdef uint32_t found = listed(services, p.service, p.src)
     if found == 0 or (found == MISSING and services.services[p.service].admission.only_allowed):
@@ -87,19 +88,20 @@ cdef inline uint64_t ticks_mask() noexcept nogil:
 
 
 cdef inline uint64_t source_key(const uint64_t *key, const Service *service, Addr client) noexcept nogil:
-    """Under the flow table's secret key, so that nobody outside can aim at a slot."""
+    """Return the hash of a source of a service. It is taken under the flow table's secret key, so that nobody outside
+    can aim at a slot."""
     return client_mix(
         key, mask_addr(client, service.family, service.admission.limit_prefix), service.slot, 0, service.family)
 
 
 cdef inline uint64_t until_full(uint64_t slot, uint64_t now, uint64_t most) noexcept nogil:
-    """Ticks; 0 for a bucket that is full."""
+    """Return the ticks until a bucket is full again; 0 if it is."""
     cdef uint64_t left = (slot - now) & ticks_mask()
     return left if left <= most else 0
 
 
 cdef inline uint64_t *slot_of_source(uint64_t *slots, uint64_t key, uint64_t now, uint64_t *seen) noexcept nogil:
-    """The slot of a source, or the one that it may take; `seen`: what is in it."""
+    """Return the source's slot, or the one that it may take. `seen` is set to what is in it."""
     cdef uint64_t *ways = &slots[(key >> SET_SHIFT) * LIMIT_WAYS]
     cdef uint64_t *first = ways
     cdef uint64_t least = ~<uint64_t>0
@@ -118,9 +120,9 @@ cdef inline uint64_t *slot_of_source(uint64_t *slots, uint64_t key, uint64_t now
 
 cdef inline bint take_from_bucket(
         uint64_t *slots, const Admission *admission, uint64_t key, uint64_t now_us) noexcept nogil:
-    """May this source begin another flow at this moment? Then it is counted.
+    """True if this source may begin another flow now, which is then counted.
 
-    Where other workers change the slot LIMIT_TRIES times meanwhile, it may, uncounted.
+    Where other workers change the slot LIMIT_TRIES times meanwhile the flow may begin, uncounted.
     """
     cdef uint64_t now = now_us * TICKS & ticks_mask()
     cdef uint64_t seen = 0
@@ -149,7 +151,7 @@ cdef inline bint source_may_begin(
 # --- entries by time --------------------------------------------------------------------------------------------------
 
 cdef inline void refill(FlowBudget *budget, uint64_t each_us, uint64_t now_us) noexcept nogil:
-    """A clock that steps back pays nothing."""
+    """Take back the tokens that time has given since the last call. A clock that steps back gives none."""
     cdef int64_t elapsed = <int64_t>(now_us - budget.refilled_at)
     cdef uint64_t refilled = each_us * min(max(elapsed, <int64_t>0), <int64_t>MAX_REFILL_US)
     budget.tokens_spent -= min(budget.tokens_spent, refilled)
@@ -159,10 +161,11 @@ cdef inline void refill(FlowBudget *budget, uint64_t each_us, uint64_t now_us) n
 cdef inline bint may_make_entry(
         FlowBudget *budget, const ServiceTable *services, const FlowTable *flows, const Service *service,
         uint64_t now_us) noexcept nogil:
-    """Is there room for one more entry? A worker's share of it is that of its shards, and at least one entry.
+    """True if this worker has tokens for one more entry. Its share of the rate is that of its shards, and one entry at
+    least.
 
-    The last quarter of what is saved up is not for services whose flows stand back: so, when there are more than are
-    paid for, the others come first.
+    Services of low priority leave the last quarter of the bucket alone, so that the others come first when tokens are
+    short.
     """
     cdef uint64_t room
     if services.new_flow_rate == 0:
@@ -176,13 +179,13 @@ cdef inline bint may_make_entry(
 
 
 cdef inline void spend_entry(FlowBudget *budget) noexcept nogil:
-    """An entry was made."""
+    """Note that an entry was made."""
     budget.tokens_spent += TOKENS_PER_ENTRY
 
 
 cdef inline void note_no_tokens(
         FlowBudget *budget, const ServiceTable *services, const Service *service, uint32_t now) noexcept nogil:
-    """A flow of this service gets no entry."""
+    """Note that a flow of this service gets no entry."""
     cdef bint low = is_low_priority(services, service)
     budget.ran_out_at[low] = now
     budget.ran_out_once |= 1 << low
@@ -190,11 +193,12 @@ cdef inline void note_no_tokens(
 
 cdef inline bint may_go_by_hash(
         const FlowBudget *budget, const ServiceTable *services, const Service *service, uint32_t now) noexcept nogil:
-    """May a fresh packet be of a flow that was forwarded without an entry, so that it must go by the hash as well?
+    """True if a packet that may begin a flow can as well be of a flow that was forwarded without an entry, and so must
+    go by the hash, too.
 
-    A datagram, or a SYN that is sent again, does not tell. It is ruled out when no flow of such a service went without
-    an entry for as long as a flow of one packet is remembered. (The clock comes round in 49 days; then it may be
-    thought so again.)
+    A datagram, or a SYN that is sent again, does not tell. It is ruled out once no flow of such a service went without
+    an entry for as long as a flow of one packet is remembered. (The clock comes round in 49 days; then this may be true
+    once more without reason.)
     """
     cdef int state = FLOW_SYN if service.protocol == PROTO_TCP else FLOW_UDP_NEW
     cdef bint low = is_low_priority(services, service)

@@ -5,7 +5,7 @@ assert_equal(<uint64_t>1 << (64 - SET_SHIFT), LIMIT_SETS)
 
 
 cdef int put_admission(ServiceTable *table, Service *service, uint32_t index, spec) except -1:
-    """What ``spec`` says of sources; its memory is freed with `free_admission`."""
+    """Set up the lists and limits of ``spec``. `free_admission` frees their memory."""
     cdef Admission *admission
     limit = spec.source_limit
     if not spec.allow and not spec.deny and limit is None:
@@ -34,7 +34,7 @@ cdef int put_admission(ServiceTable *table, Service *service, uint32_t index, sp
 
 
 cdef uint64_t sources_of(list specs) except? 0:
-    """How many prefixes their lists have."""
+    """Return how many prefixes the lists of all these services have."""
     return sum(len(spec.allow) + len(spec.deny) for spec in specs)
 
 

@@ -1,27 +1,28 @@
 """Client-IP affinity: the new flows of a client go where its last one went.
 
-One bounded table for all workers; whoever has a new flow to place reads and writes it. A slot is one word, which is
-always whole, and changes by compare-and-swap alone:
+One bounded table for all workers: whoever places a new flow reads and writes it. A slot is one word, which is always
+whole, and changes by compare-and-swap alone:
 
     bucket  ┌ eight slots: 64 bytes, one cache line ┐
             │ slot │ slot │ slot │ slot │ … │ slot  │
             └───────────────────────────────────────┘
-    slot    | ends 22 (ticks of 256 ms) | place 18 | tag 24 |         0: free
+    slot    | ends 22 (ticks of 256 ms) | sticky backend 18 | tag 24 |         0: free
 
-Bucket and tag are of the client's address, less the bits behind the prefix, and of the group, under the flow table's
-secret key. The place is a backend of one of the group's services (affinity.py gives it its number). To the others it
-stands for its address: a service that has one backend there sends the client to that one, and one that has several
-chooses among them by a hash of the client, weighted (Thaler and Ravishankar, 1998, in the form of Schindelhauer and
-Schomaker, 2005), so that few clients move when they change. The slot then names the chosen one, unless what it names
-tells its own service which of several backends the client has: that one is not forgotten.
+Bucket and tag come from the client's address without the bits behind the prefix, and from the affinity group, under the
+flow table's secret key. A sticky backend is a backend of one of the group's services, by its number in the group
+(plan/affinity.py). To the other services it stands for its address: a service with one backend there sends the client
+to that one. A service with several chooses among them by a hash of the client, weighted (Thaler and Ravishankar, 1998,
+in the form of Schindelhauer and Schomaker, 2005), so that few clients move when they change. The slot then names the
+chosen one, unless the number that it has is pinned: that one tells its own service which of several backends the client
+has, and must not be forgotten.
 
 A slot ends when its timeout has passed since the client's last new flow. A full bucket gives up what ends first.
 Two workers that place a client in the same instant try for the same slot, and the slower one takes the word of the
-faster. Only when another slot of the bucket changes between their looks may both write; then the first that is met
-counts, and the other is never read again.
+faster. Only when another slot of the bucket changes in between may both write; then the first that is met counts, and
+the other is never read again.
 
-A slot whose place has no backend in the service that takes clients, or one without room, counts as absent, and the
-scheduler's choice takes its place.
+A slot counts as absent if its backend has left the service, takes no clients or has no room. Then the scheduler's
+choice takes its place.
 """
 
 from libc.math cimport log
@@ -62,7 +63,7 @@ cdef struct Client:
 # --- slots ------------------------------------------------------------------------------------------------------------
 
 cdef inline uint64_t tick_of(uint32_t now) noexcept nogil:
-    """Of milliseconds. Ticks come round together with them, and with no step."""
+    """Convert milliseconds to ticks. Both come round together, without a step."""
     return now >> TICK_BITS & ((1 << (64 - END_SHIFT)) - 1)
 
 
@@ -71,7 +72,8 @@ cdef inline uint32_t sticky_in(uint64_t slot) noexcept nogil:
 
 
 cdef inline int32_t ticks_left(uint64_t slot, uint64_t tick) noexcept nogil:
-    """Above 0 while it holds. After a step of the clock it holds for longer, or shorter; never for days."""
+    """Return for how many ticks the slot holds; 0 or less once it has ended. A step of the clock lengthens or shortens
+    that, never by days."""
     return <int32_t>(<uint32_t>((slot >> END_SHIFT) - tick) << (END_SHIFT - 32)) >> (END_SHIFT - 32)
 
 
@@ -86,7 +88,7 @@ cdef inline uint64_t new_slot(const Client *client, const Affinity *by, uint32_t
 
 cdef inline Client client_of(
         AffinityTable *table, const Affinity *by, const uint64_t *key, Addr addr, uint32_t now) noexcept nogil:
-    """`addr`: its address."""
+    """Return where the client with this address has its slot."""
     cdef Client client
     cdef uint64_t hashed = mul_fold(
         mul_fold((addr.hi & by.mask.hi) ^ key[2], by.group ^ key[1]) ^ (addr.lo & by.mask.lo) ^ key[0], key[3])
@@ -98,9 +100,11 @@ cdef inline Client client_of(
 
 
 cdef inline uint64_t *slot_for(const Client *client, uint64_t *seen) noexcept nogil:
-    """The client's slot; else one that is free, else the one that ends first. `seen`: what was in it.
+    """Return the client's slot; without one a free slot, or else the one that ends first. `seen` is set to what was in
+    it.
 
-    Each client begins elsewhere: of slots that end together, as in a flood, it is not always the same that gives way.
+    Each client begins to look elsewhere, so that of slots that end together, as in a flood, not always the same gives
+    way.
     """
     cdef uint64_t *best = NULL
     cdef uint64_t *at
@@ -127,7 +131,7 @@ cdef inline bint is_of(uint64_t slot, const Client *client) noexcept nogil:
 # --- placing ----------------------------------------------------------------------------------------------------------
 
 cdef inline double cost_for(const Client *client, const Taker *taker) noexcept nogil:
-    """Of all takers the one with the least takes the client: each does so as often as its weight says."""
+    """Return what a taker bids for a client. The lowest bid wins, which each taker has as often as its weight says."""
     cdef uint64_t drawn = mul_fold(
         client.hashed ^ taker.backend * <uint64_t>0x9E3779B97F4A7C15ULL, <uint64_t>0xD6E8FEB86659FD93ULL)
     drawn = mul_fold(drawn ^ client.hashed, <uint64_t>0xA0761D6478BD642FULL)
@@ -135,9 +139,9 @@ cdef inline double cost_for(const Client *client, const Taker *taker) noexcept n
 
 
 cdef inline const Taker *taker_of(const Affinity *by, const Client *client, uint64_t slot) noexcept nogil:
-    """The backend that takes a client with this slot, whatever its load; NULL: none. `slot` may be 0.
+    """Return the backend that takes a client with this slot, whatever its load; NULL if there is none. `slot` may be 0.
 
-    One look at each backend that the service has at the address.
+    Looks once at each backend that the service has at the address.
     """
     cdef const StickyBackend *sticky = &by.sticky_backends[sticky_in(slot) if sticky_in(slot) < by.sticky_limit else 0]
     cdef const Taker *best = NULL
@@ -159,12 +163,13 @@ cdef inline bint takes_one_more(const FlowTable *flows, const Taker *taker) noex
 
 cdef inline uint32_t sticky_to_keep(
         const Affinity *by, const ServiceTable *services, uint64_t slot, const Taker *taker) noexcept nogil:
-    """What the slot names from now on: whom it was now, if that takes nothing from another service."""
+    """Return the number that the slot names from now on: that of the backend which took the client, unless the present
+    one is pinned."""
     return sticky_in(slot) if by.sticky_backends[sticky_in(slot)].pinned else services.sticky_numbers[taker.backend]
 
 
 cdef inline uint64_t live_slot(AffinityTable *table, const Client *client) noexcept nogil:
-    """A client's slot while it holds, else 0; nothing is changed."""
+    """Return the client's slot while it holds, else 0. Changes nothing."""
     cdef uint64_t seen
     slot_for(client, &seen)
     return seen if is_of(seen, client) else 0
@@ -172,14 +177,14 @@ cdef inline uint64_t live_slot(AffinityTable *table, const Client *client) noexc
 
 cdef inline uint32_t affine_backend(
         AffinityTable *table, const FlowTable *flows, const Affinity *by, Addr addr, uint32_t now) noexcept nogil:
-    """The backend id that a client sticks to, for packets in mid-flow; 0: none."""
+    """Return the backend id that a client sticks to, for packets in mid-flow; 0 if there is none."""
     cdef Client client = client_of(table, by, flows.key, addr, now)
     cdef const Taker *taker = taker_of(by, &client, live_slot(table, &client))
     return taker.backend if taker != NULL else 0
 
 
 cdef inline void note_affine(const FlowTable *flows, const Service *service, bint stays) noexcept nogil:
-    """A client that was remembered begins a flow: where it sticks, or it is placed anew."""
+    """Count a new flow of a client that was remembered: it stays where it was, or is placed anew."""
     cdef ServiceEvents *events = events_of(flows, service)
     if events == NULL:
         return
@@ -192,9 +197,10 @@ cdef inline void note_affine(const FlowTable *flows, const Service *service, bin
 cdef inline uint32_t sticky_or_scheduled(
         AffinityTable *table, SchedulerState *state, const FlowTable *flows, const ServiceTable *services,
         const Service *service, Cursor *cursor, uint64_t hashed, Addr addr, uint32_t now) noexcept nogil:
-    """The backend id of a client's new flow: where its last one went, else the scheduler's, and the next will follow.
+    """Return the backend id of a client's new flow: where its last one went, else the scheduler's choice, which the
+    client then sticks to; 0 when the scheduler has none.
 
-    0 when the scheduler has none. Bounded: TRIES, each one look at a bucket.
+    Bounded: TRIES looks at the bucket.
     """
     cdef const Affinity *by = service.affinity
     cdef Client client = client_of(table, by, flows.key, addr, now)
@@ -226,7 +232,8 @@ cdef inline uint32_t sticky_or_scheduled(
 # --- clearing ---------------------------------------------------------------------------------------------------------
 
 cdef inline void clear_ended(AffinityTable *table, uint32_t now) noexcept nogil:
-    """Of the buckets that are due since the last call: a slot would hold again when ticks come round, in twelve days.
+    """Clear slots that have ended, in the buckets that are due since the last call. Left alone, a slot would hold again
+    when ticks come round, in twelve days.
 
     Bounded by one round, and in a busy worker, which calls at least every millisecond, by four buckets.
     """

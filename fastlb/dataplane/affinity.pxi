@@ -18,11 +18,11 @@ cdef class AffinityMemory:
 
     @property
     def size(self):
-        """Slots."""
+        """How many slots there are."""
         return self.table.buckets * WAYS_OF_AFFINITY
 
     def in_use(self, uint32_t now_ms):
-        """Slots that hold at this time."""
+        """Count the slots that hold at this time."""
         cdef uint64_t count = 0
         cdef uint64_t at
         with nogil:

@@ -12,10 +12,10 @@ from fastlb.dataplane.wire cimport IP4_SRC, IP6_SRC
 
 
 cdef inline uint16_t fold(uint64_t total) noexcept nogil:
-    """A running sum as one 16-bit word; zero only for zero.
+    """Return a running sum as one 16-bit word; it is zero only if the sum is.
 
     Added to itself with its halves exchanged, a number has in its upper half the sum of both, and the carry from below
-    is the end-around one: the order of bytes does not matter, so that this is RFC 1071's sum in six operations.
+    is the end-around one. The order of bytes does not matter, so this is RFC 1071's sum in six operations.
     """
     cdef uint32_t half
     total += total << 32 | total >> 32
@@ -31,7 +31,7 @@ cdef inline uint64_t sum_addr(Addr addr) noexcept nogil:
 
 
 cdef inline uint64_t sum_bytes(const uint8_t *data, uint32_t length) noexcept nogil:
-    """The unfolded sum of up to 64 KiB."""
+    """Return the unfolded sum of up to 64 KiB."""
     cdef uint64_t total = 0
     cdef uint64_t word
     must(length <= 65536)
@@ -54,15 +54,17 @@ cdef inline uint64_t sum_bytes(const uint8_t *data, uint32_t length) noexcept no
 
 
 cdef inline uint64_t pseudo_sum(const uint8_t *ip, uint8_t protocol, uint32_t length) noexcept nogil:
-    """Of the pseudo-header of `length` bytes of TCP or UDP (RFC 9293 section 3.1, RFC 768, RFC 8200 section 8.1)."""
+    """Return the sum of the pseudo-header of `length` bytes of TCP or UDP (RFC 9293 section 3.1, RFC 768, RFC 8200
+    section 8.1)."""
     cdef uint64_t addresses = sum_bytes(ip + IP4_SRC, 8) if ip[0] >> 4 == 4 else sum_bytes(ip + IP6_SRC, 32)
     return addresses + bswap16(protocol) + bswap16(<uint16_t>length)
 
 
 cdef inline uint64_t difference(uint64_t old_sum, uint64_t new_sum) noexcept nogil:
-    """What replacing words that sum to `old_sum` by words that sum to `new_sum` adds to a sum: ~m + m' of RFC 1624.
+    """Return what a sum changes by when words that sum to `old_sum` are replaced by words that sum to `new_sum`: ~m +
+    m' of RFC 1624.
 
-    Not folded: the complement is taken from a multiple of 2 ** 16 - 1 that no sum of a few addresses exceeds.
+    It is not folded: the complement is taken from a multiple of 2 ** 16 - 1 that no sum of a few addresses exceeds.
     """
     cdef uint64_t nothing = <uint64_t>0xFFFF << 24
     must(old_sum < nothing)
@@ -70,17 +72,19 @@ cdef inline uint64_t difference(uint64_t old_sum, uint64_t new_sum) noexcept nog
 
 
 cdef inline void update_checksum(uint8_t *field, uint64_t change) noexcept nogil:
-    """RFC 1624 equation 3: HC' = ~(~HC + ~m + m')."""
+    """Apply a `difference` to a checksum. RFC 1624 equation 3: HC' = ~(~HC + ~m + m')."""
     store16(field, <uint16_t>(~fold(<uint64_t><uint16_t>(~load16(field)) + change)))
 
 
 cdef inline void update_partial_checksum(uint8_t *field, uint64_t change) noexcept nogil:
-    """A checksum that the device completes holds the plain pseudo-header sum, not its complement."""
+    """Apply a `difference` to a checksum that the device completes: it holds the plain sum of the pseudo-header, not
+    its complement."""
     store16(field, fold(<uint64_t>load16(field) + change))
 
 
 cdef inline void update_udp_checksum(uint8_t *field, uint64_t change) noexcept nogil:
-    """UDP sends a computed zero as all ones, and zero means none (RFC 768): none stays none."""
+    """Apply a `difference` to a UDP checksum. Zero means that there is none, and stays zero; a computed zero is sent as
+    all ones (RFC 768)."""
     if load16(field) == 0:
         return
     update_checksum(field, change)

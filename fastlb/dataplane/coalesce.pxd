@@ -1,7 +1,7 @@
-"""TCP segments into super-frames: what a NIC's GRO does for the host, done for packets that go to a TUN device.
+"""TCP segments into GSO packets: what a NIC's GRO does for the host, done for packets that go to a TUN device.
 
-Invariants: the packets of a flow are written in the order in which they came, and of a segment that is merged both
-checksums were right. The kernel checks every packet that is written by itself, but no super-frame.
+Invariants: the packets of a flow are written in the order in which they came, and a segment is merged only if both its
+checksums were right. The kernel checks every packet that is written by itself, but no GSO packet.
 
 Segments wait in bundles, one a flow, where they lie in the ring; `write_waiting` must come before that memory goes
 back. A write is one packet, with struct virtio_net_hdr in front (IFF_VNET_HDR, Documentation/networking/tuntap.rst):
@@ -11,7 +11,7 @@ back. A write is one packet, with struct virtio_net_hdr in front (IFF_VNET_HDR, 
 
 What may be merged is what Linux merges (tcp_gro_receive), so that no receiver can tell: the same addresses, ports, TTL,
 TOS, acknowledgement, window and options; the next sequence number; the same length, or a shorter last one. PSH and FIN
-end a super-frame.
+end a GSO packet.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -30,7 +30,7 @@ from fastlb.dataplane.wire cimport (
 
 cdef enum:
     BUNDLES = 8              # flows that can wait at once; another one has the oldest written
-    MAX_PARTS = 64           # segments of a super-frame: 64 KiB of those that Ethernet carries
+    MAX_PARTS = 64           # segments of a GSO packet: 64 KiB of those that Ethernet carries
     IP4_PLAIN = 0x45         # version 4, no options
     IP4_DONT_FRAGMENT = 0x40  # in the byte at IP4_FRAG
     TCP_PSH = 0x08
@@ -39,12 +39,12 @@ cdef enum:
 
 
 cdef struct Inner:
-    # A packet that came out of a tunnel. What lies in front of it may be another one, which waits.
+    # A packet that came out of a tunnel. Nothing may be written in front of it: another one may wait there.
     uint8_t *ip
     VnetHdr vnet             # its offloads, with offsets from ip
     uint32_t length          # of the whole packet, by its own header
     uint16_t l4              # offset of the TCP header; 0: not a whole TCP packet without IP options or extensions
-    uint16_t header          # bytes of the IP and TCP headers; 0: never part of a super-frame
+    uint16_t header          # bytes of the IP and TCP headers; 0: never part of a GSO packet
     uint8_t family
     uint8_t outer_ecn
 
@@ -63,7 +63,7 @@ cdef struct Coalescer:
     Bundle bundles[BUNDLES]
     uint64_t delivered       # packets
     uint64_t refused         # packets in writes that failed
-    uint64_t merged          # packets that left in a super-frame
+    uint64_t merged          # packets that left in a GSO packet
     uint64_t writes
     uint32_t next_bundle     # the bundle that makes room next
     int fd
@@ -72,7 +72,8 @@ cdef struct Coalescer:
 # --- what a packet is ------------------------------------------------------------------------------------------------
 
 cdef inline bint checksums_hold(const Inner *p) noexcept nogil:
-    """A checksum that is left open is as good as a right one: the packet came over no wire that could damage it."""
+    """True if both checksums are right. One that is left open counts as right: the packet came over no wire that could
+    damage it."""
     cdef uint32_t l4_length = p.length - p.l4
     if p.family == FAMILY_4 and unlikely(fold(sum_bytes(p.ip, IP4_LEN)) != 0xFFFF):
         return False
@@ -100,7 +101,7 @@ cdef inline void find_tcp(Inner *p) noexcept nogil:
 
 
 cdef inline bint is_mergeable(const Inner *p) noexcept nogil:
-    """Data with an acknowledgement, nothing that a receiver must see by itself, and undamaged."""
+    """True for undamaged data with an acknowledgement, without anything that a receiver must see by itself."""
     cdef const uint8_t *tcp = p.ip + p.l4
     cdef uint32_t header = (tcp[TCP_OFFSET] >> 4) * 4
     if header < TCP_LEN or p.length > MAX_IP or p.length <= p.l4 + header:
@@ -119,7 +120,8 @@ cdef inline bint same_flow(const Inner *a, const Inner *b) noexcept nogil:
 
 
 cdef inline bint same_ip_header(const Bundle *bundle, const Inner *p) noexcept nogil:
-    """But for what segmentation changes. IDs must count on where the packet may be fragmented (RFC 6864)."""
+    """True if the IP headers differ only where segmentation changes them. IDs must count up where the packet may be
+    fragmented (RFC 6864)."""
     cdef const uint8_t *first = bundle.first.ip
     if p.family != FAMILY_4:                             # class and flow label; next header and hop limit
         return load32(first) == load32(p.ip) and load16(first + IP6_NEXT) == load16(p.ip + IP6_NEXT)
@@ -130,7 +132,7 @@ cdef inline bint same_ip_header(const Bundle *bundle, const Inner *p) noexcept n
 
 
 cdef inline bint same_tcp_header(const Bundle *bundle, const Inner *p) noexcept nogil:
-    """But for the sequence number, which must be the next, and for PSH and FIN."""
+    """True if the TCP headers differ only in PSH, FIN and the sequence number, which must be the next."""
     cdef const uint8_t *first = bundle.first.ip + bundle.first.l4
     cdef const uint8_t *tcp = p.ip + p.l4
     return (p.header == bundle.first.header and read_be32(tcp + TCP_SEQ) == bundle.next_seq
@@ -142,7 +144,7 @@ cdef inline bint same_tcp_header(const Bundle *bundle, const Inner *p) noexcept 
 
 
 cdef inline bint belongs(const Bundle *bundle, const Inner *p) noexcept nogil:
-    """Is it the next segment?"""
+    """True if this is the next segment of the bundle."""
     cdef uint32_t payload = p.length - p.header
     return (payload <= bundle.size and bundle.length + payload <= MAX_IP
             and same_ip_header(bundle, p) and same_tcp_header(bundle, p))
@@ -151,7 +153,7 @@ cdef inline bint belongs(const Bundle *bundle, const Inner *p) noexcept nogil:
 # --- the way out -----------------------------------------------------------------------------------------------------
 
 cdef inline void write_parts(Coalescer *out, const Inner *first, iovec *parts, uint32_t count) noexcept nogil:
-    """One write, of so many packets, of which the first is whole. What the kernel refuses is counted, and never
+    """Write `count` packets in one write; the first of them is whole. What the kernel refuses is counted, and never
     retried."""
     cdef ssize_t written
     parts[0].iov_base = <void *>&first.vnet
@@ -174,7 +176,8 @@ cdef inline void write_packet(Coalescer *out, const Inner *p) noexcept nogil:
 
 
 cdef inline void make_gso_packet(Bundle *bundle) noexcept nogil:
-    """The first segment's headers become those of all. The checksum is left open: the pseudo-header's sum."""
+    """Give the first segment's headers the values of all segments together. The checksum is left open: it holds the
+    pseudo-header's sum."""
     cdef Inner *p = &bundle.first
     cdef uint8_t *tcp = p.ip + p.l4
     if p.family == FAMILY_4:
@@ -194,7 +197,7 @@ cdef inline void make_gso_packet(Bundle *bundle) noexcept nogil:
 
 
 cdef inline void write_bundle(Coalescer *out, Bundle *bundle) noexcept nogil:
-    """And free it."""
+    """Write a bundle and free it."""
     must(0 < bundle.count <= MAX_PARTS and bundle.length <= MAX_IP)
     if bundle.count > 1:
         make_gso_packet(bundle)
@@ -206,7 +209,7 @@ cdef inline void write_bundle(Coalescer *out, Bundle *bundle) noexcept nogil:
 # --- bundles ---------------------------------------------------------------------------------------------------------
 
 cdef inline Bundle *bundle_of(Coalescer *out, const Inner *p) noexcept nogil:
-    """Where segments of the packet's flow wait; NULL when none do."""
+    """Return where segments of the packet's flow wait; NULL if none do."""
     cdef int i
     for i in range(BUNDLES):
         if out.bundles[i].count and same_flow(&out.bundles[i].first, p):
@@ -233,7 +236,7 @@ cdef inline void start_bundle(Coalescer *out, const Inner *p) noexcept nogil:
 
 
 cdef inline void append(Coalescer *out, Bundle *bundle, const Inner *p) noexcept nogil:
-    """The next segment; one that nothing may follow has the bundle written."""
+    """Add the next segment. If nothing may follow it, the bundle is written."""
     cdef uint32_t payload = p.length - p.header
     must(bundle.count < MAX_PARTS)
     bundle.count += 1
@@ -247,7 +250,7 @@ cdef inline void append(Coalescer *out, Bundle *bundle, const Inner *p) noexcept
 
 
 cdef inline void coalesce(Coalescer *out, Inner *p) noexcept nogil:
-    """Write the packet now, or let it wait for more; always behind what waits of its flow."""
+    """Write the packet now, or let it wait for more. Packets of its flow that wait already always go first."""
     cdef Bundle *bundle
     find_tcp(p)
     if p.l4 == 0:
@@ -266,7 +269,7 @@ cdef inline void coalesce(Coalescer *out, Inner *p) noexcept nogil:
 
 
 cdef inline void write_waiting(Coalescer *out) noexcept nogil:
-    """Everything; nothing of the packets' memory is used after this."""
+    """Write everything that waits. The packets' memory is not used after this."""
     cdef int i
     for i in range(BUNDLES):
         if out.bundles[i].count:

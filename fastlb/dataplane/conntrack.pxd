@@ -99,7 +99,7 @@ cdef inline bint half_open(uint32_t state) noexcept nogil:
 
 
 cdef inline bint is_over(uint32_t state) noexcept nogil:
-    """A SYN on such a flow starts a new one at once."""
+    """True for a flow that has ended: a SYN starts a new one at once."""
     return state >= FLOW_CLOSING
 
 
@@ -110,9 +110,9 @@ cdef inline uint32_t first_state(const Packet *p) noexcept nogil:
 
 
 cdef inline bint begins(uint32_t state, uint8_t flags) noexcept nogil:
-    """Does this SYN of a backend's answer that of a client?
+    """True if this SYN from a backend answers a client's SYN.
 
-    On a flow that one side has closed it does: the old connection is over for the backend, which else would have
+    On a flow that one side has closed it does, because the old connection is over for the backend: else it would have
     answered with an ACK of that (RFC 9293 section 3.10.7.4). The client's SYN alone says nothing, anybody can forge it.
     """
     return state == FLOW_SYN or (
@@ -120,7 +120,7 @@ cdef inline bint begins(uint32_t state, uint8_t flags) noexcept nogil:
 
 
 cdef inline uint32_t next_tcp_state(uint32_t state, uint8_t flags, bint from_client, bint two_way) noexcept nogil:
-    """The step function of a TCP flow, from what this balancer can see of it."""
+    """Return the next state of a TCP flow, from what this balancer can see of it."""
     if flags & TCP_RST:
         return FLOW_RESET
     if state == FLOW_RESET and from_client and not flags & (TCP_SYN | TCP_FIN):
@@ -166,8 +166,11 @@ cdef inline uint32_t backend_of(const FlowEntry *entry) noexcept nogil:
 
 
 cdef inline uint32_t check_of(const FlowTuple *flow, uint64_t fingerprint, uint32_t backend) noexcept nogil:
-    """Parity of what no packet changes once a flow is entered, and its fingerprint does not cover: one flipped bit, or
-    any number among eight in a row, always makes another check; what is otherwise, in 255 of 256 cases."""
+    """Return a parity of what no packet changes after the flow was entered and the fingerprint does not cover.
+
+    One flipped bit, or any number among eight in a row, always makes another check; other damage does in 255 of 256
+    cases.
+    """
     cdef uint32_t folded = (<uint32_t>fingerprint ^ <uint32_t>(fingerprint >> 32) ^ backend
                             ^ flow.since ^ flow.source ^ flow.began)
     folded ^= folded >> 16
@@ -180,7 +183,8 @@ cdef inline uint32_t packed_of(
 
 
 cdef inline bint has_expired(const FlowEntry *entry, const ServiceTable *services, uint32_t now) noexcept nogil:
-    """Timed out, or of an id beyond all backends. A clock that steps back lets nothing expire."""
+    """True if the entry has timed out, or its id is beyond all backends. A clock that steps back lets nothing
+    expire."""
     cdef int32_t idle = <int32_t>(now - entry.seen)
     cdef uint32_t backend = backend_of(entry)
     if unlikely(backend >= services.backend_limit):
@@ -189,7 +193,8 @@ cdef inline bint has_expired(const FlowEntry *entry, const ServiceTable *service
 
 
 cdef inline bint is_stale(const FlowEntry *entry, const ServiceTable *services, uint32_t now) noexcept nogil:
-    """It decides no more: it has expired, or the flow is to leave its backend, or the id is no backend's."""
+    """True if the entry decides no more: it has expired, its flow is to leave its backend, or its id is no
+    backend's."""
     return has_expired(entry, services, now) or unlikely(services.backends[backend_of(entry)].flow_policy == KEEP_NONE)
 
 
@@ -202,7 +207,7 @@ cdef inline FlowTuple *tuple_of(FlowTable *table, FlowEntry *entry) noexcept nog
 
 
 cdef inline FlowEntry *entry_at(FlowTable *table, uint32_t number) noexcept nogil:
-    """The entry with this number (see `entry_number`); NULL beyond the table's end."""
+    """Return the entry with this number (see `entry_number`); NULL beyond the table's end."""
     if unlikely(number >= <uint64_t>table.per_shard * (SHARDS * ENTRIES)):
         return NULL
     return &table.buckets[0].entries[0] + number
@@ -213,12 +218,12 @@ cdef inline SourcePool *pool_of(FlowTable *table, uint8_t family) noexcept nogil
 
 
 cdef inline ServiceEvents *events_of(const FlowTable *table, const Service *service) noexcept nogil:
-    """NULL where nothing is to be counted."""
+    """Return the service's counters of events; NULL where nothing is to be counted."""
     return &table.events[service.slot] if table.events != NULL else NULL
 
 
 cdef inline void close_flow(FlowTable *table, uint32_t shard, FlowEntry *entry) noexcept nogil:
-    """What a flow leaves behind: its source port, if that is really its own, and a line in the log."""
+    """Give back the flow's source port, if it is really its own, and log its end."""
     cdef FlowTuple *flow = tuple_of(table, entry)
     cdef SourcePool *pool = pool_of(table, flow.family)
     if flow.source != 0 and likely(has_port(pool, flow.source, shard, entry.fingerprint)):
@@ -227,13 +232,13 @@ cdef inline void close_flow(FlowTable *table, uint32_t shard, FlowEntry *entry) 
 
 
 cdef inline void log_end(FlowLog *log, const FlowEntry *entry, const FlowTuple *flow) noexcept nogil:
-    """Of a flow whose beginning is in the log."""
+    """Log the end of a flow whose beginning is in the log."""
     if flow.began & LOGGED_BIT:
         log_flow(log, flow, backend_of(entry), state_of(entry), False, entry.seen)
 
 
 cdef inline bint must_close_flows(const FlowTable *table) noexcept nogil:
-    """Spares the other modes a look at the tuple, which is not in cache."""
+    """True if flows may have anything to give back or to log. Else the tuple, which is not in cache, is left alone."""
     return table.log.events != NULL or table.pools[0].count != 0 or table.pools[1].count != 0
 
 
@@ -252,7 +257,7 @@ cdef inline bint owns(const FlowTable *table, uint32_t shard) noexcept nogil:
 
 
 cdef inline Bucket *bucket_at(FlowTable *table, uint32_t shard, uint32_t hashed) noexcept nogil:
-    """Any number of buckets: the hash scales to it by multiplication."""
+    """Return the bucket that the hash names. The hash scales by multiplication, so any number of buckets will do."""
     must(shard < SHARDS)
     return &table.buckets[<uint64_t>shard * table.per_shard + (<uint64_t>hashed * table.per_shard >> 32)]
 
@@ -262,21 +267,22 @@ cdef inline Bucket *first_bucket(FlowTable *table, uint32_t shard, uint64_t fing
 
 
 cdef inline Bucket *second_bucket(FlowTable *table, uint32_t shard, uint64_t fingerprint) noexcept nogil:
-    """From the same 32 bits, so that an entry can be moved without its tuple."""
+    """Return the second bucket, which follows from the same 32 bits, so that an entry can be moved without its
+    tuple."""
     return bucket_at(table, shard, <uint32_t>(fingerprint >> 32) * <uint32_t>0x85EBCA6BU ^ <uint32_t>0x5BD1E995U)
 
 
 cdef inline void prefetch_flow(FlowTable *table, uint32_t shard, uint64_t fingerprint) noexcept nogil:
-    """Both buckets: at the intended load some flows live in their second, and would wait for memory."""
+    """Fetch both buckets: at the intended load some flows live in their second, and would wait for memory."""
     prefetch(first_bucket(table, shard, fingerprint))
     prefetch(second_bucket(table, shard, fingerprint))
 
 
 cdef inline FlowEntry *find_in(Bucket *bucket, uint64_t fingerprint) noexcept nogil:
-    """The entry with this fingerprint, which at most one has; NULL when there is none.
+    """Return the bucket's entry with this fingerprint, which at most one has; NULL if there is none.
 
-    Its place is computed, without a branch: which of the four it is cannot be predicted, and in a table at its
-    intended load a wrong guess costs more than the comparisons.
+    Which of the four it is, is computed without a branch: it cannot be predicted, and in a table at its intended load a
+    wrong guess costs more than the comparisons.
     """
     cdef uint32_t at = ((bucket.entries[1].fingerprint == fingerprint)
                         + 2 * (bucket.entries[2].fingerprint == fingerprint)
@@ -286,7 +292,7 @@ cdef inline FlowEntry *find_in(Bucket *bucket, uint64_t fingerprint) noexcept no
 
 
 cdef inline FlowEntry *find_flow(FlowTable *table, uint32_t shard, uint64_t fingerprint) noexcept nogil:
-    """The entry of a client-leg packet, stale or not; NULL when there is none."""
+    """Return the entry of a client-leg packet, stale or not; NULL if there is none."""
     cdef FlowEntry *entry = find_in(first_bucket(table, shard, fingerprint), fingerprint)
     if likely(entry != NULL):
         return entry
@@ -294,10 +300,10 @@ cdef inline FlowEntry *find_flow(FlowTable *table, uint32_t shard, uint64_t fing
 
 
 cdef inline FlowEntry *find_by_port(FlowTable *table, uint32_t shard, SourcePort *port) noexcept nogil:
-    """The entry of the flow that has a source port of fullnat; NULL when none has it.
+    """Return the entry of the flow that has a source port of fullnat; NULL if none has it.
 
-    The port remembers where it was: one cache line to fetch instead of two buckets, 20 ns with a million flows. Moved
-    since, the entry is looked for once.
+    The port remembers where the entry was: that is one cache line to fetch instead of two buckets, 20 ns with a million
+    flows. If it has been moved since, it is looked for once.
     """
     cdef FlowEntry *entry
     if unlikely(port.fingerprint == 0):
@@ -312,13 +318,14 @@ cdef inline FlowEntry *find_by_port(FlowTable *table, uint32_t shard, SourcePort
 
 
 cdef inline bint serves(const Backend *backend, const Packet *p) noexcept nogil:
-    """Is this the backend that a reply-leg packet comes from?"""
+    """True if a reply-leg packet comes from this backend."""
     return (backend.present and same_addr(backend.addr, p.src) and backend.protocol == p.protocol
             and (backend.be_port == p.be_sport or backend.be_port == 0))
 
 
 cdef inline uint16_t be_vport_of(const Service *service, const Packet *p) noexcept nogil:
-    """The port of the VIP that a reply-leg packet goes out from: a service with several keeps the backend's."""
+    """Return the port of the VIP that a reply-leg packet leaves from. A service with several ports keeps the
+    backend's."""
     return service.be_port if service.be_port != 0 else p.be_sport
 
 
@@ -346,13 +353,14 @@ cdef inline FlowEntry *reply_in(
 
 
 cdef inline bint is_answered_by(const FlowTuple *flow, const Packet *p) noexcept nogil:
-    """Where the VIP is one of many, only the flow's tuple knows which."""
+    """True if the packet answers this flow. Where the VIP is one of many, only the flow's tuple tells."""
     return (same_addr(flow.client, p.dst) and flow.be_cport == p.be_dport and flow.protocol == p.protocol
             and flow.family == p.family)
 
 
 cdef inline FlowEntry *find_reply(FlowTable *table, const ServiceTable *services, const Packet *p) noexcept nogil:
-    """The entry of a reply-leg packet: with the backend's service the client's side makes the whole fingerprint.
+    """Return the entry of a reply-leg packet; NULL if there is none. Together with the backend's service the client's
+    side makes the whole fingerprint.
 
     The cold tuple, a cache miss of its own, is not needed. Two flows of one client port to one backend through
     different VIPs cannot both exist (see `conflicts`), so the answer is unique.
@@ -366,7 +374,7 @@ cdef inline FlowEntry *find_reply(FlowTable *table, const ServiceTable *services
 # --- making room -----------------------------------------------------------------------------------------------------
 
 cdef inline uint32_t empty_in(const Bucket *bucket) noexcept nogil:
-    """Which of the four entries are empty, a bit each."""
+    """Return which of the four entries are empty, a bit each."""
     return ((bucket.entries[0].fingerprint == 0)
             | (bucket.entries[1].fingerprint == 0) << 1
             | (bucket.entries[2].fingerprint == 0) << 2
@@ -374,9 +382,9 @@ cdef inline uint32_t empty_in(const Bucket *bucket) noexcept nogil:
 
 
 cdef inline FlowEntry *empty_entry(Bucket *first, Bucket *second) noexcept nogil:
-    """The first that is empty in the first bucket, or else in the second; NULL when all are in use.
+    """Return the first empty entry of the first bucket, or else of the second; NULL if all are in use.
 
-    Computed without a branch for the reason of `find_in`: how full a bucket is cannot be predicted.
+    It is computed without a branch for the reason of `find_in`: how full a bucket is cannot be predicted.
     """
     cdef uint32_t empty = empty_in(first) | empty_in(second) << ENTRIES
     cdef uint32_t at = lowest_bit(empty | 1 << 2 * ENTRIES)
@@ -405,7 +413,7 @@ cdef inline Bucket *other_bucket(
 
 
 cdef inline FlowEntry *moved(FlowTable *table, FlowEntry *entry, FlowEntry *room) noexcept nogil:
-    """Move an entry; its old place is free. Killed in between, a process leaves it in both."""
+    """Move an entry; where it was is empty then. A process that is killed in between leaves it in both."""
     in_order()
     room.packed = entry.packed
     room.seen = entry.seen
@@ -420,7 +428,7 @@ cdef inline FlowEntry *moved(FlowTable *table, FlowEntry *entry, FlowEntry *room
 
 cdef inline FlowEntry *entry_by_moving(
         FlowTable *table, Bucket *bucket, uint32_t shard, const ServiceTable *services, uint32_t now) noexcept nogil:
-    """Empty one entry of a full bucket by moving it to its other bucket. Bounded: four looks, one move."""
+    """Empty one entry of a full bucket by moving it to its other bucket. Bounded: looks at four buckets, one move."""
     cdef FlowEntry *room
     cdef int i
     for i in range(ENTRIES):
@@ -432,7 +440,8 @@ cdef inline FlowEntry *entry_by_moving(
 
 cdef inline FlowEntry *entry_by_two_moves(
         FlowTable *table, Bucket *bucket, uint32_t shard, const ServiceTable *services, uint32_t now) noexcept nogil:
-    """The same, one step further: first make room in the other bucket by a move. Bounded: sixteen looks, two moves.
+    """Empty one entry of a full bucket after a move has made room in its other bucket. Bounded: looks at sixteen
+    buckets, two moves.
 
     With one move a few flows in a full table find no room; with two, none of ten million did (bench/core.py).
     """
@@ -464,7 +473,7 @@ cdef inline void evict(
 cdef inline FlowEntry *entry_by_eviction(
         FlowTable *table, Bucket *first, Bucket *second, uint32_t shard, const ServiceTable *services, uint32_t now,
         ) noexcept nogil:
-    """The half-open entry of either bucket that has been idle longest; NULL when all eight are established."""
+    """Return the half-open entry of either bucket that has been idle longest; NULL if all eight are established."""
     cdef FlowEntry *oldest = NULL
     cdef FlowEntry *entry
     cdef int i
@@ -504,11 +513,11 @@ cdef inline FlowEntry *make_room(
 cdef inline FlowEntry *find_room(
         FlowTable *table, uint32_t shard, uint64_t fingerprint, const ServiceTable *services, FlowEntry *expected,
         uint32_t now) noexcept nogil:
-    """An empty entry for a new flow; NULL, and counted, when only established flows stand in its way.
+    """Return an empty entry for a new flow; NULL, which is counted, if only established flows stand in its way.
 
-    `expected`: where `prefetch_room` has seen it, or NULL. The caller writes its tuple, and then it is `enter_flow`ed.
-    The tuple is written where it will stay: a copy of one that was just put together from small fields would wait
-    until the store buffer has let go of them, and of everything older.
+    `expected`: where `prefetch_room` has seen one, or NULL. The caller writes the tuple, and then calls `enter_flow`.
+    The tuple is written where it will stay: a copy of one that was just put together from small fields would wait until
+    the store buffer has written them, and everything older.
     """
     cdef FlowEntry *entry = expected
     if unlikely(entry == NULL or entry.fingerprint != 0):
@@ -521,7 +530,7 @@ cdef inline FlowEntry *find_room(
 cdef inline void enter_flow(
         FlowTable *table, FlowEntry *entry, uint32_t shard, uint64_t fingerprint, uint32_t backend, uint32_t state,
         uint32_t now) noexcept nogil:
-    """Make an entry of `find_room` that of a flow, whose tuple is there already."""
+    """Give an entry of `find_room` to a flow, whose tuple is there already."""
     cdef const FlowTuple *flow = tuple_of(table, entry)
     must(owns(table, shard) and 0 < backend < MAX_BACKENDS and FLOW_NONE < state < FLOW_CLOSING)
     must(entry.fingerprint == 0)
@@ -537,7 +546,7 @@ cdef inline void enter_flow(
 
 
 cdef inline FlowEntry *prefetch_room(FlowTable *table, uint32_t shard, uint64_t fingerprint) noexcept nogil:
-    """Where a new flow's entry will be, as far as can be said without making room; its tuple is fetched."""
+    """Return where a new flow's entry will be, as far as can be said without making room. Its tuple is fetched."""
     cdef FlowEntry *entry = empty_entry(
         first_bucket(table, shard, fingerprint), second_bucket(table, shard, fingerprint))
     if likely(entry != NULL):
@@ -547,7 +556,7 @@ cdef inline FlowEntry *prefetch_room(FlowTable *table, uint32_t shard, uint64_t 
 
 
 cdef inline bint resembles(const Bucket *bucket, uint64_t fingerprint) noexcept nogil:
-    """Is there an entry with the same upper half? One branch instead of four, and one that can be predicted."""
+    """True if an entry has the same upper half. This is one branch instead of four, and one that can be predicted."""
     return ((bucket.entries[0].fingerprint >> 32 == fingerprint >> 32)
             | (bucket.entries[1].fingerprint >> 32 == fingerprint >> 32)
             | (bucket.entries[2].fingerprint >> 32 == fingerprint >> 32)
@@ -578,8 +587,8 @@ cdef inline FlowEntry *conflict_in(
 
 cdef inline FlowEntry *conflict_with(
         FlowTable *table, const ServiceTable *services, const Packet *p, const Backend *backend) noexcept nogil:
-    """The flow that this backend would see under the same tuple as the packet's: one client port, two VIPs, and the
-    same backend address and port. NULL when there is none."""
+    """Return the flow that this backend would see under the same tuple as the packet's: one client port, two VIPs, and
+    the same backend address and port. NULL if there is none."""
     cdef uint16_t be_port = backend.be_port if backend.be_port != 0 else p.be_dport
     cdef FlowEntry *entry = conflict_in(
         table, first_bucket(table, p.shard, p.fingerprint), services, p.fingerprint, backend, be_port)
@@ -596,7 +605,7 @@ cdef inline bint gives_way(const FlowEntry *entry, const ServiceTable *services,
 cdef inline bint conflicts(
         FlowTable *table, const ServiceTable *services, const Packet *p, const Backend *backend, uint32_t now,
         ) noexcept nogil:
-    """Would this backend see two flows with one tuple? A flow that is over, or stale, gives way."""
+    """True if this backend would see two flows with one tuple. A flow that is over, or stale, gives way."""
     cdef FlowEntry *entry = conflict_with(table, services, p, backend)
     if likely(entry == NULL):
         return False
@@ -625,7 +634,7 @@ cdef inline void touch(FlowTable *table, FlowEntry *entry, const Packet *p, bint
 # --- sweep -----------------------------------------------------------------------------------------------------------
 
 cdef inline uint32_t owned_after(const FlowTable *table, uint32_t shard) noexcept nogil:
-    """The next shard of this worker, which has at least one."""
+    """Return the next shard of this worker, which has at least one."""
     shard = (shard + 1) % SHARDS
     while not owns(table, shard):
         shard = (shard + 1) % SHARDS

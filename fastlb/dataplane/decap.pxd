@@ -5,16 +5,16 @@
     | Ethernet | outer IP | UDP 8 | GUE 4 + n  | inner IP ...     gue: draft-ietf-intarea-gue, variant 0
     | Ethernet | outer IP | UDP 8              | inner IP ...     gue: variant 1, the IP version tells it
 
-A super-frame of UDP brings many such datagrams of gue, each from its GUE header on, behind one UDP header.
+A GSO packet of UDP brings many datagrams of gue, each from its GUE header on, behind one UDP header.
 
-Invariants: no byte beyond `end` is read, and every packet ends in exactly one reason. What a tunnel brings is written
-as it is but for the ECN bits (RFC 6040); its own checksums are checked by the kernel behind the TUN device, or by
+Invariants: no byte beyond `end` is read, and every packet ends in exactly one reason. The inner packet is written as it
+is, except for the ECN bits (RFC 6040); its own checksums are checked by the kernel behind the TUN device, or by
 `coalesce`.
 
-Every parser has one shape: cursor, end, out-pointer; it checks the bounds first, advances the cursor and returns the
-protocol of what follows, or a negative value: minus the reason. The outer header's rules are those of the receive
-filter (fastlb/decap.py): an IPv6 header may have one Destination Options header, where tunnels put their encapsulation
-limit.
+Every parser has the same form: cursor, end, out-pointer. It checks the bounds first, advances the cursor and returns
+the protocol of what follows, or a negative value: minus the reason. The rules for the outer header are those of the
+receive filter (kernel/ebpf/decap_filter.py): an IPv6 header may have one Destination Options header, where tunnels put
+their encapsulation limit.
 """
 
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -24,7 +24,12 @@ from fastlb.dataplane.abi cimport POLLERR, SOL_SOCKET, SO_ERROR, getsockopt, pol
 from fastlb.dataplane.checksum cimport difference, fold, sum_addr, sum_bytes, update_checksum
 from fastlb.dataplane.coalesce cimport Coalescer, Inner, coalesce, write_waiting
 from fastlb.dataplane.machine cimport bswap16, load16, load32, load_acquire_u32, must, unlikely
-from fastlb.dataplane.reasons cimport DROP_RING_HOLE
+from fastlb.dataplane.reasons cimport (
+    DECAP_ECN, DECAP_GRE_HEADER, DECAP_GRE_KEY, DECAP_GRE_PROTOCOL, DECAP_GUE_CONTROL, DECAP_GUE_HEADER,
+    DECAP_GUE_PROTOCOL, DECAP_INNER_HEADER, DECAP_INNER_TRUNCATED, DECAP_NESTED, DECAP_NOT_TUNNEL, DECAP_OFFLOAD,
+    DECAP_OUTER_CHECKSUM, DECAP_OUTER_FRAGMENT, DECAP_OUTER_HEADER, DECAP_REASONS, DECAP_RING_CLAMPED, DECAP_RING_HOLE,
+    DECAP_UDP_LENGTH, DROP_RING_HOLE)
+from fastlb.dataplane.mode cimport GRE_HAS_KEY, GRE_KEY_LEN, GRE_LEN, GUE_LEN, PROTO_GRE, PROTO_IP4, PROTO_IP6
 from fastlb.dataplane.ring cimport (
     RxRing, advance, has_frames, hold_block, kernel_may_refill, next_slot, take_frame)
 from fastlb.dataplane.types cimport FAMILY_4, FAMILY_6, GSO_ECN, GSO_UDP, PROTO_UDP, VNET_NEEDS_CSUM, Packet
@@ -38,88 +43,12 @@ cdef enum:
     MODE_IPIP = 1            # bits of Decap.modes
     MODE_GRE = 2
     MODE_GUE = 4
-    PROTO_IP4 = 4            # IPv4 in IP
-    PROTO_IP6 = 41
-    PROTO_GRE = 47
-    GRE_LEN = 4
-    GRE_KEY_LEN = 4
-    GRE_HAS_KEY = 0x2000     # every other bit must be zero: checksum, sequence number, routing, another version
-    GUE_LEN = 4
     GUE_CONTROL = 0x20       # in the first byte, below the two bits of the variant
     GUE_HLEN = 0x1F          # words of four bytes behind the fixed header
     ECN_NOT_ECT = 0
     ECN_ECT1 = 1
     ECN_CE = 3
     IDLE_MS = 1000           # the longest sleep
-
-
-cdef enum DecapReason:
-    DECAPSULATED             # counted when it is written
-    DECAP_NOT_TUNNEL
-    DECAP_OUTER_HEADER
-    DECAP_OUTER_FRAGMENT
-    DECAP_OUTER_CHECKSUM
-    DECAP_GRE_HEADER
-    DECAP_GRE_KEY
-    DECAP_GRE_PROTOCOL
-    DECAP_UDP_LENGTH
-    DECAP_GUE_HEADER
-    DECAP_GUE_CONTROL
-    DECAP_GUE_PROTOCOL
-    DECAP_INNER_HEADER
-    DECAP_INNER_TRUNCATED
-    DECAP_NESTED
-    DECAP_ECN
-    DECAP_OFFLOAD
-    DECAP_RING_HOLE
-    DECAP_RING_CLAMPED
-    DECAP_TUN_REFUSED
-    DECAP_REASONS
-
-
-cdef inline const char *decap_reason_name(int reason) noexcept nogil:
-    """The counter's name."""
-    if reason == DECAPSULATED:
-        return "decapsulated"
-    elif reason == DECAP_NOT_TUNNEL:        # of no tunnel that is received here; the filter keeps these out
-        return "not_tunnel"
-    elif reason == DECAP_OUTER_HEADER:      # wrong version, or lengths that disagree with the frame
-        return "outer_header"
-    elif reason == DECAP_OUTER_FRAGMENT:    # left to the host; the filter keeps these out
-        return "outer_fragment"
-    elif reason == DECAP_OUTER_CHECKSUM:    # of the outer IPv4 or UDP header
-        return "outer_checksum"
-    elif reason == DECAP_GRE_HEADER:        # truncated, or with fields other than a key
-        return "gre_header"
-    elif reason == DECAP_GRE_KEY:           # another key, or one where none is expected, or none
-        return "gre_key"
-    elif reason == DECAP_GRE_PROTOCOL:
-        return "gre_protocol"
-    elif reason == DECAP_UDP_LENGTH:
-        return "udp_length"
-    elif reason == DECAP_GUE_HEADER:        # truncated, another variant, or with flags
-        return "gue_header"
-    elif reason == DECAP_GUE_CONTROL:
-        return "gue_control"
-    elif reason == DECAP_GUE_PROTOCOL:
-        return "gue_protocol"
-    elif reason == DECAP_INNER_HEADER:      # not of the IP version that the tunnel promises, or too short a header
-        return "inner_header"
-    elif reason == DECAP_INNER_TRUNCATED:   # says to be longer than what the tunnel brought
-        return "inner_truncated"
-    elif reason == DECAP_NESTED:            # a tunnel in the tunnel
-        return "nested"
-    elif reason == DECAP_ECN:               # congestion that the inner packet cannot tell its receiver, RFC 6040
-        return "ecn"
-    elif reason == DECAP_OFFLOAD:           # left to the device: something that nobody can do behind the tunnel
-        return "offload"
-    elif reason == DECAP_RING_HOLE:
-        return "ring_hole"
-    elif reason == DECAP_RING_CLAMPED:
-        return "ring_clamped"
-    elif reason == DECAP_TUN_REFUSED:       # the TUN device took it not
-        return "tun_refused"
-    return "?"
 
 
 cdef struct Decap:
@@ -140,7 +69,7 @@ cdef struct Decap:
 # --- the outer headers -----------------------------------------------------------------------------------------------
 
 cdef inline int strip_ip4(const uint8_t **cursor, const uint8_t **end, Packet *p, Inner *inner) noexcept nogil:
-    """RFC 791. ``end`` comes back to where the packet says that it ends."""
+    """Step over the outer IPv4 header (RFC 791). ``end`` moves back to where the packet says that it ends."""
     cdef const uint8_t *ip = cursor[0]
     cdef int32_t header, total
     if unlikely(end[0] - ip < IP4_LEN):
@@ -162,7 +91,7 @@ cdef inline int strip_ip4(const uint8_t **cursor, const uint8_t **end, Packet *p
 
 
 cdef inline int strip_ip6(const uint8_t **cursor, const uint8_t **end, Packet *p, Inner *inner) noexcept nogil:
-    """RFC 8200. ``end`` comes back to where the packet says that it ends."""
+    """Step over the outer IPv6 header (RFC 8200). ``end`` moves back to where the packet says that it ends."""
     cdef const uint8_t *ip = cursor[0]
     cdef int32_t total
     if unlikely(end[0] - ip < IP6_LEN):
@@ -179,7 +108,7 @@ cdef inline int strip_ip6(const uint8_t **cursor, const uint8_t **end, Packet *p
 
 
 cdef inline int step_over_options(const uint8_t **cursor, const uint8_t *end, int following) noexcept nogil:
-    """One Destination Options header (RFC 8200 section 4.6), as RFC 2473 section 4.1.1 puts into tunnels."""
+    """Step over one Destination Options header (RFC 8200 section 4.6), as RFC 2473 section 4.1.1 puts into tunnels."""
     cdef const uint8_t *options = cursor[0]
     cdef int32_t length
     if following != EXT_DEST_OPTS:
@@ -194,7 +123,7 @@ cdef inline int step_over_options(const uint8_t **cursor, const uint8_t *end, in
 
 
 cdef inline int strip_gre(const uint8_t **cursor, const uint8_t *end, const Decap *decap) noexcept nogil:
-    """RFC 2784, with the key of RFC 2890."""
+    """Step over a GRE header (RFC 2784), with the key of RFC 2890."""
     cdef const uint8_t *gre = cursor[0]
     cdef int32_t length = GRE_LEN
     cdef uint16_t flags, protocol
@@ -205,6 +134,7 @@ cdef inline int strip_gre(const uint8_t **cursor, const uint8_t *end, const Deca
     has_key = flags & GRE_HAS_KEY != 0
     if has_key:
         length += GRE_KEY_LEN
+    # Every other flag is zero: checksum, sequence number, routing, another version.
     if unlikely(flags & ~<uint16_t>GRE_HAS_KEY or end - gre < length):
         return -DECAP_GRE_HEADER
     if unlikely(has_key != decap.has_key or has_key and load32(gre + GRE_LEN) != decap.be_key):
@@ -217,8 +147,11 @@ cdef inline int strip_gre(const uint8_t **cursor, const uint8_t *end, const Deca
 
 
 cdef inline bint udp_checksum_holds(const uint8_t *udp, uint16_t length, const Packet *p) noexcept nogil:
-    """Zero is none: RFC 768, and RFC 6935 for tunnels over IPv6. One that is left to the device is not there yet, and
-    where the inner one is left it does not fit yet. A super-frame has none."""
+    """True if the outer UDP checksum is right or cannot be checked.
+
+    Zero means that there is none (RFC 768, and RFC 6935 for tunnels over IPv6). One that is left to the device is not
+    there yet, and where the inner one is left open the outer does not fit yet. A GSO packet has none.
+    """
     if load16(udp + UDP_CSUM) == 0 or p.vnet.flags & VNET_NEEDS_CSUM or p.vnet.gso_type:
         return True
     return fold(sum_addr(p.src) + sum_addr(p.dst) + bswap16(length) + <uint32_t>bswap16(PROTO_UDP)
@@ -227,7 +160,8 @@ cdef inline bint udp_checksum_holds(const uint8_t *udp, uint16_t length, const P
 
 cdef inline int strip_udp(
         const uint8_t **cursor, const uint8_t **end, const Packet *p, const Decap *decap) noexcept nogil:
-    """RFC 768. PROTO_UDP, and ``end`` comes back to where the datagram says that it ends."""
+    """Step over the outer UDP header (RFC 768); PROTO_UDP. ``end`` moves back to where the datagram says that it
+    ends."""
     cdef const uint8_t *udp = cursor[0]
     cdef int32_t length
     if unlikely(end[0] - udp < UDP_LEN):
@@ -245,8 +179,11 @@ cdef inline int strip_udp(
 
 
 cdef inline int strip_gue(const uint8_t **cursor, const uint8_t *end) noexcept nogil:
-    """draft-ietf-intarea-gue-09 section 3. A flag announces a field that can change how the rest must be read; none of
-    them is known here, so any flag is refused. Words without a flag are private data, and are stepped over."""
+    """Step over a GUE header (draft-ietf-intarea-gue-09 section 3).
+
+    A flag announces a field that can change how the rest must be read; none of them is known here, so any flag is
+    refused. Words without a flag are private data, and are stepped over.
+    """
     cdef const uint8_t *gue = cursor[0]
     cdef int32_t length
     if unlikely(end - gue < GUE_LEN):
@@ -266,7 +203,7 @@ cdef inline int strip_gue(const uint8_t **cursor, const uint8_t *end) noexcept n
 
 cdef inline int strip_outer(
         const uint8_t **cursor, const uint8_t **end, Packet *p, const Decap *decap, Inner *inner) noexcept nogil:
-    """Ethernet, IP and UDP; the protocol of what follows, PROTO_UDP for gue, or minus the reason."""
+    """Step over Ethernet, IP and UDP. Returns the protocol of what follows, PROTO_UDP for gue, or minus the reason."""
     cdef uint16_t ethertype
     cdef int following
     if unlikely(end[0] - cursor[0] < ETH_LEN):
@@ -290,8 +227,8 @@ cdef inline int strip_outer(
 
 cdef inline int strip_tunnel(
         const uint8_t **cursor, const uint8_t *end, int protocol, const Decap *decap) noexcept nogil:
-    """What lies between `strip_outer` and the inner packet; its protocol (PROTO_IP4 or PROTO_IP6), or minus the reason.
-    """
+    """Step over what lies between the outer headers and the inner packet. Returns the inner protocol (PROTO_IP4 or
+    PROTO_IP6), or minus the reason."""
     if protocol == PROTO_UDP:
         return strip_gue(cursor, end)
     return strip_gre(cursor, end, decap) if protocol == PROTO_GRE else protocol
@@ -300,7 +237,7 @@ cdef inline int strip_tunnel(
 # --- the inner packet ------------------------------------------------------------------------------------------------
 
 cdef inline int take_inner4(const uint8_t *ip, const uint8_t *end, Inner *inner) noexcept nogil:
-    """RFC 791. The protocol that it carries, or minus the reason."""
+    """Describe an inner IPv4 packet (RFC 791). Returns the protocol that it carries, or minus the reason."""
     cdef int32_t header
     if unlikely(end - ip < IP4_LEN):
         return -DECAP_INNER_TRUNCATED
@@ -315,7 +252,8 @@ cdef inline int take_inner4(const uint8_t *ip, const uint8_t *end, Inner *inner)
 
 
 cdef inline int take_inner6(const uint8_t *ip, const uint8_t *end, Inner *inner) noexcept nogil:
-    """RFC 8200. The protocol that it carries, behind one Destination Options header too, or minus the reason."""
+    """Describe an inner IPv6 packet (RFC 8200). Returns the protocol that it carries, also behind one Destination
+    Options header, or minus the reason."""
     cdef const uint8_t *cursor = ip + IP6_LEN
     cdef int following
     if unlikely(end - ip < IP6_LEN):
@@ -344,7 +282,8 @@ cdef inline void set_ecn(Inner *inner, uint8_t ecn) noexcept nogil:
 
 
 cdef inline bint join_ecn(Inner *inner) noexcept nogil:
-    """RFC 6040 section 4.2: what happened to the outer header happened to the inner; False: it must be dropped."""
+    """Copy congestion from the outer header to the inner (RFC 6040 section 4.2). Returns False if the packet must be
+    dropped."""
     cdef uint8_t ecn = ecn_of(inner)
     cdef uint8_t outer = inner.outer_ecn
     if ecn == ECN_NOT_ECT:
@@ -355,12 +294,14 @@ cdef inline bint join_ecn(Inner *inner) noexcept nogil:
 
 
 cdef inline bint leaves_open(const Packet *p, const uint8_t *at) noexcept nogil:
-    """Is a checksum left to the device that lies behind here? One before is the outer UDP header's, which has gone."""
+    """True if a checksum behind this point is left to the device. One before it is the outer UDP header's, which has
+    been stripped."""
     return p.vnet.flags & VNET_NEEDS_CSUM and p.frame + p.vnet.csum_start >= at
 
 
 cdef inline int take_offloads(const Packet *p, bint joined, Inner *inner) noexcept nogil:
-    """What of the inner packet is left to the device, in offsets from it; 0, or the reason why that cannot be."""
+    """Set what of the inner packet is left to the device, in offsets from it. Returns 0, or the reason why that cannot
+    be."""
     cdef uint32_t start = p.vnet.csum_start
     cdef uint32_t stripped = <uint32_t>(inner.ip - p.frame)
     memset(&inner.vnet, 0, sizeof(inner.vnet))
@@ -379,14 +320,14 @@ cdef inline int take_offloads(const Packet *p, bint joined, Inner *inner) noexce
 
 
 cdef inline bint is_joined(const Packet *p, int protocol, const uint8_t *payload) noexcept nogil:
-    """A super-frame of UDP, many datagrams of gue: not one that came out of a tunnel."""
+    """True for a GSO packet of UDP that brings many datagrams of gue; one that came out of a tunnel is none."""
     return (p.vnet.gso_type & ~<uint8_t>GSO_ECN) == GSO_UDP and protocol == PROTO_UDP and not leaves_open(p, payload)
 
 
 cdef inline int decapsulate(
         const Decap *decap, Packet *p, int protocol, const uint8_t *cursor, const uint8_t *end, bint joined,
         Inner *inner) noexcept nogil:
-    """Describe the packet that lies here behind the outer headers: 0, or the reason to drop it. The frame's memory may
+    """Describe the packet behind the outer headers. Returns 0, or the reason to drop it. The frame's memory may
     change."""
     protocol = strip_tunnel(&cursor, end, protocol, decap)
     if unlikely(protocol < 0):
@@ -414,7 +355,7 @@ cdef inline void drop(Decap *decap, int reason) noexcept nogil:
 
 
 cdef inline void take_packet(Decap *decap, Packet *p) noexcept nogil:
-    """One frame, of one packet or of many. Its memory is in use until `write_waiting`."""
+    """Take one frame, with one packet or many. Its memory is in use until `write_waiting`."""
     cdef const uint8_t *cursor = p.frame
     cdef const uint8_t *end = p.frame + p.length
     cdef const uint8_t *stop
@@ -442,7 +383,7 @@ cdef inline void take_packet(Decap *decap, Packet *p) noexcept nogil:
 
 
 cdef inline bint read_block(Decap *decap) noexcept nogil:
-    """The next closed block, whole; False when there is none."""
+    """Read the whole of the next closed block; False if there is none."""
     cdef RxRing *ring = decap.ring
     cdef tpacket3_hdr *slot
     cdef int reason
@@ -466,8 +407,10 @@ cdef inline bint read_block(Decap *decap) noexcept nogil:
 
 
 cdef inline void sleep_until_called(Decap *decap) noexcept nogil:
-    """Until a block is closed, or somebody wants the loop to stop. A link that went down leaves an error on its socket,
-    and poll returns at once until somebody has asked for it."""
+    """Sleep until a block is closed, or somebody wants the loop to stop.
+
+    A link that went down leaves an error on its socket, and poll returns at once until somebody has asked for it.
+    """
     cdef int error
     cdef unsigned int length = sizeof(error)
     poll(decap.fds, 2, IDLE_MS)

@@ -4,7 +4,7 @@ TUNNEL_MODES = {"ipip": MODE_IPIP, "gre": MODE_GRE, "gue": MODE_GUE}
 
 
 cdef class Decapsulator:
-    """Takes packets out of their tunnels and writes them to a TUN device, TCP segments as super-frames.
+    """Takes packets out of their tunnels and writes them to a TUN device, TCP segments as GSO packets.
 
     ``tun_fd``: of a device with IFF_TUN, IFF_NO_PI and IFF_VNET_HDR, or of anything else that takes one packet behind a
     virtio_net_hdr a write; it stays the caller's. ``modes``: names of TUNNEL_MODES. ``port``: of GUE. ``key``: that GRE
@@ -30,9 +30,9 @@ cdef class Decapsulator:
             raise OSError(errno, "cannot open an eventfd")
 
     def process(self, frames, vnet=bytes(VNET_HDR_LEN)):
-        """Take these Ethernet frames as if a ring had brought them together, each with this virtio_net_hdr: ``vnet``.
+        """Take these Ethernet frames as if a ring had brought them together, each with the virtio_net_hdr ``vnet``.
 
-        Writes what is inside them before it returns. Not while ``run`` does.
+        What is inside them is written before this returns. Must not be called while ``run`` runs.
         """
         cdef Packet packet
         cdef Py_buffer view
@@ -59,7 +59,7 @@ cdef class Decapsulator:
                 free(<void *><size_t>copy)
 
     def run(self, Ring ring not None):
-        """Read a ring, one without open blocks, until ``stop``. Blocks; takes no lock of Python's meanwhile."""
+        """Read a ring without open blocks until ``stop``. Blocks, and lets other Python threads run meanwhile."""
         if ring.ring.open_blocks:
             raise ValueError("this ring's open blocks would be read, which gives segments no time to gather")
         self.ring = ring
@@ -71,20 +71,21 @@ cdef class Decapsulator:
             run_decap(&self.state)
 
     def stop(self):
-        """Ask ``run`` to return: within one block, or at once when it sleeps. From any thread."""
+        """Ask ``run`` to return: within one block, or at once when it sleeps. May be called from any thread."""
         store_release_u32(&self.state.stopping, 1)
         eventfd_write(self.bell, 1)
 
     def counters(self):
-        """What became of every packet: ``packets`` of the ring, each counted once, in ``decapsulated`` or ``drops``.
+        """Return what became of every packet: ``packets`` of the ring, each counted once, in ``decapsulated`` or
+        ``drops``.
 
-        ``merged`` of those that were decapsulated left in super-frames; ``writes`` went to the device; ``blocks`` of
-        the ring were read. Segments that still wait are in no counter but ``packets``.
+        Of those decapsulated, ``merged`` left in GSO packets; ``writes`` went to the device; ``blocks`` of the ring
+        were read. Segments that still wait are in no counter but ``packets``.
         """
         cdef int reason
-        drops = {decap_reason_name(reason).decode(): self.state.reasons[reason]
+        drops = {DECAP_REASON_ROWS[reason].name.decode(): self.state.reasons[reason]
                  for reason in range(<int>DECAPSULATED + 1, <int>DECAP_REASONS)}
-        drops[decap_reason_name(DECAP_TUN_REFUSED).decode()] = self.state.out.refused
+        drops[DECAP_REASON_ROWS[<int>DECAP_TUN_REFUSED].name.decode()] = self.state.out.refused
         return {
             "packets": self.state.packets,
             "decapsulated": self.state.out.delivered,

@@ -1,8 +1,6 @@
 """Tunnels: the packet becomes the payload of another, from the balancer to the backend.
 
-    ipip  | IP 20, 40 | packet                        RFC 2003, RFC 2473, RFC 4213
-    gre   | IP 20, 40 | GRE 4, key 4 | packet         RFC 2784, RFC 2890
-    gue   | IP 20, 40 | UDP 8 | GUE 4 | packet        draft-ietf-intarea-gue, variant 0: what `fou … gue` receives
+    | outer IP 20, 40 | the mode's own headers (mode.pxd) | packet
 
 Inner and outer version are free of each other: the backend's address says which the outer is. The headers are written
 in front of the packet, into the headroom that the ring reserves. The inner packet stays as it is; its TTL too, as in
@@ -15,49 +13,25 @@ from libc.string cimport memcpy
 
 from fastlb.dataplane.checksum cimport fold, pseudo_sum, sum_bytes
 from fastlb.dataplane.machine cimport bswap16, must, store16, store32
+from fastlb.dataplane.mode cimport outer_length, outer_protocol, wants_sum, write_tunnel_header
 from fastlb.dataplane.rewrite cimport move_frame
 from fastlb.dataplane.route cimport mask_addr
 from fastlb.dataplane.types cimport (
-    DF_ALWAYS, DF_INNER, FAMILY_4, FORWARD_GRE, FORWARD_GUE, FORWARD_IPIP, PROTO_TCP, PROTO_UDP, VNET_NEEDS_CSUM,
-    Addr, Backend, Hop, Packet, Service, Source)
+    DF_ALWAYS, DF_INNER, FAMILY_4, PROTO_UDP, VNET_NEEDS_CSUM, Addr, Backend, Hop, Packet, Service, Source)
 from fastlb.dataplane.wire cimport (
     ETHERTYPE_IP4, ETHERTYPE_IP6, ETH_DST, ETH_LEN, ETH_SRC, IP4_CSUM, IP4_DF, IP4_DST, IP4_FRAG, IP4_ID, IP4_LEN,
     IP4_PROTO, IP4_SRC, IP4_TOTAL, IP4_TTL, IP6_DST, IP6_FRAG_LEN, IP6_HOPS, IP6_LEN, IP6_NEXT, IP6_PAYLOAD, IP6_SRC,
-    UDP_CSUM, UDP_LEN, UDP_LENGTH, VLAN_LEN, be_addr4, read_be16, write_addr6, write_be16, write_be32)
+    UDP_CSUM, UDP_LENGTH, VLAN_LEN, be_addr4, read_be16, write_addr6, write_be16, write_be32)
 
 
 cdef enum:
-    PROTO_IP4 = 4            # IPv4 in IP
-    PROTO_IP6 = 41           # IPv6 in IP
-    PROTO_GRE = 47
-    GRE_LEN = 4
-    GRE_KEY_LEN = 4
-    GRE_KEY_PRESENT = 0x2000
-    GUE_LEN = 4
-    MAX_OUTER = 52           # bytes of the longest headers: IPv6, UDP, GUE
     OUTER_TTL = 64
     MAX_TAGS = 12            # the one that the kernel took out, and two in the frame
     MIN_FRAGMENT = 64        # bytes of a tunnel's packet in each of its fragments, at least
 
 
-cdef inline bint is_tunnel(const Service *service) noexcept nogil:
-    return service.forward >= FORWARD_IPIP
-
-
-cdef inline uint32_t outer_length(const Service *service, uint8_t family) noexcept nogil:
-    """Bytes of the headers that a tunnel adds, towards a backend of this family; 0 in the other modes."""
-    cdef uint32_t ip = IP4_LEN if family == FAMILY_4 else IP6_LEN
-    if service.forward == FORWARD_IPIP:
-        return ip
-    if service.forward == FORWARD_GRE:
-        return ip + GRE_LEN + (GRE_KEY_LEN if service.with_key else 0)
-    if service.forward == FORWARD_GUE:
-        return ip + UDP_LEN + GUE_LEN
-    return 0
-
-
 cdef inline Addr source_of_flow(const Source *source, uint8_t family, uint64_t flow) noexcept nogil:
-    """The prefix, and behind it bits that are the same for all packets of a flow."""
+    """Return the outer source address: the prefix, and behind it bits that are the same for all packets of a flow."""
     cdef Addr host
     if source.length == (32 if family == FAMILY_4 else 128):
         return source.addr
@@ -73,7 +47,8 @@ cdef inline Addr source_of_flow(const Source *source, uint8_t family, uint64_t f
 
 
 cdef inline void complete_checksum(Packet *p) noexcept nogil:
-    """Do what was left to the device: the field holds the pseudo-header's sum already (virtio 1.2, section 5.1.6.2)."""
+    """Compute the checksum that was left to the device. The field holds the pseudo-header's sum already (virtio 1.2,
+    section 5.1.6.2)."""
     cdef uint32_t end = p.l3 + p.l3_length
     cdef uint32_t field = <uint32_t>p.vnet.csum_start + p.vnet.csum_offset
     cdef uint16_t checksum
@@ -89,7 +64,7 @@ cdef inline void complete_checksum(Packet *p) noexcept nogil:
 # --- the outer headers -----------------------------------------------------------------------------------------------
 
 cdef inline uint8_t traffic_class(const uint8_t *ip) noexcept nogil:
-    """DSCP and ECN, which the outer header takes over whole (RFC 2983 section 3.1, RFC 6040 section 4.1)."""
+    """Return DSCP and ECN, which the outer header takes over whole (RFC 2983 section 3.1, RFC 6040 section 4.1)."""
     return ip[1] if ip[0] >> 4 == 4 else (read_be16(ip) >> 4) & 0xFF
 
 
@@ -102,10 +77,10 @@ cdef inline bint dont_fragment(const Service *service, const uint8_t *inner) noe
 cdef inline void write_outer_ip4(
         uint8_t *ip, const Service *service, uint8_t protocol, Addr source, Addr target, uint16_t number,
         const uint8_t *inner, uint32_t payload) noexcept nogil:
-    """``number``: tells the fragments of different packets apart (RFC 6864).
+    """Write the outer IPv4 header. ``number`` tells the fragments of different packets apart (RFC 6864).
 
-    The checksum is taken from the words in registers: reading back what has just been stored by other widths would
-    wait for the stores, half of what wrapping a packet costs.
+    The checksum is taken from the words in registers: reading back what has just been stored by other widths would wait
+    for the stores, half of what wrapping a packet costs.
     """
     cdef uint32_t start = 0x45 | <uint32_t>traffic_class(inner) << 8 | <uint32_t>bswap16(
         <uint16_t>(IP4_LEN + payload)) << 16
@@ -130,34 +105,10 @@ cdef inline void write_outer_ip6(
     write_addr6(ip + IP6_DST, target)
 
 
-cdef inline uint8_t outer_protocol(const Service *service, uint8_t inner_version) noexcept nogil:
-    if service.forward == FORWARD_GRE:
-        return PROTO_GRE
-    if service.forward == FORWARD_GUE:
-        return PROTO_UDP
-    return PROTO_IP4 if inner_version == 4 else PROTO_IP6
-
-
-cdef inline void write_gre(uint8_t *gre, const Service *service, uint8_t inner_version) noexcept nogil:
-    write_be16(gre, GRE_KEY_PRESENT if service.with_key else 0)
-    write_be16(gre + 2, ETHERTYPE_IP4 if inner_version == 4 else ETHERTYPE_IP6)
-    if service.with_key:
-        store32(gre + GRE_LEN, service.be_key)
-
-
-cdef inline void write_gue(
-        uint8_t *udp, const Service *service, uint8_t inner_version, uint64_t flow, uint32_t payload) noexcept nogil:
-    """Without a checksum. The source port is of the dynamic range (RFC 6335)."""
-    write_be16(udp, 0xC000 | <uint16_t>(flow >> 20 & 0x3FFF))
-    store16(udp + 2, service.be_tunnel_port)
-    write_be16(udp + UDP_LENGTH, <uint16_t>payload)
-    write_be16(udp + UDP_CSUM, 0)
-    write_be32(udp + UDP_LEN, <uint32_t>(PROTO_IP4 if inner_version == 4 else PROTO_IP6) << 16)
-
-
 cdef inline void close_outer(
         uint8_t *ip, uint32_t outer, uint32_t inner_length, uint64_t inner_sum, bint summed) noexcept nogil:
-    """Mend lengths and checksums. ``summed``: gue's UDP checksum is wanted, and ``inner_sum`` known."""
+    """Correct lengths and checksums of the outer headers. ``summed``: gue's UDP checksum is wanted, and ``inner_sum``
+    is known."""
     cdef uint32_t header = IP4_LEN if ip[0] >> 4 == 4 else IP6_LEN
     cdef uint8_t protocol = ip[IP4_PROTO] if header == IP4_LEN else ip[IP6_NEXT]
     cdef uint8_t *udp = ip + header
@@ -179,23 +130,17 @@ cdef inline void close_outer(
 
 
 cdef inline void leave_checksum(uint8_t *ip, uint32_t outer, uint32_t inner_length) noexcept nogil:
-    """Mend gue's lengths, and leave the UDP checksum to the device: see `complete_checksum`."""
+    """Correct gue's lengths, and leave the UDP checksum to the device: see `complete_checksum`."""
     cdef uint32_t header = IP4_LEN if ip[0] >> 4 == 4 else IP6_LEN
     close_outer(ip, outer, inner_length, 0, False)
     store16(ip + header + UDP_CSUM, fold(pseudo_sum(ip, PROTO_UDP, outer - header + inner_length)))
 
 
-cdef inline bint wants_sum(const Service *service, uint8_t family) noexcept nogil:
-    """Does the outer UDP header need a checksum over everything?"""
-    if service.forward != FORWARD_GUE:
-        return False
-    return not (service.zero_checksum4 if family == FAMILY_4 else service.zero_checksum6)
-
-
 # --- the whole -------------------------------------------------------------------------------------------------------
 
 cdef inline uint32_t tags_to_keep(const Packet *p, const Hop *hop, uint8_t *tags) noexcept nogil:
-    """VLAN tags belong to the link: they stay on it and do not cross to another. Returns their length."""
+    """Copy the VLAN tags that the frame keeps: they belong to the link and do not cross to another. Returns their
+    length."""
     cdef uint32_t inside = p.l3 - ETH_LEN
     cdef uint32_t taken_out = VLAN_LEN if p.vlan_tpid != 0 else 0
     if hop.ifindex != p.ifindex:
@@ -212,7 +157,7 @@ cdef inline uint32_t tags_to_keep(const Packet *p, const Hop *hop, uint8_t *tags
 cdef inline void encapsulate(
         Packet *p, const Service *service, const Backend *backend, const Source *source, const Hop *hop,
         uint16_t number) noexcept nogil:
-    """Wrap the packet and address the frame to its next hop. `p.l3` goes on pointing at the inner packet."""
+    """Wrap the packet and address the frame to its next hop. `p.l3` still points at the inner packet."""
     cdef uint32_t outer = outer_length(service, backend.family)
     cdef uint8_t tags[MAX_TAGS]
     cdef uint32_t kept = tags_to_keep(p, hop, tags)
@@ -240,10 +185,7 @@ cdef inline void encapsulate(
         write_outer_ip4(ip, service, outer_protocol(service, version), from_, backend.addr, number, inner, payload)
     else:
         write_outer_ip6(ip, outer_protocol(service, version), from_, backend.addr, p.fingerprint, inner, payload)
-    if service.forward == FORWARD_GRE:
-        write_gre(ip + outer - (GRE_LEN + (GRE_KEY_LEN if service.with_key else 0)), service, version)
-    elif service.forward == FORWARD_GUE:
-        write_gue(ip + outer - (UDP_LEN + GUE_LEN), service, version, p.fingerprint, payload)
+    write_tunnel_header(inner, service, version, p.fingerprint, payload)
     p.outer = <uint16_t>outer
     p.out_ifindex = hop.ifindex
     p.summed = wants_sum(service, backend.family)
@@ -254,7 +196,7 @@ cdef inline void encapsulate(
 cdef inline bint split_outer(Packet *p, uint8_t family, uint32_t mtu, uint32_t number) noexcept nogil:
     """Let the tunnel's own packets leave in fragments; False where the link is too narrow even for that.
 
-    That is one packet, or each of a super-frame's. Who unwraps them must put them together first, as kernels do.
+    That is one packet, or each one of a GSO packet. Whoever unwraps them must put them together first, as kernels do.
     """
     cdef uint32_t header = IP4_LEN if family == FAMILY_4 else IP6_LEN + IP6_FRAG_LEN
     cdef uint32_t inside = <uint32_t>p.outer + p.l4 + p.l4_header - p.l3 if p.segment_size else 0

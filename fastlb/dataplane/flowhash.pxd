@@ -62,14 +62,15 @@ cdef inline uint64_t xxh3_mix16(
 
 
 cdef inline uint64_t xxh3_13(uint64_t first, uint64_t last, uint64_t seed) noexcept nogil:
-    """Of 13 bytes: the first eight and the last eight, which overlap."""
+    """Return the XXH3-64 of 13 bytes, given as the first eight and the last eight, which overlap."""
     cdef uint64_t low = first ^ ((S24 ^ S32) + seed)
     cdef uint64_t high = last ^ ((S40 ^ S48) - seed)
     return xxh3_avalanche(13 + bswap64(low) + high + mul_fold(low, high))
 
 
 cdef inline uint64_t xxh3_37(Addr src, Addr dst, uint64_t last, uint64_t seed) noexcept nogil:
-    """Of 37 bytes: two addresses, and five more; `last`: the last eight. The words at 5 and 21 lie across addresses."""
+    """Return the XXH3-64 of 37 bytes: two addresses and five more, of which `last` has the last eight. The words at 5
+    and 21 lie across addresses."""
     cdef uint64_t acc = 37 * PRIME64_1
     acc += xxh3_mix16(dst.hi, dst.lo, S32, S40, seed)
     acc += xxh3_mix16(src.hi >> 40 | src.lo << 24, src.lo >> 40 | dst.hi << 24, S48, S56, seed)
@@ -81,7 +82,7 @@ cdef inline uint64_t xxh3_37(Addr src, Addr dst, uint64_t last, uint64_t seed) n
 cdef inline uint64_t flow_hash(
         Addr src, uint16_t be_sport, Addr dst, uint16_t be_dport, uint8_t protocol, uint8_t family, uint64_t seed,
         ) noexcept nogil:
-    """XXH3-64 over source, destination, source port, destination port, protocol: 13 bytes or 37.
+    """Return XXH3-64 over source, destination, source port, destination port and protocol: 13 bytes or 37.
 
     The words are put together in registers. Written to memory in small pieces and read back as words, they would wait
     until every older store has left the store buffer, those that miss the cache included.
@@ -94,7 +95,8 @@ cdef inline uint64_t flow_hash(
 
 cdef inline uint64_t client_mix(
         const uint64_t *key, Addr client, uint16_t be_port, uint8_t protocol, uint8_t family) noexcept nogil:
-    """The client's side under the table's key. Ports and addresses never share a word that an attacker could cancel."""
+    """Return the hash of the client's side under the table's key. Ports and addresses never share a word that an
+    attacker could cancel."""
     cdef uint64_t meta = (<uint64_t>be_port | <uint64_t>protocol << 16 | <uint64_t>family << 24) ^ key[1]
     if family != FAMILY_4:
         meta = mul_fold(client.hi ^ key[2], meta)
@@ -103,7 +105,7 @@ cdef inline uint64_t client_mix(
 
 cdef inline uint64_t fingerprint(
         const uint64_t *key, uint64_t client, Addr local, uint16_t be_port, bint two_way) noexcept nogil:
-    """Never 0, which marks an empty entry."""
+    """Return the flow's fingerprint; never 0, which marks an empty entry."""
     cdef uint64_t everything = mul_fold(
         client ^ local.lo, (local.hi ^ <uint64_t>be_port * <uint64_t>0x9E3779B97F4A7C15ULL) ^ key[3])
     if two_way:

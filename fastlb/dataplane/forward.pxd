@@ -6,13 +6,14 @@ Nothing here decides where a packet goes; `track` has.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
 from fastlb.dataplane.conntrack cimport FlowEntry, forget, owned_after, pool_of
-from fastlb.dataplane.encap cimport complete_checksum, encapsulate, is_tunnel, outer_length, split_outer
+from fastlb.dataplane.encap cimport complete_checksum, encapsulate, split_outer
 from fastlb.dataplane.fragment cimport readdress
 from fastlb.dataplane.icmp cimport (
     answer_time_exceeded, answer_too_big, answerable, may_reject, may_tell_too_big, reject, send_back)
 from fastlb.dataplane.icmperror cimport (
     answer_echo, translate_client_in_error, translate_source_in_error, translate_to_backend, translate_to_client)
 from fastlb.dataplane.machine cimport likely, load_acquire_u32, must, store_release_u32, unlikely
+from fastlb.dataplane.mode cimport is_tunnel, outer_length, translates
 from fastlb.dataplane.reasons cimport (
     DROP_BACKEND_LEFT, DROP_NO_BACKEND, DROP_NO_NEIGHBOUR, DROP_NO_TUNNEL_SOURCE, DROP_OVER_MTU, DROP_REJECT_LIMIT,
     DROP_TTL_EXPIRED, DROP_TUNNEL_OFFLOAD, VIA_ECHO, VIA_REJECT, VIA_RESET, VIA_TIME_EXCEEDED, VIA_TOO_BIG)
@@ -24,7 +25,7 @@ from fastlb.dataplane.segments cimport (
     MIN_MTU6, cut_segment, cut_to, gso_kind, is_divisible, is_promised, max_frames, may_be_fragmented)
 from fastlb.dataplane.sourceport cimport SourcePool, address_of, be_port_of
 from fastlb.dataplane.state cimport MAX_UNRESOLVED, NUMBERS, PipelineState
-from fastlb.dataplane.track cimport find_prefetched, translates
+from fastlb.dataplane.track cimport find_prefetched
 from fastlb.dataplane.types cimport (
     CLAMP_TO_PATH, FAMILY_4, FRAGMENT_LATER, GSO_TCP6, GSO_UDP, NO_BACKEND_RESET, NO_HOP, PROTO_TCP, Addr, Backend,
     BackendStats, FlowTuple, Hop, LinkRoute, Packet, Service, ServiceTable, Snapshot)
@@ -35,7 +36,7 @@ from fastlb.dataplane.wire cimport IP4_LEN, IP6_LEN, TCP_LEN, TCP_RST, TCP_SYN, 
 
 cdef inline int make_fit(
         PipelineState *pipe, Packet *p, const Service *service, uint32_t mtu, uint32_t now) noexcept nogil:
-    """What to do with a packet that is longer than `mtu`: 0, it leaves in pieces; else how it ends.
+    """Decide about a packet that is longer than `mtu`. Returns 0 if it leaves in several frames, else how it ends.
 
     Its sender learns the MTU by which its packets would pass (RFC 1191, RFC 8201): silence here is a black hole. Where
     the service clamps the MSS such an answer is known to get lost, and not every sender could be told by SYN-ACK.
@@ -55,7 +56,7 @@ cdef inline int make_fit(
 
 
 cdef inline int spend_ttl(PipelineState *pipe, Packet *p, uint32_t now) noexcept nogil:
-    """As a router does; 0, or how else the packet ends."""
+    """Decrement the TTL as a router does. Returns 0, or how the packet ends instead."""
     if unlikely(is_last_hop(p)):
         return expire(pipe, p, now)
     decrement_ttl(p)
@@ -63,7 +64,7 @@ cdef inline int spend_ttl(PipelineState *pipe, Packet *p, uint32_t now) noexcept
 
 
 cdef inline int expire(PipelineState *pipe, Packet *p, uint32_t now) noexcept nogil:
-    """Its sender is told, so that traceroute finds this hop."""
+    """End a packet whose TTL is spent. Its sender is told, so that traceroute finds this hop."""
     if p.quoted or not answerable(p):
         return DROP_TTL_EXPIRED
     if not may_reject(&pipe.answers, now):
@@ -73,7 +74,7 @@ cdef inline int expire(PipelineState *pipe, Packet *p, uint32_t now) noexcept no
 
 
 cdef inline void clamp(Packet *p, const Service *service, uint32_t mtu) noexcept nogil:
-    """The MSS of a SYN or SYN-ACK, as the service says; `mtu` is what reaches its backend."""
+    """Lower the MSS of a SYN or SYN-ACK as the service says. `mtu` is what reaches its backend."""
     cdef uint32_t headers = TCP_LEN + (IP4_LEN if p.family == FAMILY_4 else IP6_LEN)
     if p.protocol != PROTO_TCP or not p.tcp_flags & TCP_SYN:
         return
@@ -81,10 +82,10 @@ cdef inline void clamp(Packet *p, const Service *service, uint32_t mtu) noexcept
 
 
 cdef inline uint16_t take_numbers(PipelineState *pipe, uint32_t count) noexcept nogil:
-    """The first of `count` identifications in a row for outer headers, by which fragments are told apart (RFC 6864).
+    """Return the first of `count` consecutive identifications for outer headers, which tell fragments apart (RFC 6864).
 
     Each shard has NUMBERS of them, so that no two workers use the same ones towards a backend. They are used again only
-    after all others of this worker. A packet in more pieces than NUMBERS runs over; links that narrow do not exist.
+    after all others of this worker. A packet in more frames than NUMBERS runs over; links that narrow do not exist.
     """
     cdef uint32_t first = pipe.outer_number + 1
     if unlikely(pipe.outer_number % NUMBERS + count >= NUMBERS):
@@ -95,9 +96,10 @@ cdef inline uint16_t take_numbers(PipelineState *pipe, uint32_t count) noexcept 
 
 cdef inline int wrap(
         PipelineState *pipe, const Snapshot *snap, Packet *p, const Hop *hop, bint split) noexcept nogil:
-    """Into the tunnel; 0 or the drop reason. A super-frame leaves in pieces, whoever cuts it: see transmit.pxd.
+    """Put the packet into its tunnel. Returns 0 or the drop reason. A GSO packet leaves in segments, whoever cuts it:
+    see transmit.pxd.
 
-    `split`: the tunnel's packet, or each of a super-frame, will be too long, and leaves in fragments.
+    `split`: the tunnel's packet, or each one of a GSO packet, will be too long, and leaves in fragments.
     """
     cdef const Backend *backend = &snap.services.backends[p.backend]
     cdef uint16_t number
@@ -122,7 +124,7 @@ cdef inline int wrap(
 # --- to the backend, to the client ------------------------------------------------------------------------------------
 
 cdef inline void translate_for_backend(PipelineState *pipe, Packet *p, const Backend *backend) noexcept nogil:
-    """To the backend's address and port; in fullnat from a source port of ours."""
+    """Translate to the backend's address and port; in fullnat also from a source port of ours."""
     if unlikely(has_number(p)):
         renumber(p)
     cdef uint16_t be_port = backend.be_port if backend.be_port != 0 else p.be_dport
@@ -143,7 +145,7 @@ cdef inline void translate_for_backend(PipelineState *pipe, Packet *p, const Bac
 
 cdef inline int forward_to_backend(
         PipelineState *pipe, const Snapshot *snap, Packet *p, int reason, uint32_t now) noexcept nogil:
-    """Rewrite the packet for its backend, or wrap it; `reason`, or how else it ends."""
+    """Rewrite the packet for its backend, or wrap it. Returns `reason`, or how it ends instead."""
     cdef const Backend *backend = &snap.services.backends[p.backend]
     cdef const Service *service = &snap.services.services[p.service]
     cdef BackendStats *stats = &pipe.flows.stats[p.backend]
@@ -181,7 +183,8 @@ cdef inline int forward_to_backend(
 
 cdef inline void note_unresolved(
         PipelineState *pipe, const Snapshot *snap, Addr client, uint8_t family) noexcept nogil:
-    """A client on one of our links whose MAC the kernel must be asked for: fastlb's packets do not make it ask."""
+    """Note a client on one of our links whose MAC is missing. The kernel must be asked for it, because fastlb's packets
+    do not make it ask."""
     cdef const LinkRoute *route = find_route(snap.routes, client, family)
     cdef uint32_t at = load_acquire_u32(&pipe.unresolved_count)
     if at >= MAX_UNRESOLVED or route == NULL or route.hop != NO_HOP:
@@ -195,7 +198,7 @@ cdef inline void note_unresolved(
 
 
 cdef inline void translate_for_client(Packet *p, const FlowTuple *flow) noexcept nogil:
-    """From the VIP's address and port; in fullnat to the client's."""
+    """Translate from the VIP's address and port; in fullnat also to the client's."""
     if unlikely(has_number(p)):
         renumber(p)
     if unlikely(p.fragment == FRAGMENT_LATER):
@@ -215,7 +218,7 @@ cdef inline void translate_for_client(Packet *p, const FlowTuple *flow) noexcept
 cdef inline int forward_to_client(
         PipelineState *pipe, const Snapshot *snap, Packet *p, const FlowTuple *flow, int reason, uint32_t now,
         ) noexcept nogil:
-    """Rewrite a reply so that it comes from the VIP; `reason`, or how else it ends."""
+    """Rewrite a reply so that it comes from the VIP. Returns `reason`, or how it ends instead."""
     cdef BackendStats *stats = &pipe.flows.stats[p.backend]
     cdef const Service *service = &snap.services.services[snap.services.backends[p.backend].service]
     cdef const Hop *hop = NULL
@@ -245,14 +248,14 @@ cdef inline int forward_to_client(
 
 cdef inline int refuse(
         PipelineState *pipe, const Snapshot *snap, Packet *p, int reason, uint32_t now) noexcept nogil:
-    """No backend, or none with room: drop, or answer, as the service says."""
+    """End a packet for which there is no backend, or none with room: drop it or answer it, as the service says."""
     if snap.services.services[p.service].no_backend != NO_BACKEND_RESET:
         return reason
     return answer(pipe, p, reason, now)
 
 
 cdef inline int answer(PipelineState *pipe, Packet *p, int reason, uint32_t now) noexcept nogil:
-    """Tell the sender that its packet goes nowhere; `reason`, when it may not be told."""
+    """Tell the sender that its packet goes nowhere. Returns `reason` if it may not be told."""
     if p.tcp_flags & TCP_RST or not answerable(p):
         return reason
     if not may_reject(&pipe.answers, now):
@@ -262,7 +265,8 @@ cdef inline int answer(PipelineState *pipe, Packet *p, int reason, uint32_t now)
 
 
 cdef inline int reset_flow(PipelineState *pipe, Packet *p, uint32_t now) noexcept nogil:
-    """Its backend has left, and the client is told so; where that must wait, the entry waits for its next packet."""
+    """Tell the client that its flow's backend has left, and forget the flow. Where answers are limited at the moment,
+    the entry stays for the flow's next packet."""
     cdef FlowEntry *entry = find_prefetched(pipe, p)
     cdef int reason = answer(pipe, p, DROP_BACKEND_LEFT, now)
     if likely(reason != DROP_REJECT_LIMIT):
@@ -271,7 +275,8 @@ cdef inline int reset_flow(PipelineState *pipe, Packet *p, uint32_t now) noexcep
 
 
 cdef inline int echo(const ServiceTable *services, Packet *p) noexcept nogil:
-    """A VIP answers while one of its services has a backend: what monitoring and load balancers in front ask for."""
+    """Answer an echo request to a VIP while one of its services has a backend, as monitoring and load balancers in
+    front expect."""
     if not services.answers_echo[p.service] or not answerable(p):
         return DROP_NO_BACKEND
     answer_echo(p)

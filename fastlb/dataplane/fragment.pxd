@@ -79,7 +79,8 @@ cdef struct FragmentState:
 # --- notes -----------------------------------------------------------------------------------------------------------
 
 cdef inline uint64_t datagram_key(const uint64_t *key, const Packet *p) noexcept nogil:
-    """Under the flow table's secret key, so that nobody outside can aim at a slot. Never 0."""
+    """Return the datagram's hash, never 0. It is taken under the flow table's secret key, so that nobody outside can
+    aim at a slot."""
     cdef uint64_t mixed = flow_fingerprint(key, client_mix(key, p.src, 0, p.protocol, p.family), p.dst, 0, False)
     mixed = mul_fold(mixed ^ <uint64_t>p.datagram * <uint64_t>0x9E3779B97F4A7C15ULL, key[2] ^ mixed)
     return mixed | (mixed == 0)
@@ -98,7 +99,7 @@ cdef inline void release(FragmentNote *note) noexcept nogil:
 
 
 cdef inline FragmentNote *find_note(FragmentState *state, uint64_t key, uint32_t now) noexcept nogil:
-    """The claimed note of a datagram; NULL when there is none that lives, or another worker has it."""
+    """Return the datagram's note, claimed; NULL if none lives, or another worker has it."""
     cdef FragmentNote *note = set_of(state, key)
     cdef int _way
     for _way in range(WAYS):
@@ -111,7 +112,8 @@ cdef inline FragmentNote *find_note(FragmentState *state, uint64_t key, uint32_t
 
 
 cdef inline void release_claimed(FragmentState *state) noexcept nogil:
-    """Only while no worker runs. Whoever still has a claim died with it, and what it was writing means nothing."""
+    """Release what dead workers had claimed, and empty it: what they were writing means nothing. Call only while no
+    worker runs."""
     cdef int at
     for at in range(SETS * WAYS):
         if state.notes[at].claimed:
@@ -120,14 +122,15 @@ cdef inline void release_claimed(FragmentState *state) noexcept nogil:
 
 
 cdef inline uint32_t quiet_for(const FragmentNote *note, uint32_t now) noexcept nogil:
-    """Milliseconds; an empty slot has been quiet for ever."""
+    """Return for how many milliseconds no fragment has come; an empty slot has been quiet for ever."""
     return now - note.time if note.key != 0 else 0xFFFFFFFFU
 
 
 cdef inline FragmentNote *new_note(FragmentState *state, uint64_t key, uint32_t now) noexcept nogil:
-    """A claimed slot, emptied: a free one of the set, or that of the longest silence. NULL: others have all of them.
+    """Return an emptied slot, claimed: a free one of the set, or the one that has been quiet longest. NULL if others
+    have claimed all of them.
 
-    The datagram has none that lives (`admit_first`).
+    The datagram must have none that lives (`admit_first`).
     """
     cdef FragmentNote *note = set_of(state, key)
     cdef FragmentNote *oldest = NULL
@@ -154,19 +157,20 @@ cdef inline void begin(FragmentNote *note, uint64_t key, uint32_t now) noexcept 
 
 
 cdef inline uint64_t bits(uint32_t first, uint32_t end) noexcept nogil:
-    """Of one word: those from `first` up to `end`, which is at most 64."""
+    """Return a word with the bits from `first` up to `end` set; `end` is at most 64."""
     return (~<uint64_t>0 >> (64 - (end - first))) << first
 
 
 cdef inline bint agrees(const FragmentNote *note, const Packet *p, uint32_t reached) noexcept nogil:
-    """With what others have said of where the datagram ends."""
+    """True if the fragment does not contradict others about where the datagram ends."""
     if p.more:
         return note.end == 0 or reached <= note.end
     return note.end == 0 and reached >= note.reached
 
 
 cdef inline int account(FragmentNote *note, const Packet *p, uint32_t now) noexcept nogil:
-    """Count a fragment's bytes as passed; 0, or the drop reason when some were before, or it contradicts others.
+    """Count a fragment's bytes as passed. Returns 0, or the drop reason if some of them had passed before, or it
+    contradicts others.
 
     Bounded by the words of `seen`.
     """
@@ -197,14 +201,15 @@ cdef inline int account(FragmentNote *note, const Packet *p, uint32_t now) noexc
 
 
 cdef inline void finish(FragmentNote *note) noexcept nogil:
-    """Give the note back; one whose datagram has passed whole is empty."""
+    """Release the note; if its datagram has passed whole, it is empty then."""
     if note.end != 0 and note.units >= (note.end + 7) // 8:
         store_release_u64(&note.key, 0)
     release(note)
 
 
 cdef inline int admit_first(FragmentState *state, uint64_t key, uint32_t now) noexcept nogil:
-    """0, or the drop reason of a first fragment whose datagram has had one. One of the host's had the number before."""
+    """Return 0, or the drop reason of a first fragment whose datagram has had one already. A note of the host's is
+    forgotten: its number is used again."""
     cdef FragmentNote *note = find_note(state, key, now)
     cdef int reason = DROP_FRAGMENT_OVERLAP
     if note == NULL:
@@ -219,7 +224,7 @@ cdef inline int admit_first(FragmentState *state, uint64_t key, uint32_t now) no
 cdef inline void note_first(
         FragmentState *state, uint64_t key, const Packet *p, uint32_t leg, uint32_t backend, const FlowTuple *flow,
         uint32_t now) noexcept nogil:
-    """What became of a first fragment: of which flow it is, or with backend 0 that it was not forwarded."""
+    """Note what became of a first fragment: of which flow it is, or by backend 0 that it was not forwarded."""
     cdef FragmentNote *note = new_note(state, key, now)
     if note == NULL:
         return
@@ -232,7 +237,7 @@ cdef inline void note_first(
 
 
 cdef inline void note_passed(FragmentState *state, uint64_t key, const Packet *p, uint32_t now) noexcept nogil:
-    """A first fragment is the host's, and so are those that follow. Whatever had the number before is over."""
+    """Note that a first fragment is the host's, and so are those that follow. An older note with its number is over."""
     cdef FragmentNote *note = find_note(state, key, now)
     if note == NULL:
         note = new_note(state, key, now)
@@ -249,7 +254,7 @@ cdef inline void note_passed(FragmentState *state, uint64_t key, const Packet *p
 # --- held ------------------------------------------------------------------------------------------------------------
 
 cdef inline bint hold(FragmentState *state, const Packet *p, uint64_t key, uint32_t now) noexcept nogil:
-    """Copy a fragment to a place of its own; False when there is none (or the frame is longer than any packet)."""
+    """Copy a fragment to a slot of its own. Returns False if none is free, or the frame is longer than any packet."""
     cdef uint32_t at
     cdef HeldFragment *held
     if state.count == MAX_HELD or p.length > HELD_FRAME:
@@ -271,12 +276,12 @@ cdef inline HeldFragment *held_at(FragmentState *state, uint32_t at) noexcept no
 
 
 cdef inline bint waited(const HeldFragment *held, uint32_t now) noexcept nogil:
-    """Long enough."""
+    """True if the fragment has waited long enough."""
     return <int32_t>(now - held.since) > HOLD_MS
 
 
 cdef inline void free_slot(FragmentState *state, uint32_t at) noexcept nogil:
-    """The place at this position is free again; the last one in use takes its position."""
+    """Free the slot at this position; the last one in use takes its position."""
     must(at < state.count)
     state.count -= 1
     state.order[at], state.order[state.count] = state.order[state.count], state.order[at]
@@ -285,7 +290,7 @@ cdef inline void free_slot(FragmentState *state, uint32_t at) noexcept nogil:
 # --- the way of the first --------------------------------------------------------------------------------------------
 
 cdef inline void readdress(Packet *p, Addr src, Addr dst) noexcept nogil:
-    """Give a later fragment the addresses with which its first left. Its transport checksum is in the first."""
+    """Give a later fragment the addresses with which the first one left. The transport checksum is in the first."""
     cdef uint8_t *ip = p.frame + p.l3
     must(p.fragment == FRAGMENT_LATER)
     if p.family == FAMILY_4:

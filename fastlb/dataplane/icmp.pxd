@@ -34,13 +34,13 @@ cdef enum:
     REJECTS_PER_SECOND = 1000
     TOO_BIG_PER_SECOND = 100  # of the pairs of addresses that share a bucket
     TOO_BIG_BUCKETS = 1024
-    TOKENS_PER_ANSWER = 1000  # of an answer: a millisecond pays as much as there may be answers a second
+    TOKENS_PER_ANSWER = 1000  # a millisecond refills as many as there may be answers a second
 
 
 cdef struct AnswerBudget:
-    # Of one worker's answers of a kind; RFC 4443 section 2.4 (f) demands a limit on errors. All zero: nothing is used.
-    uint32_t tokens_spent    # TOKENS_PER_ANSWER each, less what time has paid
-    uint32_t refilled_at     # until when, milliseconds
+    # A token bucket for one worker's answers of a kind; RFC 4443 section 2.4 (f) demands a limit on errors.
+    uint32_t tokens_spent    # and not yet refilled
+    uint32_t refilled_at     # milliseconds
 
 
 cdef struct AnswerBudgets:
@@ -52,7 +52,7 @@ cdef struct AnswerBudgets:
 
 
 cdef inline bint may_answer(AnswerBudget *budget, uint32_t each_second, uint32_t now) noexcept nogil:
-    """A second's worth may come at once."""
+    """True if there is a token for one more answer, which is then spent. A second's worth may come at once."""
     cdef uint64_t refilled = <uint64_t>(now - budget.refilled_at) * each_second
     budget.tokens_spent -= <uint32_t>min(<uint64_t>budget.tokens_spent, refilled)
     budget.refilled_at = now
@@ -68,13 +68,15 @@ cdef inline bint may_reject(AnswerBudgets *budgets, uint32_t now) noexcept nogil
 
 cdef inline bint may_tell_too_big(
         AnswerBudgets *budgets, const uint64_t *key, const Packet *p, uint32_t now) noexcept nogil:
-    """By the pair of addresses, for which a sender remembers the answer, under the flow table's secret key."""
+    """True if the sender may be told its MTU. The limit is for a pair of addresses, as senders remember the answer for
+    one; the pair is hashed under the flow table's secret key."""
     cdef uint64_t pair = fingerprint(key, client_mix(key, p.src, 0, 0, p.family), p.dst, 0, False)
     return may_answer(&budgets.too_big[pair >> 32 & (TOO_BIG_BUCKETS - 1)], TOO_BIG_PER_SECOND, now)
 
 
 cdef inline bint answerable(const Packet *p) noexcept nogil:
-    """No answer to multicast, broadcast, loopback or unspecified sources (RFC 1122 section 3.2.2, RFC 4443 2.4 e).
+    """True if the packet may be answered: not from multicast, broadcast, loopback or unspecified sources (RFC 1122
+    section 3.2.2, RFC 4443 2.4 e).
 
     Nor to a fragment without ports in IPv4 (RFC 1122 section 3.2.2, RFC 1812 section 4.3.2.7). IPv6 has no such rule
     (RFC 4443 section 2.4): a later fragment may be the only one that is too long, and no router cuts it.
@@ -89,7 +91,7 @@ cdef inline bint answerable(const Packet *p) noexcept nogil:
 
 
 cdef inline void return_to_sender(Packet *p) noexcept nogil:
-    """The answer leaves by the way the packet came, under the same VLAN tags."""
+    """Send the answer back the way that the packet came, under the same VLAN tags."""
     cdef uint8_t mac[6]
     memcpy(mac, p.frame + ETH_DST, 6)
     memcpy(p.frame + ETH_DST, p.frame + ETH_SRC, 6)
@@ -98,7 +100,7 @@ cdef inline void return_to_sender(Packet *p) noexcept nogil:
 
 
 cdef inline uint64_t write_ip(uint8_t *ip, const Packet *p, uint8_t protocol, uint32_t payload) noexcept nogil:
-    """An IP header from the packet's destination to its source; returns the sum of the pseudo-header."""
+    """Write an IP header from the packet's destination to its source. Returns the sum of the pseudo-header."""
     if p.family == FAMILY_4:
         memset(ip, 0, IP4_LEN)
         ip[0] = 0x45
@@ -121,13 +123,14 @@ cdef inline uint64_t write_ip(uint8_t *ip, const Packet *p, uint8_t protocol, ui
 
 
 cdef inline uint32_t sequence_length(const Packet *p, const uint8_t *tcp) noexcept nogil:
-    """SEG.LEN: the payload, and one each for SYN and FIN."""
+    """Return SEG.LEN: the payload, and one each for SYN and FIN."""
     cdef uint32_t length = p.l3_length - (p.l4 - p.l3) - p.l4_header
     return length + (1 if tcp[TCP_FLAGS] & TCP_SYN else 0) + (1 if tcp[TCP_FLAGS] & TCP_FIN else 0)
 
 
 cdef inline void write_reset(Packet *p) noexcept nogil:
-    """RFC 9293 section 3.10.7.1: the sequence number is the peer's ACK, or 0 with an ACK of what it sent."""
+    """Write a RST (RFC 9293 section 3.10.7.1): its sequence number is the peer's ACK, or 0 with an ACK of what the peer
+    sent."""
     cdef const uint8_t *old = p.frame + p.l4
     cdef uint32_t seq = 0
     cdef uint32_t ack = 0
@@ -153,7 +156,7 @@ cdef inline void write_reset(Packet *p) noexcept nogil:
 
 
 cdef inline void write_error(Packet *p, uint8_t type, uint8_t code, uint32_t rest) noexcept nogil:
-    """An error about the packet, quoting it. `rest`: the four bytes behind the checksum, in host order."""
+    """Write an ICMP error that quotes the packet. `rest`: the four bytes behind the checksum, in host order."""
     cdef bint four = p.family == FAMILY_4
     cdef uint16_t header = IP4_LEN if four else IP6_LEN
     cdef uint32_t quoted = min(p.l3_length, <uint32_t>((ICMP4_MAX if four else ICMP6_MAX) - header - ICMP_LEN))
@@ -185,7 +188,7 @@ cdef inline void write_port_unreachable(Packet *p) noexcept nogil:
 
 
 cdef inline void send_back(Packet *p) noexcept nogil:
-    """What has been written in the packet's place goes to its sender, complete and in one piece."""
+    """Send what has been written over the packet to its sender, complete and as one frame."""
     memset(&p.vnet, 0, sizeof(p.vnet))
     p.segment_size = p.fragment_size = 0
     return_to_sender(p)
@@ -218,7 +221,7 @@ cdef inline void answer_time_exceeded(Packet *p) noexcept nogil:
 
 
 cdef inline void restore_tag_in_front(Packet *p) noexcept nogil:
-    """Like a forwarded frame's tag, but the addresses are kept."""
+    """Put the VLAN tag back as in a forwarded frame, but keep the MAC addresses."""
     cdef uint8_t macs[12]
     memcpy(macs, p.frame, 12)
     restore_tag(p)

@@ -6,9 +6,9 @@ An error is sent to the source of the packet that it is about, so that packet's 
     about what fastlb sent to a backend (nat) to the client   | quotes client -> backend  |    on to the client
 
 `parse_error` therefore gives the packet the quoted addresses and ports the other way round: those of the answer to what
-is quoted. From then on it is classified like that answer, which is also what programs.py does. Of the quoted packet
-there may be no more than eight bytes behind its IP header (RFC 792), which is the ports and no checksum. Its
-identification stays as translation has made it (rewrite.pxd, `renumber`): nobody finds a flow by it.
+is quoted. From then on it is classified like that answer, as by the eBPF programs (kernel/ebpf/classification.py). Of
+the quoted packet there may be no more than eight bytes behind its IP header (RFC 792), which is the ports and no
+checksum. Its identification stays as translation has made it (rewrite.pxd, `renumber`): nobody finds a flow by it.
 """
 
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -36,22 +36,23 @@ cdef enum:
 
 
 cdef inline bint is_error4(uint8_t type) noexcept nogil:
-    """Destination unreachable, time exceeded, parameter problem (RFC 792)."""
+    """True for destination unreachable, time exceeded and parameter problem (RFC 792)."""
     return type == 3 or type == 11 or type == 12
 
 
 cdef inline bint is_error6(uint8_t type) noexcept nogil:
-    """The same, and packet too big (RFC 4443)."""
+    """True for destination unreachable, packet too big, time exceeded and parameter problem (RFC 4443)."""
     return 1 <= type <= 4
 
 
 cdef inline bint is_inside(const uint8_t *end, const Packet *p) noexcept nogil:
-    """Does what ends here belong to the IP packet? A frame may be longer, and the programs do not look at that."""
+    """True if what ends at `end` belongs to the IP packet. A frame may be longer, which the eBPF programs do not look
+    at."""
     return end <= p.frame + p.l3 + p.l3_length
 
 
 cdef inline int parse_icmp(const uint8_t *icmp, const uint8_t *end, Packet *p) noexcept nogil:
-    """An error, or an echo request: 0; else minus the reason. The packet's own header has been parsed."""
+    """Parse an ICMP error or an echo request, whose own IP header has been parsed. Returns 0, or minus the reason."""
     if end - icmp < 4:
         return -PASS_TRUNCATED
     p.l4 = <uint16_t>(icmp - p.frame)
@@ -77,8 +78,8 @@ cdef inline int parse_quoted4(const uint8_t *ip, const uint8_t *end, Packet *p) 
 
 
 cdef inline int parse_quoted6(const uint8_t *ip, const uint8_t *end, Packet *p) noexcept nogil:
-    """Of extension headers only that of a first fragment is stepped over: big datagrams are what links are too narrow
-    for."""
+    """Parse a quoted IPv6 header. Of extension headers only that of a first fragment is stepped over, because large
+    datagrams are what links are too narrow for."""
     cdef int32_t header = IP6_LEN
     cdef uint8_t protocol
     if end - ip < IP6_LEN:
@@ -97,7 +98,8 @@ cdef inline int parse_quoted6(const uint8_t *ip, const uint8_t *end, Packet *p) 
 cdef inline int parse_quoted_ports(
         const uint8_t *ip, int32_t header, uint8_t protocol, const uint8_t *end, Addr source, Addr target, Packet *p,
         ) noexcept nogil:
-    """The tuple of the quoted packet's answer. An error that did not go to who had sent that packet is a fault."""
+    """Set the tuple of the answer to the quoted packet. An error that was not sent to the sender of that packet is a
+    fault."""
     if protocol != PROTO_TCP and protocol != PROTO_UDP:
         return -PASS_ICMP_QUOTE
     if end - ip < header + 4:
@@ -116,7 +118,7 @@ cdef inline int parse_quoted_ports(
 # --- translation (RFC 5508) ------------------------------------------------------------------------------------------
 
 cdef inline bint quotes_checksum(const Packet *p) noexcept nogil:
-    """Is the quoted transport checksum there at all?"""
+    """True if the quoted packet reaches as far as its transport checksum."""
     cdef uint32_t at = p.quoted_l4 + (TCP_CSUM if p.protocol == PROTO_TCP else UDP_CSUM)
     return at + 2 <= <uint32_t>p.l3 + p.l3_length
 
@@ -151,7 +153,7 @@ cdef inline void translate_quoted(
 
 cdef inline void replace_address(
         Packet *p, Addr old, Addr new, uint32_t ip4_field, uint32_t ip6_field) noexcept nogil:
-    """Of the error's own header; ICMPv6 sums it up as well (RFC 4443 section 2.3)."""
+    """Replace an address of the error's own IP header, which ICMPv6 sums up as well (RFC 4443 section 2.3)."""
     cdef uint8_t *ip = p.frame + p.l3
     cdef uint64_t change = difference(sum_addr(old), sum_addr(new))
     if p.family == FAMILY_4:
@@ -163,14 +165,16 @@ cdef inline void replace_address(
 
 
 cdef inline void translate_to_backend(Packet *p, Addr vip, Addr backend, uint16_t be_port) noexcept nogil:
-    """To the VIP, about VIP -> client: to the backend, about backend -> client."""
+    """Translate an error about a packet from the VIP to the client: it goes to the backend, which had sent that
+    packet."""
     must(p.quoted > p.l4)
     translate_quoted(p, vip, backend, IP4_SRC, IP6_SRC, 0, be_port)
     replace_address(p, vip, backend, IP4_DST, IP6_DST)
 
 
 cdef inline void translate_to_client(Packet *p, Addr backend, Addr vip, uint16_t be_port) noexcept nogil:
-    """About client -> backend: about client -> VIP; from the VIP, when it was the backend that complained."""
+    """Translate an error about a packet from the client to the backend: it quotes the VIP then, and comes from the VIP
+    if the backend itself complained."""
     must(p.quoted > p.l4)
     translate_quoted(p, backend, vip, IP4_DST, IP6_DST, 2, be_port)
     if same_addr(p.sender, backend):
@@ -178,19 +182,20 @@ cdef inline void translate_to_client(Packet *p, Addr backend, Addr vip, uint16_t
 
 
 cdef inline void translate_client_in_error(Packet *p, Addr source, uint16_t be_port) noexcept nogil:
-    """fullnat, to a backend: it knows its client by an address of ours, and whoever complains is behind that too."""
+    """Replace the client in an error to a backend of fullnat, which knows its client by an address of ours; whoever
+    complains is behind that, too."""
     translate_quoted(p, p.src, source, IP4_DST, IP6_DST, 2, be_port)
     replace_address(p, p.sender, source, IP4_SRC, IP6_SRC)
 
 
 cdef inline void translate_source_in_error(Packet *p, Addr client, uint16_t be_port) noexcept nogil:
-    """fullnat, to a client: what it sent came from its own address."""
+    """Replace the source address of fullnat in an error to a client: what the client sent came from its own address."""
     translate_quoted(p, p.dst, client, IP4_SRC, IP6_SRC, 0, be_port)
     replace_address(p, p.dst, client, IP4_DST, IP6_DST)
 
 
 cdef inline void answer_echo(Packet *p) noexcept nogil:
-    """An echo request becomes its reply (RFC 792, RFC 4443 section 4.2)."""
+    """Turn an echo request into its reply (RFC 792, RFC 4443 section 4.2)."""
     cdef uint8_t *ip = p.frame + p.l3
     cdef uint8_t *icmp = p.frame + p.l4
     cdef uint16_t before = load16(icmp)

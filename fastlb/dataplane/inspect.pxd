@@ -43,8 +43,10 @@ cdef inline void copy_entry(const FlowEntry *entry, FlowEntry *copy) noexcept no
 
 
 cdef inline bint is_whole(const FlowTable *table, const FlowEntry *entry, const FlowCopy *copy) noexcept nogil:
-    """Is the tuple the entry's, and the entry still the same? (Which of the two fingerprints: as its service forwards
-    by nat or not; a reload may have changed that since.)"""
+    """True if the tuple belongs to the entry, and the entry has not changed meanwhile.
+
+    Either of the two fingerprints will do: a reload may have changed whether the service forwards by nat.
+    """
     cdef const FlowTuple *flow = &copy.flow
     cdef uint64_t client = client_mix(table.key, flow.client, flow.be_cport, flow.protocol, flow.family)
     if (flow_fingerprint(table.key, client, flow.vip, flow.be_vport, True) != copy.entry.fingerprint
@@ -56,7 +58,7 @@ cdef inline bint is_whole(const FlowTable *table, const FlowEntry *entry, const 
 
 
 cdef inline bint is_wanted(const FlowFilter *filter, const FlowEntry *entry) noexcept nogil:
-    """As far as the hot part tells, which spares the look at the tuple."""
+    """True if the filter wants the flow, as far as the hot part tells; that spares a look at the tuple."""
     cdef uint32_t backend = backend_of(entry)
     if state_of(entry) >= FLOW_STATES or not filter.states >> state_of(entry) & 1:
         return False
@@ -72,7 +74,7 @@ cdef inline bint is_from(const FlowFilter *filter, const FlowTuple *flow) noexce
 cdef inline bint copy_flow(
         const FlowTable *table, const ServiceTable *services, const FlowFilter *filter, uint64_t at, uint32_t now,
         FlowCopy *copy) noexcept nogil:
-    """The entry at this place, when there is one, it has not expired and it is wanted."""
+    """Copy the entry with this number. Returns True if there is one that has not expired and is wanted."""
     cdef const FlowEntry *entry = entry_at(table, at)
     copy_entry(entry, &copy.entry)
     if copy.entry.fingerprint == 0 or not is_wanted(filter, &copy.entry) or is_stale(&copy.entry, services, now):
@@ -84,7 +86,8 @@ cdef inline bint copy_flow(
 cdef inline bint next_flow(
         const FlowTable *table, const ServiceTable *services, const FlowFilter *filter, uint64_t *at, uint64_t end,
         uint32_t now, FlowCopy *copy) noexcept nogil:
-    """From place `at` on, which moves behind it, the next wanted flow before `end`; False when there is none."""
+    """Copy the next wanted flow from entry `at` on and before `end`, and move `at` behind it; False if there is
+    none."""
     while at[0] < end:
         at[0] += 1
         if copy_flow(table, services, filter, at[0] - 1, now, copy):
@@ -95,7 +98,7 @@ cdef inline bint next_flow(
 cdef inline void count_flows(
         const FlowTable *table, const ServiceTable *services, const FlowFilter *filter, uint64_t at, uint64_t end,
         uint32_t now, uint64_t *counts) noexcept nogil:
-    """The wanted flows of `at` to `end`, by backend id and state: FLOW_STATES counts for each id."""
+    """Count the wanted flows from entry `at` to `end` by backend id and state: FLOW_STATES counts for each id."""
     cdef FlowCopy copy
     while next_flow(table, services, filter, &at, end, now, &copy):
         counts[<uint64_t>backend_of(&copy.entry) * FLOW_STATES + state_of(&copy.entry)] += 1

@@ -37,11 +37,11 @@ cdef class FlowWalk:
         return start + min(entries, left)
 
     def rows(self, uint64_t start, uint64_t entries, uint32_t room, uint32_t now_ms):
-        """Look at ``entries`` entries from number ``start`` on, and no further than to the ``room``-th flow.
+        """Look at ``entries`` entries from number ``start`` on, but stop at the ``room``-th flow.
 
-        A list of (protocol, client, port, vip, port, backend id, state, age in ms, idle in ms, source, port); the
-        source is None unless the flow has one of its own (full NAT). And the number of the entry to go on with; None at
-        the end of the table.
+        Returns a list of (protocol, client, port, vip, port, backend id, state, age in ms, idle in ms, source, port),
+        where the source is None unless the flow has one of its own (full NAT); and the number of the entry to go on
+        with, or None at the end of the table.
         """
         cdef FlowTable *table = &self.pipeline.state.flows
         cdef uint64_t end = self.end_of(start, entries)
@@ -56,7 +56,8 @@ cdef class FlowWalk:
         return rows, start if start < self.pipeline.flow_capacity else None
 
     def counts(self, uint64_t start, uint64_t entries, uint32_t now_ms):
-        """The same, counted: {(backend id, state): flows}, and the number of the entry to go on with, or None."""
+        """Count the flows of ``entries`` entries from number ``start`` on. Returns {(backend id, state): flows}, and
+        the number of the entry to go on with, or None."""
         cdef uint64_t end = self.end_of(start, entries)
         cdef size_t size = <size_t>self.services.table.backend_limit * FLOW_STATES
         cdef uint64_t *counts = <uint64_t *>zeroed(size, sizeof(uint64_t))
@@ -72,35 +73,15 @@ cdef class FlowWalk:
 
 
 def flow_states():
-    """The names of every state that a flow can have."""
+    """Return the names of every state that a flow can have."""
     return STATE_NAMES[1:]
 
 
 cdef PublishedSnapshot snapshot_of(Pipeline pipeline):
-    """What the next batch will see."""
+    """Return what the next batch will see."""
     if not pipeline.snapshots:
         raise RuntimeError("publish services and routes first")
     return pipeline.snapshots[len(pipeline.snapshots) - 1]
-
-
-cdef list entries_of(Pipeline pipeline, uint32_t limit):
-    cdef FlowTable *table = &pipeline.state.flows
-    cdef const FlowEntry *entry
-    cdef const FlowTuple *cold
-    cdef uint64_t at
-    found = []
-    for at in range(pipeline.flow_capacity):
-        entry = entry_at(table, at)
-        if entry.fingerprint == 0:
-            continue
-        if len(found) == limit:
-            break
-        cold = &table.tuples[at]
-        found.append((
-            cold.protocol, address_from(cold.client, cold.family), bswap16(cold.be_cport),
-            address_from(cold.vip, cold.family), bswap16(cold.be_vport), backend_of(entry),
-            STATE_NAMES[state_of(entry)], entry.seen))
-    return found
 
 
 cdef tuple row_of_flow(FlowTable *table, const FlowCopy *copy, uint32_t now_ms):
@@ -113,7 +94,7 @@ cdef tuple row_of_flow(FlowTable *table, const FlowCopy *copy, uint32_t now_ms):
 
 
 cdef tuple source_of_flow(FlowTable *table, const FlowTuple *flow):
-    """(address, port) of a flow in full NAT, else (None, 0)."""
+    """Return (address, port) of a flow in full NAT, else (None, 0)."""
     cdef SourcePool *pool = pool_of(table, flow.family)
     if flow.source == 0 or pool.count == 0:
         return None, 0
@@ -121,18 +102,19 @@ cdef tuple source_of_flow(FlowTable *table, const FlowTuple *flow):
 
 
 cdef uint32_t since(uint32_t then, uint32_t now_ms) noexcept:
-    """Milliseconds; a clock that is behind by a tick makes none of it negative. It comes round after 49 days."""
+    """Return the milliseconds that have passed; 0 if the clock is behind by a tick. It comes round after 49 days."""
     return 0 if then - now_ms < 1000 else now_ms - then
 
 
 # --- one tuple --------------------------------------------------------------------------------------------------------
 
 def explain_tuple(Pipeline pipeline not None, src, sport, dst, dport, uint8_t protocol, uint32_t now_ms):
-    """What the pipeline would do with a packet from ``src`` to ``dst``: every decision on its way, with its grounds.
+    """Return what the pipeline would do with a packet from ``src`` to ``dst``: every decision on its way, with its
+    grounds, as a dict (see _core.pyi).
 
-    Nothing is changed by it, in a pipeline that a worker runs neither; that has to be the one that owns the tuple's
-    shard (`shard_of_client`), for turns and response times are each worker's own. A dict; see _core.pyi. Raises
-    ValueError for what is no tuple.
+    Nothing is changed by it, not even in a pipeline that a worker runs. It has to be the pipeline that owns the tuple's
+    shard (`shard_of_client`), because turns and response times are each worker's own. Raises ValueError for what is no
+    tuple.
     """
     cdef Packet p
     cdef PublishedSnapshot published = snapshot_of(pipeline)
@@ -148,7 +130,7 @@ def explain_tuple(Pipeline pipeline not None, src, sport, dst, dport, uint8_t pr
 
 
 def shard_of_client(src, sport):
-    """The shard of a client's flows from this port."""
+    """Return the shard of a client's flows from this port."""
     return shard_of(addr_from(src), be_port_from(sport))
 
 
@@ -163,7 +145,7 @@ cdef int set_tuple(Packet *p, src, sport, dst, dport, uint8_t protocol) except -
 
 
 cdef dict explain_flow(Pipeline pipeline, const Snapshot *snap, Packet *p, uint32_t now_ms):
-    """On the client's leg."""
+    """Explain a packet on the client's leg."""
     cdef const Service *service = &snap.services.services[p.service]
     cdef uint64_t hashed = hash_of_flow(snap.services, service, p)
     cdef Client client
@@ -206,10 +188,11 @@ cdef dict explain_flow(Pipeline pipeline, const Snapshot *snap, Packet *p, uint3
 
 
 cdef dict explain_admission(Pipeline pipeline, const Snapshot *snap, const Packet *p, uint32_t now_ms):
-    """Whether the client is let in, and whether a flow that is new may begin and be remembered.
+    """Explain whether the client is let in, and whether a flow that is new may begin and be remembered.
 
-    ``limit``: how many its source may begin at this moment, and the seconds until the next, or None; ``remembered``: it
-    gets an entry; ``crowded``: no, because its shard has none for it; ``scheduled``: by the scheduler, not by the hash.
+    ``limit``: how many flows its source may begin at this moment, and the seconds until the next, or None;
+    ``remembered``: it gets an entry; ``crowded``: it gets none, because its shard keeps the rest for others;
+    ``scheduled``: by the scheduler, not by the hash.
     """
     cdef const Service *service = &snap.services.services[p.service]
     cdef const FlowBudget *budget = &pipeline.state.budget
@@ -222,7 +205,7 @@ cdef dict explain_admission(Pipeline pipeline, const Snapshot *snap, const Packe
 
 
 cdef uint64_t microseconds(Pipeline pipeline, uint32_t now_ms) noexcept:
-    """A worker's clock is the machine's; that of an embedding program is what it says."""
+    """Return the time as the pipeline has it: a worker's clock is the machine's, an embedding program gives its own."""
     return clock_ns() // 1000 if pipeline.running else <uint64_t>now_ms * 1000
 
 
@@ -234,13 +217,13 @@ cdef bint finds_no_room(
 
 
 cdef bint has_budget(Pipeline pipeline, const Snapshot *snap, const Service *service, uint32_t now_ms) noexcept:
-    """May one more entry be made? Of a copy, for time pays."""
+    """True if one more entry may be made. A copy of the budget is asked, because asking refills it."""
     cdef FlowBudget budget = pipeline.state.budget
     return may_make_entry(&budget, snap.services, &pipeline.state.flows, service, microseconds(pipeline, now_ms))
 
 
 cdef object explain_limit(Pipeline pipeline, const Service *service, const Packet *p, uint32_t now_ms):
-    """(flows, seconds) of the source's bucket; None without a limit."""
+    """Return (flows, seconds) of the source's bucket; None without a limit."""
     cdef uint64_t now = microseconds(pipeline, now_ms) * TICKS & ticks_mask()
     cdef const Admission *admission = service.admission
     cdef uint64_t seen, key, full
@@ -255,7 +238,7 @@ cdef object explain_limit(Pipeline pipeline, const Service *service, const Packe
 
 
 cdef dict explain_entry(Pipeline pipeline, const Snapshot *snap, const Packet *p, uint32_t now_ms):
-    """The flow's entry; ``void``: why it does not decide, or None. A SYN starts a flow that is over anew."""
+    """Explain the flow's entry; ``void`` is why it does not decide, or None. A SYN starts a flow that is over anew."""
     cdef FlowTable *table = &pipeline.state.flows
     cdef FlowEntry *entry = find_flow(table, p.shard, p.fingerprint)
     cdef FlowCopy copy
@@ -274,7 +257,7 @@ cdef dict explain_entry(Pipeline pipeline, const Snapshot *snap, const Packet *p
 
 
 cdef str why_void(const Snapshot *snap, const FlowCopy *copy, const Packet *p, uint32_t now_ms):
-    """Why an entry does not decide where a SYN goes, in the order of `track_client`; None when it does."""
+    """Return why an entry does not decide where a SYN goes, in the order of `track_client`; None if it does."""
     cdef const FlowEntry *entry = &copy.entry
     cdef const Backend *backend = &snap.services.backends[backend_of(entry)]
     if has_expired(entry, snap.services, now_ms):
@@ -295,8 +278,8 @@ cdef str why_void(const Snapshot *snap, const FlowCopy *copy, const Packet *p, u
 
 
 cdef dict explain_affinity(_FlowCounts counts, const Affinity *by, const Client *client, uint64_t slot):
-    """What is remembered of a client: ``backend`` is 0 when it is released, ``left`` is in seconds; ``full``: it has
-    all the flows that it may have."""
+    """Explain what is remembered of a client: ``backend`` is 0 if it is released, ``left`` is in seconds, and ``full``
+    means that the backend has all the flows that it may have."""
     cdef const Taker *taker = taker_of(by, client, slot)
     return {
         "backend": taker.backend if taker != NULL else 0, "place": sticky_in(slot),
@@ -334,9 +317,10 @@ cdef class _FlowCounts:
 cdef uint32_t next_choice(
         Pipeline pipeline, _FlowCounts counts, const Service *service, uint32_t index, uint64_t hashed,
         const Client *client, uint64_t slot) noexcept:
-    """The backend id that the next new flow would get. It is drawn from copies: turn and lot stay what they were.
+    """Return the backend id that the next new flow would get. Copies of cursor and random state are used, so nothing
+    changes.
 
-    ``slot``: the client's in the affinity table; 0: it has none, and ``client`` is not looked at.
+    ``slot``: the client's in the affinity table; 0 if it has none, and then ``client`` is not looked at.
     """
     cdef SchedulerState schedulers = pipeline.state.schedulers
     cdef Cursor cursor = cursor_of(&schedulers, index)[0]
@@ -350,7 +334,8 @@ cdef uint32_t next_choice(
 cdef uint32_t backend_without_conflict(
         Pipeline pipeline, _FlowCounts counts, const Snapshot *snap, const Packet *p, bint fresh, uint32_t backend,
         uint64_t hashed, uint32_t now_ms) noexcept:
-    """As `choose_backend` has it: in nat, one that does not already talk to this client port, by the hash; or 0."""
+    """Return a backend id as `choose_backend` would: in nat by the hash one that does not already talk to this client
+    port, or 0."""
     cdef const Service *service = &snap.services.services[p.service]
     cdef SchedulerState schedulers = pipeline.state.schedulers
     cdef Cursor cursor = cursor_of(&schedulers, p.service)[0]
@@ -376,31 +361,32 @@ cdef bint in_conflict(
 
 cdef dict explain_placement(
         Pipeline pipeline, _FlowCounts counts, const Service *service, uint32_t index, uint64_t hashed):
-    """Where the hash and the turn point to, and what schedulers by load compare."""
+    """Explain where hash and turn point to, and what schedulers by load compare."""
     cdef SchedulerState *schedulers = &pipeline.state.schedulers
     cdef uint32_t turn = cursor_of(schedulers, index).position
     cdef const Candidate *candidate
     cdef uint32_t at
     found = {"slot": None, "slots": 0, "point": None, "points": 0, "turn": None, "turns": 0, "candidates": []}
-    if service.maglev != NULL and service.scheduler != BY_KETAMA:
+    if service.maglev != NULL and not has_ring(service):
         found |= {"slot": hashed % service.maglev_size, "slots": service.maglev_size}
     if service.ring_size != 0:
         at = ring_point(service, hashed) % service.ring_size
         found |= {"point": service.ring_points[at], "points": service.ring_size}
-    if service.wrr_size != 0 and service.scheduler == BY_WRR:
+    if service.wrr_size != 0 and goes_in_turn(service):
         found |= {"turn": turn if turn < service.wrr_size else 0, "turns": service.wrr_size}
-    for at in range(service.candidate_count if service.scheduler >= BY_LEAST_FLOWS else 0):
+    for at in range(service.candidate_count if goes_by_load(service) else 0):
         candidate = &service.candidates[at]
         found["candidates"].append({
             "backend": candidate.backend, "weight": candidate.weight,
             "flows": active_flows(&counts.table, candidate.backend),
-            "response": None if service.scheduler == BY_LEAST_FLOWS else response_of(schedulers, candidate) / 1e6,
+            "response": response_of(schedulers, candidate) / 1e6 if goes_by_response(service) else None,
             "load": load_of(schedulers, &counts.table, service, candidate)})
     return found
 
 
 cdef dict explain_hop(const Snapshot *snap, const Service *service, uint32_t backend):
-    """How packets leave for a backend; ``fault``: the drop's reason, or None. ``mtu``: of what fits inside."""
+    """Explain how packets leave for a backend. ``fault``: the drop's reason, or None; ``mtu``: the longest packet that
+    fits inside."""
     cdef const Hop *hop = NULL
     cdef int fault = hop_to_backend(snap.routes, backend, &hop)
     cdef uint32_t outer = outer_length(service, snap.services.backends[backend].family)
@@ -417,7 +403,7 @@ cdef dict explain_hop(const Snapshot *snap, const Service *service, uint32_t bac
 
 
 cdef object explain_ports(Pipeline pipeline, const Service *service, const Packet *p):
-    """Full NAT's source ports of the flow's shard, as (taken, all); else None."""
+    """Return (taken, all) of full NAT's source ports in the flow's shard; None in other modes."""
     cdef SourcePool *pool = pool_of(&pipeline.state.flows, p.family)
     if service.forward != FORWARD_FULLNAT:
         return None
@@ -427,8 +413,8 @@ cdef object explain_ports(Pipeline pipeline, const Service *service, const Packe
 
 
 cdef dict explain_reply(Pipeline pipeline, const Snapshot *snap, Packet *p, uint32_t now_ms):
-    """Of a packet that counts as a backend's answer: the flow that it answers, and its state; ``entry``: is there one?
-    ``backend``: 0, when there is no such flow."""
+    """Explain a packet that counts as a backend's answer: the flow that it answers, and its state. ``backend`` is 0 if
+    there is no such flow."""
     cdef const Service *service
     cdef FlowTuple flow
     cdef FlowEntry *entry
@@ -453,7 +439,8 @@ cdef dict explain_reply(Pipeline pipeline, const Snapshot *snap, Packet *p, uint
 
 cdef uint32_t answering_backend(
         Pipeline pipeline, const Snapshot *snap, const Packet *p, FlowTuple *flow, uint32_t now_ms) noexcept:
-    """As `pick_up_reply` has it: of those at this address and port, the one whose hash explains the flow; or 0."""
+    """Return a backend id as `pick_up_reply` would: of those at this address and port the one whose hash explains the
+    flow, or 0."""
     cdef uint32_t backend = p.backend if p.source == 0 else 0
     cdef int _looked
     for _looked in range(MAX_ALTERNATIVES):

@@ -20,7 +20,8 @@ cdef inline uint64_t key_hash(Addr addr, uint64_t meta) noexcept nogil:
 
 
 cdef inline uint32_t find(const Table *table, Addr addr, uint64_t meta) noexcept nogil:
-    """The value under a key, or MISSING. Bounded: at most a quarter is full, so an empty slot ends the probe."""
+    """Return the value under a key, or MISSING. Bounded: at most a quarter of the table is full, so an empty slot ends
+    the probe."""
     cdef uint64_t at = key_hash(addr, meta) & table.mask
     cdef const Slot *slot = &table.slots[at]
     while slot.used:
@@ -32,9 +33,10 @@ cdef inline uint32_t find(const Table *table, Addr addr, uint64_t meta) noexcept
 
 
 cdef inline bint table_init(Table *table, uint64_t entries) noexcept nogil:
-    """Room for `entries` keys at a quarter load; False when memory is short.
+    """Make room for `entries` keys at a quarter load; False if memory is short.
 
-    So sparse, and never small, because most look-ups of a reply are misses, which should end at their first slot.
+    The table is so sparse, and never small, because most look-ups of a reply are misses, which should end at their
+    first slot.
     """
     cdef uint64_t size = 64
     while size < entries * 4:
@@ -50,7 +52,7 @@ cdef inline void table_free(Table *table) noexcept nogil:
 
 
 cdef inline void table_put(Table *table, Addr addr, uint64_t meta, uint32_t value) noexcept nogil:
-    """Insert or overwrite; the caller sized the table for all its keys."""
+    """Insert or overwrite a key. The caller has sized the table for all its keys."""
     cdef uint64_t home = key_hash(addr, meta) & table.mask
     cdef uint64_t at = home
     while table.slots[at].used and not (

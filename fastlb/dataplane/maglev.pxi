@@ -32,5 +32,5 @@ cdef class MaglevTable:
         free(self.slots)
 
     def to_bytes(self):
-        """The positions, ``size`` native 16-bit integers."""
+        """Return the positions, ``size`` native 16-bit integers."""
         return PyBytes_FromStringAndSize(<char *>self.slots, self.size * sizeof(uint16_t))

@@ -1,12 +1,12 @@
 """From a frame to the five-tuple, or to the reason why there is none.
 
-Invariant: no byte beyond `end` is read, and the tuple is found by the rules of the receive filter (programs.py), so
-that what the filter took is never handed back. (An embedded frame may carry two tags; the kernel takes the outer one
-out before the filter.) Anything else that is wrong with a packet is kept
-as its `fault`: it becomes a drop when, and only when, the packet turns out to be ours.
+Invariant: no byte beyond `end` is read. The tuple is found by the rules of the receive filter
+(kernel/ebpf/classification.py), so that what the filter took is never handed back. (An embedded frame may carry two
+tags; the kernel takes the outer one out before the filter.) Anything else that is wrong with a packet is kept as its
+`fault`: it becomes a drop when, and only when, the packet turns out to be ours.
 
-Every parser has one shape: cursor, end, packet; it checks the bounds first, advances the cursor and returns the type
-of what follows, or a negative value: minus the reason.
+Every parser has the same form: cursor, end, packet. It checks the bounds first, advances the cursor and returns the
+type of what follows, or a negative value: minus the reason.
 """
 
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t
@@ -31,7 +31,7 @@ cdef enum:
 
 
 cdef inline int parse_ethernet(const uint8_t **cursor, const uint8_t *end, Packet *p) noexcept nogil:
-    """The Ethernet header and up to two tags (802.1Q, 802.1ad)."""
+    """Step over the Ethernet header and up to two tags (802.1Q, 802.1ad)."""
     cdef int ethertype
     cdef int _tag
     if unlikely(end - cursor[0] < ETH_LEN):
@@ -50,7 +50,8 @@ cdef inline int parse_ethernet(const uint8_t **cursor, const uint8_t *end, Packe
 
 cdef inline void note_fragment(
         Packet *p, const uint8_t *content, uint32_t datagram, uint16_t offset, bint more) noexcept nogil:
-    """What a fragment says of itself, and whether that can be (RFC 8200 section 4.5). `content`: where it begins."""
+    """Note what a fragment says of itself, and whether that can be (RFC 8200 section 4.5). `content`: where its payload
+    begins."""
     cdef int32_t payload = <int32_t>p.l3_length - <int32_t>(content - p.frame - p.l3)
     p.fragment = FRAGMENT_LATER if offset else FRAGMENT_FIRST
     p.datagram = datagram
@@ -62,7 +63,7 @@ cdef inline void note_fragment(
 
 
 cdef inline int parse_ip4(const uint8_t **cursor, const uint8_t *end, Packet *p) noexcept nogil:
-    """RFC 791. Options are stepped over."""
+    """Parse an IPv4 header (RFC 791). Options are stepped over."""
     cdef const uint8_t *ip = cursor[0]
     cdef int32_t header
     cdef uint16_t field
@@ -92,7 +93,8 @@ cdef inline bint is_extension(int header) noexcept nogil:
 
 
 cdef inline int parse_extensions(const uint8_t **cursor, const uint8_t *end, int following, Packet *p) noexcept nogil:
-    """RFC 8200 section 4: at most MAX_EXT_HEADERS headers, each with its length in its second byte."""
+    """Step over at most MAX_EXT_HEADERS extension headers, each with its length in its second byte (RFC 8200 section
+    4)."""
     cdef const uint8_t *ext
     cdef int _walked
     for _walked in range(MAX_EXT_HEADERS):
@@ -115,7 +117,8 @@ cdef inline int parse_extensions(const uint8_t **cursor, const uint8_t *end, int
 
 
 cdef inline int parse_fragment_header(const uint8_t **cursor, const uint8_t *end, Packet *p) noexcept nogil:
-    """RFC 8200 section 4.5. A datagram that is its only fragment is like any packet (RFC 6946)."""
+    """Parse a Fragment header (RFC 8200 section 4.5). A datagram that is its only fragment counts as any packet (RFC
+    6946)."""
     cdef const uint8_t *ext = cursor[0]
     cdef uint16_t field
     if end - ext < 8:
@@ -128,7 +131,7 @@ cdef inline int parse_fragment_header(const uint8_t **cursor, const uint8_t *end
 
 
 cdef inline int parse_ip6(const uint8_t **cursor, const uint8_t *end, Packet *p) noexcept nogil:
-    """RFC 8200."""
+    """Parse an IPv6 header (RFC 8200)."""
     cdef const uint8_t *ip = cursor[0]
     cdef int following
     if unlikely(end - ip < IP6_LEN):
@@ -149,7 +152,7 @@ cdef inline int parse_ip6(const uint8_t **cursor, const uint8_t *end, Packet *p)
 
 
 cdef inline void check_tcp(const uint8_t *tcp, int32_t available, Packet *p) noexcept nogil:
-    """RFC 9293: what a backend would have to throw away is dropped here, under a name."""
+    """Check a TCP header (RFC 9293): what a backend would have to throw away is dropped here, under a name."""
     if unlikely(available < TCP_LEN):
         p.fault = DROP_TCP_HEADER
         return
@@ -162,7 +165,7 @@ cdef inline void check_tcp(const uint8_t *tcp, int32_t available, Packet *p) noe
 
 
 cdef inline void check_udp(const uint8_t *udp, int32_t available, Packet *p) noexcept nogil:
-    """RFC 768: a length below the header's, or beyond the packet, is wrong."""
+    """Check a UDP header (RFC 768): a length below the header's, or beyond the packet, is wrong."""
     cdef int32_t length
     if unlikely(available < UDP_LEN):
         p.fault = DROP_UDP_LENGTH
@@ -174,7 +177,8 @@ cdef inline void check_udp(const uint8_t *udp, int32_t available, Packet *p) noe
 
 
 cdef inline int end_later_fragment(const uint8_t *content, int protocol, Packet *p) noexcept nogil:
-    """No ports: what is asked for is the address. Nothing may overwrite TCP flags that have been seen (RFC 1858)."""
+    """End with a fragment that has no ports: the tables are asked for its address alone. Nothing may overwrite TCP
+    flags that have been seen (RFC 1858)."""
     p.protocol = <uint8_t>protocol
     p.asked = <uint8_t>(protocol | LATER_BIT)
     p.l4 = <uint16_t>(content - p.frame)
@@ -185,14 +189,14 @@ cdef inline int end_later_fragment(const uint8_t *content, int protocol, Packet 
 
 
 cdef inline bint is_icmp(int protocol, const uint8_t *cursor, const Packet *p) noexcept nogil:
-    """ICMPv6 behind extension headers is the host's, as in the receive filter."""
+    """True for ICMP that is looked at. ICMPv6 behind extension headers is the host's, as in the receive filter."""
     if p.family == FAMILY_4:
         return protocol == PROTO_ICMP4
     return protocol == PROTO_ICMP6 and cursor == p.frame + p.l3 + IP6_LEN
 
 
 cdef inline int parse(Packet *p) noexcept nogil:
-    """Fill in the packet's tuple; 0, or minus the reason why it has none."""
+    """Fill in the packet's tuple. Returns 0, or minus the reason why it has none."""
     cdef const uint8_t *cursor = p.frame
     cdef const uint8_t *end = p.frame + p.length
     cdef int following = parse_ethernet(&cursor, end, p)

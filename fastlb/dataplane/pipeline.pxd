@@ -39,7 +39,7 @@ cdef enum:
 # --- a packet, a batch -----------------------------------------------------------------------------------------------
 
 cdef inline int receive(PipelineState *pipe, const Snapshot *snap, Packet *p) noexcept nogil:
-    """First pass: whose packet is it? 0 when it is ours and sound, else its reason."""
+    """First pass: parse a packet and find out whose it is. Returns 0 if it is ours and sound, else its reason."""
     cdef int failed = parse(p)
     p.leg = LEG_NONE
     p.backend = 0
@@ -60,13 +60,13 @@ cdef inline int receive(PipelineState *pipe, const Snapshot *snap, Packet *p) no
 
 
 cdef inline bint has_more_to_fetch(const Snapshot *snap, const Packet *p) noexcept nogil:
-    """Is there more to fetch than a bucket: in fullnat, and where a flow may begin?"""
+    """True if more than a bucket must come from memory: in fullnat, and where a flow may begin."""
     return p.reason == 0 and (p.source != 0 or (p.leg == LEG_CLIENT and (
         may_begin(p) or snap.services.services[p.service].forward == FORWARD_FULLNAT)))
 
 
 cdef inline void prefetch_new_flow(PipelineState *pipe, const Snapshot *snap, Packet *p) noexcept nogil:
-    """What a flow that begins will write and read: its entry's tuple, its slot of the Maglev table."""
+    """Fetch what a flow that begins will write and read: its entry's tuple and its slot of the Maglev table."""
     cdef const Service *service = &snap.services.services[p.service]
     p.entry = prefetch_room(&pipe.flows, p.shard, p.fingerprint)
     p.placement = hash_of_flow(snap.services, service, p)
@@ -74,9 +74,9 @@ cdef inline void prefetch_new_flow(PipelineState *pipe, const Snapshot *snap, Pa
 
 
 cdef inline void prefetch_rest(PipelineState *pipe, const Snapshot *snap, Packet *p) noexcept nogil:
-    """By what `receive` has fetched, fetch what it names. Only a hint; nothing is decided.
+    """Fetch what the memory names that `receive` has fetched. This is only a hint; nothing is decided.
 
-    Some packets behind `receive`, which gives memory time to answer both: as a pass of its own, this asked for all at
+    It runs some packets behind `receive`, which gives memory time for both. As a pass of its own it asked for all at
     once, and `dispatch` waited 25 ns longer for the entry of an answer in fullnat.
     """
     cdef FlowEntry *entry
@@ -94,7 +94,7 @@ cdef inline void prefetch_rest(PipelineState *pipe, const Snapshot *snap, Packet
 
 
 cdef inline int pass_error_on(PipelineState *pipe, const Snapshot *snap, Packet *p, uint32_t now) noexcept nogil:
-    """An ICMP error about a flow, on to the flow's other side."""
+    """Forward an ICMP error about a flow to the flow's other side."""
     cdef FlowTuple flow
     cdef int reason
     if p.leg == LEG_CLIENT:
@@ -105,7 +105,7 @@ cdef inline int pass_error_on(PipelineState *pipe, const Snapshot *snap, Packet 
 
 
 cdef inline int dispatch_later(PipelineState *pipe, const Snapshot *snap, Packet *p, uint32_t now) noexcept nogil:
-    """A fragment without ports: after the first of its datagram, or it waits for it."""
+    """Forward a fragment without ports as the first one of its datagram was, or hold it until that has come."""
     cdef uint64_t key = datagram_key(pipe.flows.key, p)
     cdef int reason = forward_like_first(pipe, snap, p, key, now)
     if reason != VIA_HELD:
@@ -119,7 +119,7 @@ cdef inline bint is_turned_away(const Snapshot *snap, const Packet *p) noexcept 
 
 cdef inline int forward_like_first(
         PipelineState *pipe, const Snapshot *snap, Packet *p, uint64_t key, uint32_t now) noexcept nogil:
-    """VIA_HELD while it is not known where to."""
+    """Forward a later fragment as the first one of its datagram was. Returns VIA_HELD as long as that is not known."""
     cdef FragmentNote *note = find_note(&pipe.fragments, key, now)
     cdef FlowTuple flow
     cdef uint32_t leg
@@ -151,7 +151,7 @@ cdef inline int forward_like_first(
 
 
 cdef inline int dispatch_first(PipelineState *pipe, const Snapshot *snap, Packet *p, uint32_t now) noexcept nogil:
-    """The fragment with the ports goes the way of any packet; the others will want to know which."""
+    """Dispatch a first fragment, which has the ports, as any packet; note for the later ones where it went."""
     cdef uint64_t key = datagram_key(pipe.flows.key, p)
     cdef uint8_t leg = p.leg
     cdef FlowTuple flow
@@ -165,9 +165,10 @@ cdef inline int dispatch_first(PipelineState *pipe, const Snapshot *snap, Packet
 
 
 cdef inline void pass_first(PipelineState *pipe, const Snapshot *snap, const Packet *p, uint32_t now) noexcept nogil:
-    """A first fragment is the host's. Its addresses alone may say otherwise of the later ones, which must follow it.
+    """Note that a first fragment is the host's. The later ones must follow it, even where their addresses alone would
+    say otherwise.
 
-    Seldom so in a running balancer: the filter keeps out both (datagrams.py).
+    Seldom so in a running balancer: the filter keeps out both (kernel/ebpf/fragments.py).
     """
     cdef Packet later = p[0]
     if p.fault:
@@ -181,7 +182,7 @@ cdef inline void pass_first(PipelineState *pipe, const Snapshot *snap, const Pac
 
 
 cdef inline int dispatch(PipelineState *pipe, const Snapshot *snap, Packet *p, uint32_t now) noexcept nogil:
-    """Second pass: where does it go? The packet's reason."""
+    """Second pass: decide where the packet goes, and forward it. Returns its reason."""
     cdef FlowTuple flow
     if unlikely(p.fragment != FRAGMENT_NONE):
         if p.fragment == FRAGMENT_LATER:
@@ -192,7 +193,7 @@ cdef inline int dispatch(PipelineState *pipe, const Snapshot *snap, Packet *p, u
 
 cdef inline int dispatch_packet(
         PipelineState *pipe, const Snapshot *snap, Packet *p, FlowTuple *flow, uint32_t now) noexcept nogil:
-    """`flow`: on the reply leg, whose answer it was."""
+    """Dispatch a packet with ports. `flow` is set to the flow that a reply answers."""
     cdef int reason
     if unlikely(p.leg == LEG_ECHO):
         return echo(snap.services, p)
@@ -247,7 +248,7 @@ cdef inline void run_batch(
 
 
 cdef inline uint32_t service_of(const Snapshot *snap, const Packet *p) noexcept nogil:
-    """The index of the service that a packet belongs to, or MISSING where that is not known."""
+    """Return the index of the service that a packet belongs to, or MISSING where that is not known."""
     if p.leg == LEG_CLIENT and p.fragment != FRAGMENT_LATER:
         return p.service
     if p.leg == LEG_NONE or p.leg == LEG_ECHO or not 0 < p.backend < snap.services.backend_limit:
@@ -262,7 +263,7 @@ cdef inline void count_by_service(PipelineState *pipe, const Snapshot *snap, con
 
 
 cdef inline void count_end(PipelineState *pipe, const Snapshot *snap, const Packet *p) noexcept nogil:
-    """A fragment that is held has not ended yet."""
+    """Count a packet's reason. A fragment that is held has not ended yet."""
     must(p.reason < REASONS)
     pipe.reasons[p.reason] += p.reason != VIA_HELD
     if unlikely(p.reason > VIA_SCHEDULER):
@@ -273,7 +274,7 @@ cdef inline void count_end(PipelineState *pipe, const Snapshot *snap, const Pack
 
 
 cdef inline void sweep_tables(PipelineState *pipe, const Snapshot *snap, uint32_t now) noexcept nogil:
-    """What is due of the flows of this worker, and of the affinity table, which one of the workers looks after."""
+    """Sweep what is due of this worker's flows, and of the affinity table, which one of the workers looks after."""
     sweep(&pipe.flows, snap.services, now)
     if owns(&pipe.flows, 0):
         clear_ended(&pipe.affinity, now)
@@ -282,15 +283,16 @@ cdef inline void sweep_tables(PipelineState *pipe, const Snapshot *snap, uint32_
 # --- fragments that waited -------------------------------------------------------------------------------------------
 
 cdef inline bint must_check_held(PipelineState *pipe, uint32_t now) noexcept nogil:
-    """Are there fragments that wait, and has anything happened that may have changed that?"""
+    """True if fragments wait, and anything has happened that may have changed that."""
     return pipe.fragments.count != 0 and (pipe.fragments.noted or pipe.fragments.checked_at != now)
 
 
 cdef inline Packet *next_settled(
         PipelineState *pipe, const Snapshot *snap, uint32_t *at, uint32_t now) noexcept nogil:
-    """From position `at` on, the next held fragment that has its reason; NULL when there is none, and all were seen.
+    """Return the next held fragment, from position `at` on, that has its reason now; NULL if there is none, and all
+    were seen.
 
-    Its memory is its own until `free_slot` gives the place at `at` back.
+    Its memory is its own until `free_slot` frees the one at `at`.
     """
     cdef HeldFragment *held
     cdef int reason

@@ -75,12 +75,12 @@ cdef class FlowMemory:
         return result.found[<int>SOUND], result.found[<int>UNWANTED], result.found[<int>DAMAGED]
 
     def take_logged(self, uint32_t most):
-        """Up to ``most`` ends of flows that `take_over` did not keep, as `Pipeline.take_logged` gives them."""
+        """Return up to ``most`` ends of flows that `take_over` did not keep, as `Pipeline.take_logged` does."""
         return taken_from(&self.ended, &self.table, most)
 
     @property
     def unlogged(self):
-        """How many of those there was no room for."""
+        """How many of those had no room in the log."""
         return self.ended.lost
 
     cdef int open_pool(self, SourcePool *pool, list addresses, int lowest, int highest) except -1:
@@ -101,7 +101,8 @@ cdef class FlowMemory:
         return 0
 
     cdef BackendStats *add_row(self) except NULL:
-        """Counters by backend for one more pipeline; they stay as long as this memory, for others read them."""
+        """Add counters by backend for one more pipeline. They stay as long as this memory, because other workers read
+        them."""
         cdef uint32_t row = self.table.row_count[0]
         if row == SHARDS:
             raise ValueError(f"a flow table has at most {SHARDS} pipelines, as it has shards")
@@ -139,7 +140,7 @@ cdef int open_log(FlowLog *log) except -1:
 
 
 cdef list taken_from(FlowLog *log, FlowTable *table, uint32_t most):
-    """See `Pipeline.take_logged`."""
+    """Take events out of a log: see `Pipeline.take_logged`."""
     cdef FlowEvent *event
     cdef SourcePool *pool
     cdef uint32_t waiting = load_acquire_u32(&log.written) - log.read
@@ -223,7 +224,7 @@ cdef class Pipeline:
     # --- snapshots ---------------------------------------------------------------------------------------------------
 
     def publish(self, Services services not None, Routes routes not None):
-        """Make these what the next batch sees. Older snapshots go when the worker has passed them."""
+        """Make these what the next batch sees. Older snapshots are freed when the worker has passed them."""
         self.generation += 1
         cdef PublishedSnapshot snapshot = PublishedSnapshot(services, routes, self.generation)
         self.snapshots.append(snapshot)
@@ -231,14 +232,14 @@ cdef class Pipeline:
         self.reclaim()
 
     def reclaim(self):
-        """Free the snapshots that can no longer be in use; how many are still kept."""
+        """Free the snapshots that can no longer be in use. Returns how many are still kept."""
         cdef uint64_t generation = reader_generation(&self.publication) if self.running else self.generation
         while len(self.snapshots) > 1 and (<PublishedSnapshot>self.snapshots[0]).value.generation < generation:
             del self.snapshots[0]
         return len(self.snapshots)
 
     def release_fragments(self):
-        """After a worker died: what it had claimed of the memory for fragments is everybody's again.
+        """Release what a worker that died had claimed of the memory for fragments.
 
         Raises RuntimeError while a worker runs.
         """
@@ -247,9 +248,8 @@ cdef class Pipeline:
         release_claimed(&self.state.fragments)
 
     def renew(self, backends, services=()):
-        """These backend ids pass to other backends: forget what is left of the former ones, flows and counters.
-
-        So do these slots of counters, to other services.
+        """Forget flows and counters of these backend ids, which pass to other backends, and of these slots of counters,
+        which pass to other services.
 
         While a worker runs, its sweep has long forgotten the flows, and only the counters start again.
         """
@@ -335,7 +335,7 @@ cdef class Pipeline:
         return 0
 
     cdef int settle(self, const Snapshot *snap, uint32_t now_ms, list results) except -1:
-        """Fragments that have waited leave after the last of the frames."""
+        """Forward or drop the fragments that have waited; they leave after the last of the frames."""
         cdef Packet *packet
         cdef uint32_t at = 0
         if not must_check_held(&self.state, now_ms):
@@ -351,7 +351,7 @@ cdef class Pipeline:
     # --- what can be seen --------------------------------------------------------------------------------------------
 
     def counters(self):
-        """Every reason and every total by name."""
+        """Return every reason and every total by name."""
         cdef FlowTable *table = &self.state.flows
         cdef int i
         named = {}
@@ -372,13 +372,13 @@ cdef class Pipeline:
         return totals | named
 
     def backend_stats(self, uint32_t backend):
-        """Counters of one backend id."""
+        """Return the counters of one backend id."""
         if backend >= MAX_BACKENDS:
             raise ValueError(f"backend ids end at {MAX_BACKENDS - 1}, got {backend}")
         return self.state.flows.stats[backend]
 
     def service_counters(self, slot):
-        """Every reason but ``conntrack`` and ``scheduled``, by name, of the service that has this slot."""
+        """Return every reason but ``conntrack`` and ``scheduled``, by name, of the service that has this slot."""
         cdef const ReasonCounts *counts
         cdef int i
         if not 0 <= slot < MAX_SERVICES:
@@ -387,7 +387,7 @@ cdef class Pipeline:
         return {(<bytes>reason_name(i)).decode(): counts.by_reason[i] for i in range(VIA_SCHEDULER + 1, <int>REASONS)}
 
     def service_events(self, slot):
-        """What befell new flows of the service that has this slot, by name."""
+        """Return what befell new flows of the service that has this slot, by name."""
         cdef const ServiceEvents *events
         if not 0 <= slot < MAX_SERVICES:
             raise ValueError(f"slots of services are 0..{MAX_SERVICES - 1}, not {slot}")
@@ -398,20 +398,23 @@ cdef class Pipeline:
             "flows_untracked": events.untracked}
 
     def response_time(self, uint32_t backend):
-        """Peak-EWMA of the backend's handshakes as this worker saw them, in seconds; None before the first."""
+        """Return the Peak-EWMA of the backend's handshakes as this worker saw them, in seconds; None before the
+        first."""
         if backend >= MAX_BACKENDS:
             raise ValueError(f"backend ids end at {MAX_BACKENDS - 1}, got {backend}")
         cdef float cost = self.state.schedulers.responses[backend].cost
         return cost / 1e6 if cost > 0 else None
 
     def forget_response(self, uint32_t backend):
-        """It works again: how slow or silent it was before says nothing. The worker may be writing; then it wins."""
+        """Forget how slow or silent a backend was, because it works again. If the worker writes at this moment, it
+        wins."""
         if backend >= MAX_BACKENDS:
             raise ValueError(f"backend ids end at {MAX_BACKENDS - 1}, got {backend}")
         memset(&self.state.schedulers.responses[backend], 0, sizeof(Response))
 
     def take_unresolved(self):
-        """Clients on our own links whose MAC was missing since the last call: a set of (interface index, address)."""
+        """Return the clients on our own links whose MAC was missing since the last call: a set of (interface index,
+        address)."""
         cdef uint32_t i
         found = set()
         for i in range(load_acquire_u32(&self.state.unresolved_count)):
@@ -450,7 +453,7 @@ cdef class Pipeline:
         return end if end < <uint64_t>table.per_shard * SHARDS else None
 
     def source_ports(self):
-        """How many source ports of full NAT are taken: a list of (IP version, protocol, taken, all)."""
+        """Return how many source ports of full NAT are taken: a list of (IP version, protocol, taken, all)."""
         cdef SourcePool *pool
         cdef uint32_t shard
         found = []
@@ -464,35 +467,23 @@ cdef class Pipeline:
         return found
 
     def flow_count(self):
-        """Entries in the whole table, those included that expired and were not yet swept."""
+        """Count the entries of the whole table, also those that have expired and were not yet swept."""
         return sum(self.state.flows.flows[shard] for shard in range(SHARDS))
 
     def memory(self):
-        """Bytes of the hot and the cold part of the whole flow table: (hot, cold)."""
+        """Return the bytes of the hot and the cold part of the whole flow table: (hot, cold)."""
         cdef uint64_t buckets = <uint64_t>self.state.flows.per_shard * SHARDS
         return buckets * sizeof(Bucket), buckets * ENTRIES * sizeof(FlowTuple)
 
-    def flow_list(self, uint32_t limit=1000):
-        """Up to ``limit`` entries, those included that expired and were not yet swept, as (protocol, client, port, vip,
-        port, backend id, state, last seen in ms).
-
-        For a table that no worker writes; `FlowWalk` is for any.
-        """
-        return entries_of(self, limit)
-
     def affinity_slots(self):
-        """(those that hold at this moment, all), of all workers together."""
+        """Return (those that hold at this moment, all), of all workers together."""
         return self.memory_of_affinity.in_use(self.clock()), self.memory_of_affinity.size
 
     cdef uint32_t clock(self) noexcept:
-        """Milliseconds: the worker's, or those of the last `process`."""
+        """Return the milliseconds of the worker's clock, or those of the last `process`."""
         return clock_ms() if self.running else self.now_ms
 
 
-cdef tuple STATE_NAMES = (
-    "none", "syn", "syn-ack", "picked-up", "udp-new", "established", "fin-client", "fin-backend", "udp", "closing",
-    "reset")
-assert len(STATE_NAMES) == FLOW_STATES
 assert_equal(sizeof(FlowEntry), 16)
 assert_equal(sizeof(FlowTuple), 48)
 assert_equal(sizeof(Backend), 32)
@@ -508,7 +499,7 @@ cdef size_t pool_bytes(size_t addresses) noexcept:
 
 
 cdef list frames_of(const Packet *packet):
-    """What leaves: the frame as it is, or the pieces that it is cut into."""
+    """Return what leaves: the frame as it is, or the frames that it is cut into."""
     cdef uint8_t headers[MAX_HEADERS]
     cdef const uint8_t *payload
     cdef Cutter cutter
@@ -536,18 +527,9 @@ cdef int check_frames(list frames) except -1:
     return 0
 
 
-cdef void *map_zeroed(size_t size) except NULL:
-    """Zeroed pages that cost memory only once they are touched, large ones where the kernel gives them."""
-    cdef void *memory = mmap(
-        NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-    if memory == MAP_FAILED:
-        raise MemoryError(f"the flow table needs {size} bytes")
-    madvise(memory, size, MADV_HUGEPAGE)
-    return memory
-
-
 cdef int map_held_slots(FragmentState *fragments) except -1:
-    """For fragments to wait in. In small pages: a large one would back thirty places for the sake of the first."""
+    """Map the memory in which fragments wait. The pages are small ones: a large one would back thirty slots for the
+    sake of the first."""
     cdef int at
     fragments.slots = <HeldFragment *>map_zeroed(MAX_HELD * sizeof(HeldFragment))
     fragments.memory = <uint8_t *>map_zeroed(MAX_HELD * HELD_BYTES)
@@ -557,23 +539,8 @@ cdef int map_held_slots(FragmentState *fragments) except -1:
     return 0
 
 
-cdef void unmap(void *memory, size_t size) noexcept:
-    if memory != NULL:
-        munmap(memory, size)
-
-
-def reason_names():
-    """Every reason in the order of its number."""
-    return [(<bytes>reason_name(i)).decode() for i in range(<int>REASONS)]
-
-
-def verdict_number(str reason):
-    """0 forward, 1 pass, 2 drop."""
-    return verdict_of(reason_names().index(reason))
-
-
 def flow_hash_of(src, sport, dst, dport, uint8_t protocol, uint64_t seed):
-    """The fleet's flow hash; addresses are ipaddress objects of one version."""
+    """Return the fleet's flow hash; addresses are ipaddress objects of one version."""
     if src.version != dst.version:
         raise ValueError(f"source {src} and destination {dst} are of different IP versions")
     return flow_hash(

@@ -1,7 +1,8 @@
 /* Why a packet ended as it did: one row a reason, with the name of its counter, its verdict and what it means.
  *
  * The order matters: `reason <= VIA_REJECT` is a packet to be sent now, and up to PASS_NO_SERVICE nothing is dropped.
- * A new reason is a row here and its number's name in reasons.pxd; docs/counters.md has a row of the same name. */
+ * A new reason is a row here and its number's name in reasons.pxd; docs/counters.md has a row of the same name.
+ * The second table is that of decapsulation, whose reasons docs/decap.md explains. */
 #ifndef FASTLB_REASONS_H
 #define FASTLB_REASONS_H
 
@@ -67,8 +68,10 @@
     ROW(DROP_NAT_CONFLICT, "nat_conflict", DROP, \
         "the client's port already talks to every candidate through another VIP") \
     ROW(DROP_NO_SOURCE_PORT, "no_source_port", DROP, "fullnat: every source port of the flow's shard is taken") \
-    ROW(DROP_FLOW_TABLE_FULL, "flow_table_full", DROP, "no room for an entry without which the flow cannot be forwarded") \
-    ROW(DROP_FLOW_UNKNOWN, "flow_unknown", DROP, "fullnat: a RST of a flow that is not known; other packets are answered") \
+    ROW(DROP_FLOW_TABLE_FULL, "flow_table_full", DROP, \
+        "no room for an entry without which the flow cannot be forwarded") \
+    ROW(DROP_FLOW_UNKNOWN, "flow_unknown", DROP, \
+        "fullnat: a RST of a flow that is not known; other packets are answered") \
     ROW(DROP_BACKEND_LEFT, "backend_left", DROP, "as reset, but the client's address is none that may be answered") \
     ROW(DROP_REJECT_LIMIT, "reject_limit", DROP, "would have been answered, but answers are limited") \
     /* dropped: by the ring, before or after the pipeline */ \
@@ -79,6 +82,29 @@
     ROW(DROP_TX_TOO_BIG, "tx_too_big", DROP, "the outgoing interface refused the frame's length") \
     ROW(DROP_TX_LINK_DOWN, "tx_link_down", DROP, "the outgoing interface is down or gone") \
     ROW(DROP_TX_ERROR, "tx_error", DROP, "the kernel refused the frame for another reason")
+
+#define FASTLB_DECAP_REASONS(ROW) \
+    ROW(DECAPSULATED, "decapsulated", FORWARD, "written to the TUN device") \
+    ROW(DECAP_NOT_TUNNEL, "not_tunnel", DROP, "of no tunnel that is received here; the filter keeps these out") \
+    ROW(DECAP_OUTER_HEADER, "outer_header", DROP, "a wrong IP version, or lengths that disagree with the frame") \
+    ROW(DECAP_OUTER_FRAGMENT, "outer_fragment", DROP, "a fragment, left to the host; the filter keeps these out") \
+    ROW(DECAP_OUTER_CHECKSUM, "outer_checksum", DROP, "a wrong checksum of the outer IPv4 or UDP header") \
+    ROW(DECAP_GRE_HEADER, "gre_header", DROP, "a GRE header that is truncated, or has fields other than a key") \
+    ROW(DECAP_GRE_KEY, "gre_key", DROP, "another GRE key, one where none is expected, or none") \
+    ROW(DECAP_GRE_PROTOCOL, "gre_protocol", DROP, "GRE that carries neither IPv4 nor IPv6") \
+    ROW(DECAP_UDP_LENGTH, "udp_length", DROP, "an outer UDP length below 8 or beyond the packet") \
+    ROW(DECAP_GUE_HEADER, "gue_header", DROP, "a GUE header that is truncated, of another variant, or with flags") \
+    ROW(DECAP_GUE_CONTROL, "gue_control", DROP, "a GUE control message") \
+    ROW(DECAP_GUE_PROTOCOL, "gue_protocol", DROP, "GUE that carries neither IPv4 nor IPv6") \
+    ROW(DECAP_INNER_HEADER, "inner_header", DROP, \
+        "an inner packet of another IP version than the tunnel promises, or with too short a header") \
+    ROW(DECAP_INNER_TRUNCATED, "inner_truncated", DROP, "an inner packet that says to be longer than what came") \
+    ROW(DECAP_NESTED, "nested", DROP, "a tunnel in the tunnel") \
+    ROW(DECAP_ECN, "ecn", DROP, "congestion that the inner packet cannot tell its receiver (RFC 6040)") \
+    ROW(DECAP_OFFLOAD, "offload", DROP, "offloads that nobody can do behind the tunnel") \
+    ROW(DECAP_RING_HOLE, "ring_hole", DROP, "a slot that the kernel counted and never filled") \
+    ROW(DECAP_RING_CLAMPED, "ring_clamped", DROP, "a frame longer than what its block could hold") \
+    ROW(DECAP_TUN_REFUSED, "tun_refused", DROP, "refused by the TUN device")
 
 enum fastlb_verdict { VERDICT_FORWARD = 0, VERDICT_PASS = 1, VERDICT_DROP = 2 };
 
@@ -93,5 +119,8 @@ struct fastlb_reason_row {
 
 enum fastlb_reason { FASTLB_REASONS(FASTLB_REASON_NUMBER) REASONS };
 static const struct fastlb_reason_row fastlb_reason_rows[] = {FASTLB_REASONS(FASTLB_REASON_ROW)};
+
+enum fastlb_decap_reason { FASTLB_DECAP_REASONS(FASTLB_REASON_NUMBER) DECAP_REASONS };
+static const struct fastlb_reason_row fastlb_decap_reason_rows[] = {FASTLB_DECAP_REASONS(FASTLB_REASON_ROW)};
 
 #endif

@@ -19,14 +19,15 @@ cdef enum:
 
 
 cdef inline bint fits(const Packet *p, uint32_t mtu) noexcept nogil:
-    """A super-frame is cut into segments on its way out, so its segments must fit, not its length."""
+    """True if the packet fits the MTU. A GSO packet is cut into segments on its way out, so its segments must fit, not
+    its length."""
     if unlikely(p.vnet.gso_type != 0):
         return <uint32_t>(p.l4 - p.l3) + p.l4_header + p.vnet.gso_size <= mtu
     return p.l3_length <= mtu
 
 
 cdef inline void move_frame(Packet *p, int by) noexcept nogil:
-    """Let the frame begin `by` bytes later (earlier when negative); offsets keep pointing at the same headers."""
+    """Let the frame begin `by` bytes later (earlier when negative); offsets still point at the same headers."""
     must(<int>p.l3 - by >= ETH_LEN)
     p.frame += by
     p.length -= by
@@ -70,12 +71,12 @@ cdef inline uint8_t *ttl_of(Packet *p) noexcept nogil:
 
 
 cdef inline bint is_last_hop(Packet *p) noexcept nogil:
-    """May no router pass the packet on (RFC 1812 section 5.3.1, RFC 8200 section 3)?"""
+    """True if no router may pass the packet on (RFC 1812 section 5.3.1, RFC 8200 section 3)."""
     return ttl_of(p)[0] <= 1
 
 
 cdef inline void decrement_ttl(Packet *p) noexcept nogil:
-    """As a router does."""
+    """Decrement the TTL or hop limit, as a router does."""
     cdef uint8_t *ip = p.frame + p.l3
     cdef uint32_t checksum
     must(not is_last_hop(p))
@@ -87,7 +88,8 @@ cdef inline void decrement_ttl(Packet *p) noexcept nogil:
 
 
 cdef inline bint has_number(const Packet *p) noexcept nogil:
-    """Is it a fragment, or may it be fragmented on its way? Else its identification means nothing (RFC 6864 section 4).
+    """True if the packet is a fragment, or may be fragmented on its way. Else its identification means nothing (RFC
+    6864 section 4).
 
     ICMP errors are short enough to stay whole.
     """
@@ -97,11 +99,11 @@ cdef inline bint has_number(const Packet *p) noexcept nogil:
 
 
 cdef inline void renumber(Packet *p) noexcept nogil:
-    """Another identification, before the addresses are replaced.
+    """Change the identification, before the addresses are replaced.
 
     Senders choose it for a pair of addresses. Translation makes one pair of several, where the same number would let
-    fragments of different datagrams be put together. So each pair has a shift of its own: the same for all fragments
-    of a datagram, with every worker and every balancer, and numbers that count up still do (segments.pxd counts on).
+    fragments of different datagrams be put together. So each pair has a shift of its own: the same for all fragments of
+    a datagram, with every worker and every balancer, and numbers that count up still do (segments.pxd counts on).
     """
     cdef uint64_t mixed = mul_fold(
         p.src.lo ^ p.dst.hi ^ <uint64_t>0x9E3779B97F4A7C15ULL, p.dst.lo ^ p.src.hi ^ <uint64_t>0xD6E8FEB86659FD93ULL)
@@ -120,7 +122,8 @@ cdef inline void renumber(Packet *p) noexcept nogil:
 
 
 cdef inline void fix_transport_checksum(Packet *p, uint64_t addresses, uint64_t ports) noexcept nogil:
-    """`addresses` and `ports`: what the rewritten words add to a checksum over the pseudo-header and the segment."""
+    """Correct the TCP or UDP checksum. `addresses` and `ports`: what the rewritten words add to a sum over the
+    pseudo-header and the segment."""
     cdef uint32_t at = p.l4 + (TCP_CSUM if p.protocol == PROTO_TCP else UDP_CSUM)
     cdef uint8_t *field = p.frame + at
     must(at + 2 <= p.length)
@@ -135,7 +138,7 @@ cdef inline void fix_transport_checksum(Packet *p, uint64_t addresses, uint64_t 
 cdef inline void translate(
         Packet *p, Addr old, Addr new, uint32_t ip4_field, uint32_t ip6_field, uint32_t port_field, uint16_t be_port,
         ) noexcept nogil:
-    """Replace one address and one port, and mend every checksum that covers them."""
+    """Replace one address and one port, and correct every checksum that covers them."""
     cdef uint8_t *ip = p.frame + p.l3
     cdef uint8_t *port = p.frame + p.l4 + port_field
     cdef uint64_t addresses = difference(sum_addr(old), sum_addr(new))
@@ -159,7 +162,7 @@ cdef inline void translate_source(Packet *p, Addr new, uint16_t be_port) noexcep
 
 cdef inline void translate_both(
         Packet *p, Addr source, uint16_t be_sport, Addr target, uint16_t be_dport) noexcept nogil:
-    """Replace both addresses and both ports at once, so that each checksum is mended only once."""
+    """Replace both addresses and both ports at once, so that each checksum is corrected only once."""
     cdef uint8_t *ip = p.frame + p.l3
     cdef uint8_t *ports = p.frame + p.l4
     cdef uint64_t addresses = difference(sum_addr(p.src) + sum_addr(p.dst), sum_addr(source) + sum_addr(target))
@@ -198,7 +201,8 @@ cdef inline void clamp_mss(Packet *p, uint32_t most) noexcept nogil:
 
 
 cdef inline void replace_mss(Packet *p, uint8_t *field, bint odd, uint16_t value) noexcept nogil:
-    """A checksum that the device completes does not cover the option yet. `odd`: the option lies across words."""
+    """Replace the MSS and correct the checksum; one that the device completes does not cover the option yet. `odd`: the
+    option lies across words."""
     cdef uint64_t change = difference(load16(field), bswap16(value))
     write_be16(field, value)
     if p.vnet.flags & VNET_NEEDS_CSUM and <uint32_t>p.vnet.csum_start + p.vnet.csum_offset == <uint32_t>p.l4 + TCP_CSUM:

@@ -7,7 +7,7 @@ Blocks that were read and still wait for that are held; they go back in the orde
 The kernel closes a block when it is full, or a millisecond after its first frame. Open blocks: with ``open_blocks``, a
 frame is taken as soon as it is complete, while the kernel still fills the rest of its block. No document promises that
 this works; the order in which Linux writes a slot makes it work on a processor that keeps the order of stores (x86-64),
-and selftest.py tries it at every start. What it rests on:
+and workers/selftest.py tries it at every start. What it rests on:
 
   - the next slot begins where a frame ends, rounded up to 8 bytes;
   - a slot's memory is zero before the kernel writes it, because a block's used bytes are zeroed before it goes back;
@@ -68,17 +68,17 @@ cdef inline tpacket_block_desc *current_block(RxRing *ring) noexcept nogil:
 
 
 cdef inline bint all_held(const RxRing *ring) noexcept nogil:
-    """Then the current block is the oldest, and has been read."""
+    """True if all blocks are held. Then the current block is the oldest, and has been read."""
     return ring.held == ring.blocks
 
 
 cdef inline bint is_closed(RxRing *ring) noexcept nogil:
-    """Is the current block full, or its time over? The kernel no longer touches it then."""
+    """True if the current block is full, or its time over. The kernel no longer touches it then."""
     return load_acquire_u32(&current_block(ring).hdr.bh1.block_status) & TP_STATUS_USER != 0
 
 
 cdef inline bint is_complete(RxRing *ring) noexcept nogil:
-    """Has the kernel written the whole next slot of an open block?
+    """True if the kernel has written the whole next slot of an open block.
 
     Each field is read by itself: the kernel writes them in no order that matters, but all of them after the frame.
     """
@@ -92,12 +92,12 @@ cdef inline bint is_complete(RxRing *ring) noexcept nogil:
 
 
 cdef inline bint has_frames(RxRing *ring) noexcept nogil:
-    """Is there anything to take, or a closed block to finish with?"""
+    """True if there is a frame to take, or a closed block to finish with."""
     return not all_held(ring) and (is_closed(ring) or ring.open_blocks and is_complete(ring))
 
 
 cdef inline tpacket3_hdr *next_slot(RxRing *ring, bint closed) noexcept nogil:
-    """The next slot of the current block, a complete frame or a hole; NULL when there is none at the moment."""
+    """Return the next slot of the current block, a complete frame or a hole; NULL if there is none at the moment."""
     cdef tpacket_block_desc *block = current_block(ring)
     if closed:
         if ring.taken == block.hdr.bh1.num_pkts:
@@ -108,10 +108,10 @@ cdef inline tpacket3_hdr *next_slot(RxRing *ring, bint closed) noexcept nogil:
 
 
 cdef inline void advance(RxRing *ring, tpacket3_hdr *slot, bint closed) noexcept nogil:
-    """Past a slot.
+    """Move on to the next slot.
 
-    In a closed block the kernel's own link leads on, past holes too; the slot that comes then is prefetched. In an
-    open block that link may be cut while it is read.
+    In a closed block the kernel's own link leads on, past holes too; the slot that comes then is prefetched. In an open
+    block that link may be cut while it is read.
     """
     cdef uint8_t *following
     ring.taken += 1
@@ -125,7 +125,7 @@ cdef inline void advance(RxRing *ring, tpacket3_hdr *slot, bint closed) noexcept
 
 
 cdef inline void hold_block(RxRing *ring) noexcept nogil:
-    """The current block, which is closed, has been read; go on to the next."""
+    """Hold the current block, which is closed and has been read; go on to the next."""
     must(not all_held(ring))
     ring.held += 1
     ring.current = ring.current + 1 if ring.current + 1 < ring.blocks else 0
@@ -134,7 +134,7 @@ cdef inline void hold_block(RxRing *ring) noexcept nogil:
 
 
 cdef inline void kernel_may_refill(RxRing *ring) noexcept nogil:
-    """Give the oldest held block back, its used bytes zeroed where open blocks are read."""
+    """Give the oldest held block back, with its used bytes zeroed where open blocks are read."""
     cdef tpacket_block_desc *block = <tpacket_block_desc *>(ring.memory + <uint64_t>ring.oldest * ring.block_size)
     must(ring.held > 0)
     if ring.open_blocks and block.hdr.bh1.blk_len > BLOCK_HEADER:
@@ -145,7 +145,7 @@ cdef inline void kernel_may_refill(RxRing *ring) noexcept nogil:
 
 
 cdef inline int take_frame(const RxRing *ring, tpacket3_hdr *slot, Packet *p) noexcept nogil:
-    """Describe the frame in a slot as a packet: 0, or the reason why there is nothing to process."""
+    """Describe the frame in a slot as a packet. Returns 0, or the reason why there is nothing to process."""
     if unlikely(not slot.tp_status & TP_STATUS_USER):
         return DROP_RING_HOLE
     if unlikely(slot.tp_snaplen != slot.tp_len):

@@ -17,7 +17,7 @@ cdef inline uint64_t neighbour_meta(uint8_t family, uint32_t ifindex) noexcept n
 
 
 cdef inline uint64_t top_bits(uint32_t length) noexcept nogil:
-    """The first `length` of 64 bits, in network order."""
+    """Return a mask of the first `length` of 64 bits, in network order."""
     return 0 if length == 0 else bswap64(<uint64_t>0xFFFFFFFFFFFFFFFFULL << (64 - length))
 
 
@@ -33,7 +33,8 @@ cdef inline Addr mask_addr(Addr addr, uint8_t family, uint32_t length) noexcept 
 
 
 cdef inline const LinkRoute *find_route(const RouteTable *routes, Addr addr, uint8_t family) noexcept nogil:
-    """Longest prefix first. Bounded by the number of different lengths in the host's table, a handful in practice."""
+    """Return the route to an address, longest prefix first; NULL without one. Bounded by the number of different
+    lengths in the host's table, a handful in practice."""
     cdef int count = routes.count4 if family == FAMILY_4 else routes.count6
     cdef uint32_t length, found
     cdef int i
@@ -47,7 +48,7 @@ cdef inline const LinkRoute *find_route(const RouteTable *routes, Addr addr, uin
 
 cdef inline int hop_to_address(
         const RouteTable *routes, Addr addr, uint8_t family, const Hop **hop) noexcept nogil:
-    """The next hop towards a client: 0, or the drop reason."""
+    """Find the next hop towards a client. Returns 0, or the drop reason."""
     cdef const LinkRoute *route = find_route(routes, addr, family)
     cdef uint32_t index
     if route == NULL:
@@ -62,7 +63,7 @@ cdef inline int hop_to_address(
 
 
 cdef inline int hop_to_backend(const RouteTable *routes, uint32_t backend, const Hop **hop) noexcept nogil:
-    """The next hop towards a backend: 0, or the drop reason."""
+    """Find the next hop towards a backend. Returns 0, or the drop reason."""
     if backend >= routes.backend_limit:
         return DROP_NO_ROUTE
     hop[0] = &routes.hops[routes.backend_hop[backend]]

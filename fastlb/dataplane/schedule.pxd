@@ -1,15 +1,19 @@
 """Which backend a flow without an entry gets.
 
-    hash        maglev, ketama, source-hash: of the flow, or its client. Whoever has the configuration finds the same,
-                so that flows in mid-flow go on with another balancer, or after a restart without the flow table
-    turns       rr, wrr: the next of a rotation, in which a backend stands as often as its weight says. Each worker has
-                a place of its own in it; random: any of its turns
-    least load  lc, wlc, lrt: of all backends; p2c: of two drawn from the rotation
+    hash        maglev, ketama, source-hash: by the hash of the flow, or of its client. Whoever has the configuration
+                finds the same, so that flows in mid-flow go on with another balancer, or after a restart without the
+                flow table
+    turns       rr, wrr: the next one in the order of smooth weighted round robin, in which a backend stands as often as
+                its weight says. Each worker has a cursor of its own in it. random: any position of that order
+    least load  lc, wlc, lrt: of all backends; p2c: of two that are drawn from that order
 
 A packet in mid-flow of a service whose scheduler is no hash goes by its Maglev table: that is the same for everybody.
 
-A backend may have a cap of flows, and with a hash a service may bound what one backend has of the flows of all. Who has
-no room is passed over: for the next slot, point, turn or lot, and after a few of these for the least loaded.
+A backend may have a cap of flows, and with a hash a service may bound what one backend has of the flows of all. A
+backend without room is passed over for the next slot, point, turn or draw, and after MAX_ATTEMPTS of these for the
+least loaded one.
+
+A new scheduler is a number and its predicates here, its name in snapshot.pxi and its row in model/modes.py.
 """
 
 from libc.math cimport exp
@@ -39,8 +43,8 @@ cdef enum:
     BOUND_UNIT = 100         # bounded loads are in hundredths
     MIN_RESPONSE = 64        # us: faster backends count as equally fast, and so does one that was never asked
     RESPONSE_MEMORY = 10000  # ms, after which an earlier response time has a weight of 1/e
-    RESPONSE_REST = 1000     # ms without an answer, or a SYN, after which it is forgotten all the same
-    REFUSAL = 1000000        # us: as what a RST counts that answers a SYN; each further one in a row as twice the last
+    RESPONSE_REST = 1000     # ms without an answer, or a SYN, after which it begins to be forgotten
+    REFUSAL = 1000000        # us: what a RST in answer to a SYN counts as; each further one in a row twice as much
     MAX_REFUSALS = 11        # in a row
     MAX_SILENCE = 1024000    # ms: longer silence counts as this, which is what so many refusals come to
     START_BITS = 15          # of FlowTuple.began
@@ -49,7 +53,7 @@ cdef enum:
 
 
 cdef struct Response:
-    # Of one backend, as this worker's SYNs were answered.
+    # How one backend has answered this worker's SYNs.
     float cost               # peak-EWMA of what its handshakes took, in us; 0: none yet
     uint32_t at              # of the last of these, ms
     uint32_t asked           # when the first SYN came that it has not answered since, ms
@@ -59,8 +63,8 @@ cdef struct Response:
 
 
 cdef struct Cursor:
-    # Where one worker is with one service. All but the cursor is of one batch.
-    uint32_t position        # in its rotation, or among its candidates
+    # Where one worker is with one service. All but the position is of one batch.
+    uint32_t position        # in the order of turns, or among the candidates
     bint full                # no candidate has room
     int64_t flows            # of all candidates
     uint64_t batch
@@ -76,10 +80,42 @@ cdef struct SchedulerState:
     uint32_t now             # ms
 
 
+# --- what tells schedulers apart, for the other stages --------------------------------------------------------------
+
+cdef inline bint goes_by_hash(const Service *service) noexcept nogil:
+    """True if the hash of a flow, or of its client, names the backend."""
+    return service.scheduler <= BY_SOURCE_HASH
+
+
+cdef inline bint goes_in_turn(const Service *service) noexcept nogil:
+    """True if backends take turns, in the order of smooth weighted round robin."""
+    return service.scheduler == BY_WRR
+
+
+cdef inline bint goes_by_load(const Service *service) noexcept nogil:
+    """True if backends are compared by `load_of`, all of them or two."""
+    return service.scheduler >= BY_LEAST_FLOWS
+
+
+cdef inline bint goes_by_response(const Service *service) noexcept nogil:
+    """True if response times are part of a backend's load."""
+    return service.scheduler == BY_LEAST_RESPONSE or service.scheduler == BY_P2C
+
+
+cdef inline bint compares_all(const Service *service) noexcept nogil:
+    """True if the loads of all candidates are compared for every new flow."""
+    return service.scheduler == BY_LEAST_FLOWS or service.scheduler == BY_LEAST_RESPONSE
+
+
+cdef inline bint has_ring(const Service *service) noexcept nogil:
+    """True if the hash names a point on a ring, and not a slot of the Maglev table."""
+    return service.scheduler == BY_KETAMA
+
+
 # --- hashes -----------------------------------------------------------------------------------------------------------
 
 cdef inline uint32_t slot_of(const Service *service, uint64_t hashed) noexcept nogil:
-    """hashed mod M, by multiplication instead of a division of 64 bits.
+    """Return hashed mod M, by multiplication instead of a division of 64 bits.
 
     The quotient's estimate is too small by one at most, because 2 ** 64 / M and its integer differ by less than one.
     """
@@ -88,12 +124,13 @@ cdef inline uint32_t slot_of(const Service *service, uint64_t hashed) noexcept n
 
 
 cdef inline uint32_t maglev_position(const Service *service, uint64_t hashed, uint32_t offset) noexcept nogil:
-    """Who among the members is in slot hash mod M, or `offset` slots further."""
+    """Return who among the members is in slot hash mod M, or `offset` slots further."""
     return service.maglev[slot_of(service, hashed + offset)]
 
 
 cdef inline uint32_t ring_point(const Service *service, uint64_t hashed) noexcept nogil:
-    """The position of the first point from the hash on (Karger et al., 1997); `ring_size` behind the last one."""
+    """Return the position of the first point from the hash on (Karger et al., 1997); `ring_size` behind the last
+    one."""
     cdef uint32_t at = service.ring_index[hashed >> service.ring_shift]
     while at < service.ring_size and service.ring_points[at] < hashed:
         at += 1
@@ -101,14 +138,14 @@ cdef inline uint32_t ring_point(const Service *service, uint64_t hashed) noexcep
 
 
 cdef inline uint32_t ring_position(const Service *service, uint64_t hashed, uint32_t offset) noexcept nogil:
-    """Who has the first point from the hash on, or the point `offset` further."""
+    """Return who has the first point from the hash on, or the point `offset` further."""
     return service.ring[(ring_point(service, hashed) + offset) % service.ring_size]
 
 
 cdef inline uint64_t placement_hash(
         const ServiceTable *services, const Service *service, Addr client, uint16_t be_cport, Addr vip,
         uint16_t be_vport) noexcept nogil:
-    """Of a flow: what a fleet agrees on."""
+    """Return the hash of a flow that a whole fleet agrees on."""
     if service.scheduler == BY_SOURCE_HASH:
         return flow_hash(client, 0, client, 0, 0, service.family, services.hash_seed)
     return flow_hash(client, be_cport, vip, be_vport, service.protocol, service.family, services.hash_seed)
@@ -116,21 +153,22 @@ cdef inline uint64_t placement_hash(
 
 cdef inline uint64_t hash_of_flow(
         const ServiceTable *services, const Service *service, const Packet *p) noexcept nogil:
-    """Of a client-leg packet."""
+    """Return the `placement_hash` of a client-leg packet."""
     if p.placement != 0:
         return p.placement
     return placement_hash(services, service, p.src, p.be_sport, p.dst, p.be_dport)
 
 
 cdef inline uint32_t hashed_position(const Service *service, uint64_t hashed, uint32_t offset) noexcept nogil:
-    """Of a service that has a candidate; `offset`: how many alternatives to pass over."""
-    if service.scheduler == BY_KETAMA:
+    """Return who among the members the hash names, or who comes `offset` alternatives later. The service must have a
+    candidate."""
+    if has_ring(service):
         return ring_position(service, hashed, offset)
     return maglev_position(service, hashed, offset)
 
 
 cdef inline uint32_t hashed_backend(const Service *service, uint64_t hashed) noexcept nogil:
-    """The backend id that the hash alone names; 0 when the service has no candidate."""
+    """Return the backend id that the hash alone names; 0 if the service has no candidate."""
     if service.candidate_count == 0:
         return 0
     return service.members[hashed_position(service, hashed, 0)]
@@ -142,29 +180,29 @@ cdef inline const Candidate *hashed_candidate(
 
 
 cdef inline void prefetch_placement(const Service *service, uint64_t hashed) noexcept nogil:
-    """What `hashed_backend` will read first."""
-    if likely(service.maglev != NULL and service.scheduler != BY_KETAMA):
+    """Fetch what `hashed_backend` will read first."""
+    if likely(service.maglev != NULL and not has_ring(service)):
         prefetch(&service.maglev[slot_of(service, hashed)])
 
 
-# --- turns and lots ---------------------------------------------------------------------------------------------------
+# --- turns and draws --------------------------------------------------------------------------------------------------
 
 cdef inline Cursor *cursor_of(SchedulerState *state, uint32_t index) noexcept nogil:
-    """`index`: the service's."""
+    """Return this worker's cursor of the service with this index."""
     return &state.cursors[index & (CURSORS - 1)]
 
 
 cdef inline uint32_t next_in_wrr(Cursor *cursor, const Service *service) noexcept nogil:
-    """A position in the service's members."""
+    """Return the position in the service's members whose turn it is."""
     must(service.wrr_size > 0)
-    if cursor.position >= service.wrr_size:            # round, or the rotation has become shorter
+    if cursor.position >= service.wrr_size:            # round, or the order has become shorter
         cursor.position = 0
     cursor.position += 1
     return service.wrr[cursor.position - 1]
 
 
 cdef inline uint32_t random_below(SchedulerState *state, uint32_t below) noexcept nogil:
-    """xorshift64* (Vigna, 2016), scaled by multiplication."""
+    """Return a random number below `below`: xorshift64* (Vigna, 2016), scaled by multiplication."""
     state.random_state ^= state.random_state >> 12
     state.random_state ^= state.random_state << 25
     state.random_state ^= state.random_state >> 27
@@ -178,7 +216,7 @@ cdef inline uint32_t random_position(SchedulerState *state, const Service *servi
 # --- load -------------------------------------------------------------------------------------------------------------
 
 cdef inline int64_t active_flows(const FlowTable *flows, uint32_t backend) noexcept nogil:
-    """Of all workers."""
+    """Return the backend's active flows with all workers."""
     cdef int64_t active = 0
     cdef uint32_t i
     for i in range(flows.row_count[0]):
@@ -187,7 +225,7 @@ cdef inline int64_t active_flows(const FlowTable *flows, uint32_t backend) noexc
 
 
 cdef inline double decayed(double response, uint32_t since, uint32_t now) noexcept nogil:
-    """What is left of it when nothing has been seen of a backend since then.
+    """Return what counts of a response time when nothing has been seen of the backend since then.
 
     One that gets no flows because it was slow once is forgiven in time, else it could never show that it is not.
     """
@@ -196,7 +234,7 @@ cdef inline double decayed(double response, uint32_t since, uint32_t now) noexce
 
 
 cdef inline double silence_of(const Response *response, uint32_t now) noexcept nogil:
-    """What silence and refusals count as, in us; 0 for a backend that has answered all SYNs, or may yet.
+    """Return what silence and refusals count as, in us; 0 for a backend that has answered all SYNs, or may yet.
 
     `now` is a batch's, so a SYN's age may be a millisecond less than it seems. A backend that is tried again and does
     not answer has been silent for as long as before and longer.
@@ -213,7 +251,8 @@ cdef inline double silence_of(const Response *response, uint32_t now) noexcept n
 
 
 cdef inline double response_of(const SchedulerState *state, const Candidate *candidate) noexcept nogil:
-    """Microseconds: as this worker saw it, else as health checks did; or for how long it has not answered."""
+    """Return the response time in microseconds: as this worker saw it, else as health checks did; or for how long the
+    backend has not answered."""
     cdef const Response *response = &state.responses[candidate.backend]
     cdef double seen = candidate.response
     if response.cost != 0:
@@ -221,14 +260,10 @@ cdef inline double response_of(const SchedulerState *state, const Candidate *can
     return max(max(seen, silence_of(response, state.now)), <double>MIN_RESPONSE)
 
 
-cdef inline bint goes_by_response(const Service *service) noexcept nogil:
-    return service.scheduler == BY_LEAST_RESPONSE or service.scheduler == BY_P2C
-
-
 cdef inline double load_of(
         const SchedulerState *state, const FlowTable *flows, const Service *service, const Candidate *candidate,
         ) noexcept nogil:
-    """What one more flow would make of it."""
+    """Return the load that the backend would have with one more flow."""
     cdef double load = <double>(active_flows(flows, candidate.backend) + 1) / candidate.weight
     if goes_by_response(service):
         return load * response_of(state, candidate)
@@ -236,9 +271,9 @@ cdef inline double load_of(
 
 
 cdef inline int64_t bound_of(const Service *service, const Candidate *candidate, int64_t flows) noexcept nogil:
-    """How many flows it may have once there is one more than `flows`: ceil(c * (flows + 1) * weight / all weights)
-    (Mirrokni, Thorup, Zadimoghaddam, SODA 2018). In 64 bits: c is below 2^10, flows below 2^31, a weight below 2^23.
-    """
+    """Return how many flows the backend may have once there is one more than `flows`: ceil(c * (flows + 1) * weight /
+    all weights) (Mirrokni, Thorup, Zadimoghaddam, SODA 2018). In 64 bits: c is below 2^10, flows below 2^31, a weight
+    below 2^23."""
     cdef uint64_t share = <uint64_t>service.bounded_load * <uint64_t>(flows + 1) * candidate.weight
     cdef uint64_t whole = BOUND_UNIT * service.weight
     return <int64_t>((share + whole - 1) // whole)
@@ -270,7 +305,8 @@ cdef inline bint has_room(
 
 cdef inline const Candidate *least_loaded(
         SchedulerState *state, const FlowTable *flows, const Service *service, Cursor *cursor) noexcept nogil:
-    """The candidate with the least load among those that have room; of equals, the next in turn. NULL: none has room.
+    """Return the candidate with the least load among those that have room; of equals, the next in turn. NULL if none
+    has room.
 
     One look at each candidate and worker.
     """
@@ -293,7 +329,8 @@ cdef inline const Candidate *least_loaded(
 
 cdef inline const Candidate *better_of_two(
         SchedulerState *state, const FlowTable *flows, const Service *service) noexcept nogil:
-    """Of two that differ, drawn by weight (Mitzenmacher, 2001). Bounded: a few draws for the second."""
+    """Return the less loaded one of two that differ, drawn by weight (Mitzenmacher, 2001). Bounded: a few draws for the
+    second."""
     cdef uint32_t first = service.candidate_of[random_position(state, service)]
     cdef uint32_t second = first
     cdef int _try
@@ -313,20 +350,16 @@ cdef inline const Candidate *proposed(
         SchedulerState *state, const FlowTable *flows, const Service *service, Cursor *cursor, uint64_t hashed,
         uint32_t attempt) noexcept nogil:
     """Return the scheduler's choice after `attempt` others had no room; not for schedulers that compare all."""
-    if service.scheduler <= BY_SOURCE_HASH:
+    if goes_by_hash(service):
         return hashed_candidate(service, hashed, attempt)
     if service.scheduler == BY_P2C:
         return better_of_two(state, flows, service)
     return &service.candidates[service.candidate_of[
-        next_in_wrr(cursor, service) if service.scheduler == BY_WRR else random_position(state, service)]]
-
-
-cdef inline bint compares_all(const Service *service) noexcept nogil:
-    return service.scheduler == BY_LEAST_FLOWS or service.scheduler == BY_LEAST_RESPONSE
+        next_in_wrr(cursor, service) if goes_in_turn(service) else random_position(state, service)]]
 
 
 cdef inline void note_moved(const FlowTable *flows, const Service *service) noexcept nogil:
-    """A new flow does not go to the backend that the scheduler had named first, which has no room."""
+    """Count a new flow that does not go to the scheduler's first choice, which has no room."""
     cdef ServiceEvents *events = events_of(flows, service)
     if events != NULL:
         events.load_moved += 1
@@ -335,7 +368,7 @@ cdef inline void note_moved(const FlowTable *flows, const Service *service) noex
 cdef inline uint32_t restrained_backend(
         SchedulerState *state, const FlowTable *flows, const Service *service, Cursor *cursor, uint64_t hashed,
         ) noexcept nogil:
-    """One that has room; 0 when none has. Bounded: MAX_ATTEMPTS, then one look at each candidate.
+    """Return the id of a backend that has room; 0 if none has. Bounded: MAX_ATTEMPTS, then one look at each candidate.
 
     Once none has had room, none is looked at any more in this batch.
     """
@@ -362,12 +395,12 @@ cdef inline uint32_t restrained_backend(
 cdef inline uint32_t scheduled_backend(
         SchedulerState *state, const FlowTable *flows, const Service *service, Cursor *cursor, uint64_t hashed,
         ) noexcept nogil:
-    """The backend id of a new flow; 0 when there is no candidate, or none with room. `hashed`: of the flow."""
+    """Return the backend id of a new flow; 0 if there is no candidate, or none with room. `hashed`: the flow's hash."""
     if unlikely(service.candidate_count == 0):
         return 0
     if unlikely(service.restrained):
         return restrained_backend(state, flows, service, cursor, hashed)
-    if likely(service.scheduler <= BY_SOURCE_HASH):
+    if likely(goes_by_hash(service)):
         return hashed_backend(service, hashed)
     if compares_all(service):
         return least_loaded(state, flows, service, cursor).backend
@@ -381,7 +414,7 @@ cdef inline uint16_t start_tick(uint64_t now_us) noexcept nogil:
 
 
 cdef inline void note_syn(SchedulerState *state, uint32_t backend, uint32_t now) noexcept nogil:
-    """A backend gets the SYN of a new flow, whose answer will be seen."""
+    """Note that a backend gets the SYN of a new flow, whose answer will be seen."""
     cdef Response *response = &state.responses[backend]
     if not response.silent:
         response.silent, response.asked = 1, now
@@ -391,7 +424,7 @@ cdef inline void note_syn(SchedulerState *state, uint32_t backend, uint32_t now)
 
 
 cdef inline void note_refusal(SchedulerState *state, uint32_t backend) noexcept nogil:
-    """A backend has answered a SYN with RST. That was quick, and is no reason to send it more."""
+    """Note that a backend has answered a SYN with RST. That was quick, and is no reason to send it more."""
     cdef Response *response = &state.responses[backend]
     response.silent = 0
     if response.refused < MAX_REFUSALS:
@@ -401,7 +434,7 @@ cdef inline void note_refusal(SchedulerState *state, uint32_t backend) noexcept 
 cdef inline void note_response(
         SchedulerState *state, uint32_t backend, uint16_t began, uint32_t since, uint64_t now_us, uint32_t now,
         ) noexcept nogil:
-    """The backend has answered a SYN: peak-EWMA, which takes a slower answer at once and forgets it slowly.
+    """Note that the backend has answered a SYN: peak-EWMA, which takes a slower answer at once and forgets it slowly.
 
     `began` is the tick, `since` the millisecond of the SYN.
     """

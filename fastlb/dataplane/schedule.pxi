@@ -43,7 +43,7 @@ cdef class KetamaRing:
             self.points[at], self.positions[at] = hashes[i], position
 
     cdef void sort(self) noexcept nogil:
-        """By insertion: a point is at most as far from its place as others have its upper bits."""
+        """Sort by insertion: a point is at most as far from where it belongs as others have its upper bits."""
         cdef uint32_t i, at
         cdef uint64_t point
         cdef uint16_t position
@@ -60,24 +60,12 @@ cdef class KetamaRing:
         free(self.positions)
         free(self.index)
 
-    def to_list(self):
-        """(hash, position) of every point, ascending."""
-        cdef uint32_t i
-        return [(self.points[i], self.positions[i]) for i in range(self.size)]
-
-    def find(self, uint64_t hashed):
-        """The position of the backend that has the first point from ``hashed`` on."""
-        cdef uint32_t at = self.index[hashed >> self.shift]
-        while at < self.size and self.points[at] < hashed:
-            at += 1
-        return self.positions[at % self.size]
-
 
 cdef class SmoothWrr:
-    """The order in which backends take turns; immutable, so snapshots share it."""
+    """The order in which backends take turns (smooth weighted round robin); immutable, so snapshots share it."""
 
     def __cinit__(self, turns):
-        """``turns``: positions of backends, at least one."""
+        """``turns``: the positions of backends in the order of their turns, at least one."""
         self.size = len(turns)
         if self.size == 0:
             raise ValueError("a rotation has at least one turn")

@@ -1,16 +1,16 @@
-"""One packet that leaves as several frames: a super-frame's segments inside a tunnel, or fragments, or both.
+"""One packet that leaves as several frames: a GSO packet's segments inside a tunnel, or fragments, or both.
 
 No virtio_net_hdr can describe segmentation inside a tunnel, so the core cuts, unless there is another way to tell the
-kernel (tunneloffload.py). Nothing is copied but headers: each piece
-is a copy of them, mended, and a stretch of the payload where it lies.
+kernel (kernel/ebpf/tunnel_offload.py). Nothing is copied but headers: each frame is a corrected copy of them, and a
+stretch of the payload where it lies.
 
-    | link, outer headers, IP, TCP or UDP | payload ………………………………………… |       a super-frame, or a long TCP segment
+    | link, outer headers, IP, TCP or UDP | payload ………………………………………… |       a GSO packet, or a long TCP segment
     | link, outer headers, IP             | TCP or UDP, payload …………………… |       a packet that is fragmented
     | link, outer IP                      | the rest of a tunnel's packet … |       the same (encap.pxd, `split_outer`)
-      MAX_HEADERS: copied to every piece   a stretch for each piece
+      MAX_HEADERS: copied to every frame   a stretch for each frame
 
-First a packet is cut into segments, of which one that is no super-frame has one, itself. Then each segment is
-fragmented, where it must be. The datagrams of a UDP super-frame can need both, because each of them must arrive whole.
+First a packet is cut into segments; one that is no GSO packet has one segment, itself. Then each segment is fragmented,
+where it must be. The datagrams of a GSO packet of UDP can need both, because each of them must arrive whole.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -32,16 +32,16 @@ cdef enum:
     MAX_HEADERS = 256        # link 26, outer 52, IPv6 with extension headers, TCP 60
     MAX_GROWTH = 64          # of a frame by a tunnel, a tag and a fragment header
     MIN_MTU6 = 1280          # RFC 8200 section 5: no sender goes below
-    MIN_FRAME_PAYLOAD = 32   # bytes in what a packet is cut to by an MTU, below TCP's least
+    MIN_FRAME_PAYLOAD = 32   # bytes behind the headers where an MTU cuts a packet; below TCP's least
     MAX_SEGMENTS = 2048      # of a packet; cut to fragments as well, at most 4,096 frames (MIN_FRAME_PAYLOAD)
     OPTION_COPIED = 0x80     # RFC 791 section 3.1: such options are in every fragment
 
 
 cdef struct Cutter:
     const Packet *packet
-    uint32_t headers         # of the last piece; an IPv6 fragment's are longer than what is copied
+    uint32_t headers         # bytes of the last frame's; an IPv6 fragment's are longer than what is copied
     uint32_t start           # of the packet's payload, from its frame's beginning
-    uint32_t at              # of what no segment has yet
+    uint32_t at              # where the payload begins that no segment has yet
     uint32_t end
     uint32_t segments        # so far
     uint32_t frames
@@ -57,7 +57,7 @@ cdef struct Cutter:
 # --- what may be cut, and how ----------------------------------------------------------------------------------------
 
 cdef inline uint8_t gso_kind(const Packet *p) noexcept nogil:
-    """Which kind of super-frame it is; 0: none."""
+    """Return which kind of GSO packet it is; 0 if it is none."""
     return p.vnet.gso_type & ~<uint8_t>GSO_ECN
 
 
@@ -66,12 +66,14 @@ cdef inline bint may_be_fragmented(const Packet *p) noexcept nogil:
 
 
 cdef inline bint is_promised(const Packet *p) noexcept nogil:
-    """A packet, or segments of a super-frame, of a size that passes everywhere, so that no sender goes below it."""
+    """True for a packet, or segments of a GSO packet, of a size that passes everywhere, so that no sender goes below
+    it."""
     return p.family != FAMILY_4 and fits(p, MIN_MTU6)
 
 
 cdef inline bint is_divisible(const Packet *p, uint32_t size) noexcept nogil:
-    """A super-frame of a kind that can be cut here to segments of this size, with headers that can be copied."""
+    """True for a GSO packet of a kind that can be cut here to segments of this size, with headers that can be
+    copied."""
     cdef uint8_t kind = gso_kind(p)
     if (kind != GSO_TCP4 and kind != GSO_TCP6 and kind != GSO_UDP) or p.l3_length > size * MAX_SEGMENTS:
         return False
@@ -81,9 +83,9 @@ cdef inline bint is_divisible(const Packet *p, uint32_t size) noexcept nogil:
 
 
 cdef inline bint cut_to(Packet *p, uint32_t mtu) noexcept nogil:
-    """Let the packet leave in pieces of at most `mtu` bytes: fragments, or shorter TCP segments than it asks for.
+    """Let the packet leave in frames of at most `mtu` bytes: fragments, or shorter TCP segments than it asks for.
 
-    Fragments only of IPv4. False when so narrow a link would make the pieces too many, or their headers are too long.
+    Fragments are of IPv4 only. False if so narrow a link would make the frames too many, or the headers are too long.
     """
     cdef uint8_t kind = gso_kind(p)
     cdef bint fragmented = kind == 0 or kind == GSO_UDP
@@ -100,7 +102,7 @@ cdef inline bint cut_to(Packet *p, uint32_t mtu) noexcept nogil:
 
 
 cdef inline uint32_t max_frames(const Packet *p) noexcept nogil:
-    """No fewer than the packet leaves in."""
+    """Return a bound on how many frames the packet leaves in."""
     cdef uint32_t segments
     if p.segment_size == 0:
         return 1
@@ -109,7 +111,7 @@ cdef inline uint32_t max_frames(const Packet *p) noexcept nogil:
 
 
 cdef inline bint cut_segment(Packet *p, uint32_t mtu) noexcept nogil:
-    """The same of TCP data that came in too long segments: the stream is the same in shorter ones.
+    """Let TCP data that came in too long segments leave in shorter ones: the stream is the same.
 
     False for what is not that, or damaged: each segment gets a checksum of its own, which must not heal anything.
     """
@@ -127,7 +129,7 @@ cdef inline bint cut_segment(Packet *p, uint32_t mtu) noexcept nogil:
 
 
 cdef inline bint has_sound_checksum(const Packet *p) noexcept nogil:
-    """Of a TCP segment, or it is left to the device."""
+    """True if the checksum of a TCP segment is right, or left to the device."""
     cdef uint32_t length = p.l3_length - (p.l4 - p.l3)
     cdef uint64_t total = pseudo_sum(p.frame + p.l3, PROTO_TCP, length) + sum_bytes(p.frame + p.l4, length)
     return p.vnet.flags & VNET_NEEDS_CSUM or fold(total) == 0xFFFF
@@ -136,12 +138,12 @@ cdef inline bint has_sound_checksum(const Packet *p) noexcept nogil:
 # --- cutting ---------------------------------------------------------------------------------------------------------
 
 cdef inline bint splits_outer(const Packet *p) noexcept nogil:
-    """Is it the tunnel's packet that is fragmented? That inside can be only in IPv4: see `cut_to`."""
+    """True if the tunnel's packet is fragmented. The one inside can be only in IPv4: see `cut_to`."""
     return p.fragment_size != 0 and p.family != FAMILY_4
 
 
 cdef inline void start_cutting(Cutter *cutter, const Packet *p) noexcept nogil:
-    """Begin with the first piece of a packet that has `pieces`."""
+    """Begin with the first frame of a packet that has a `segment_size`."""
     cutter.packet = p
     cutter.ip = p.l3 - p.outer if splits_outer(p) else p.l3
     cutter.fixed = cutter.ip + ((p.frame[cutter.ip] & 0x0F) * 4 if p.frame[cutter.ip] >> 4 == 4 else IP6_LEN)
@@ -156,7 +158,8 @@ cdef inline void start_cutting(Cutter *cutter, const Packet *p) noexcept nogil:
 
 
 cdef inline uint32_t next_frame(Cutter *cutter, uint8_t *headers, const uint8_t **payload) noexcept nogil:
-    """Write the next piece's headers (`pieces.headers` bytes); the length of its payload, 0 when there is no more."""
+    """Write the next frame's headers (`cutter.headers` bytes). Returns the length of its payload, 0 if there is no
+    more."""
     cdef uint32_t length
     if cutter.packet.fragment_size:
         length = next_fragment(cutter, headers, payload)
@@ -186,7 +189,8 @@ cdef inline uint32_t next_segment(Cutter *cutter, uint8_t *headers, const uint8_
 
 
 cdef inline uint32_t next_fragment(Cutter *cutter, uint8_t *headers, const uint8_t **payload) noexcept nogil:
-    """The first of a segment has all of its headers, and some payload behind them (`cut`)."""
+    """Write the next fragment's headers. The first one of a segment has all of its headers, and some payload behind
+    them."""
     cdef const Packet *p = cutter.packet
     cdef uint32_t offset, length
     if cutter.offset == cutter.length and not next_to_fragment(cutter):
@@ -213,7 +217,7 @@ cdef inline uint32_t next_fragment(Cutter *cutter, uint8_t *headers, const uint8
 
 
 cdef inline bint next_to_fragment(Cutter *cutter) noexcept nogil:
-    """Of the next segment, the first fragment is next; False when there is none."""
+    """Take the next segment, whose first fragment is next then; False if there is none."""
     cdef uint32_t length = next_segment(cutter, cutter.segment, &cutter.payload)
     cutter.offset = 0
     cutter.length = cutter.inside + length if length else 0
@@ -226,7 +230,8 @@ cdef inline void close_ip4(uint8_t *ip, uint32_t header) noexcept nogil:
 
 
 cdef inline void mend_fragment(uint8_t *ip, uint32_t offset, uint32_t length, bint more) noexcept nogil:
-    """RFC 791 section 3.2; a packet that is a fragment itself can be cut again."""
+    """Correct the IPv4 header of a fragment (RFC 791 section 3.2). A packet that is a fragment itself can be cut
+    again."""
     cdef uint32_t header = (ip[0] & 0x0F) * 4
     write_be16(ip + IP4_FRAG, <uint16_t>((read_be16(ip + IP4_FRAG) + offset // 8) | (IP4_MF if more else 0)))
     write_be16(ip + IP4_TOTAL, <uint16_t>(header + length))
@@ -236,7 +241,7 @@ cdef inline void mend_fragment(uint8_t *ip, uint32_t offset, uint32_t length, bi
 
 
 cdef inline void write_fragment_header(Cutter *cutter, uint8_t *ip, uint32_t offset, uint32_t length) noexcept nogil:
-    """RFC 8200 section 4.5. The packet has no extension headers: it is a tunnel's."""
+    """Write a Fragment header (RFC 8200 section 4.5). The packet has no extension headers, because it is a tunnel's."""
     cdef uint8_t *fragment = ip + IP6_LEN
     cdef bint more = offset + length < cutter.length
     fragment[0] = ip[IP6_NEXT]
@@ -248,7 +253,7 @@ cdef inline void write_fragment_header(Cutter *cutter, uint8_t *ip, uint32_t off
 
 
 cdef inline void blank_options(uint8_t *option, uint32_t left) noexcept nogil:
-    """Options that only the first fragment has give way to padding. Bounded by the header's 40 bytes."""
+    """Replace options that only the first fragment has by padding. Bounded by the header's 40 bytes."""
     cdef uint32_t length, at
     while left and option[0] != OPTION_END:
         length = 1 if option[0] == OPTION_NOP else (option[1] if left > 1 else left)
@@ -262,7 +267,8 @@ cdef inline void blank_options(uint8_t *option, uint32_t left) noexcept nogil:
 
 cdef inline void mend_segment(
         Cutter *cutter, uint8_t *headers, uint32_t length, uint64_t payload_sum) noexcept nogil:
-    """As the kernel's own segmentation does it: IPv4 numbers count up, FIN and PSH go last, CWR first (RFC 3168)."""
+    """Correct a segment's headers as the kernel's own segmentation does: IPv4 numbers count up, FIN and PSH go last,
+    CWR first (RFC 3168)."""
     cdef const Packet *p = cutter.packet
     cdef uint8_t *ip = headers + p.l3
     cdef uint8_t *l4 = headers + p.l4

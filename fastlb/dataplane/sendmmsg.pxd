@@ -1,8 +1,9 @@
 """The way out that always works: sendmmsg on one packet socket, with iovecs into the receive ring.
 
-Each message is a virtio_net_hdr and the frame behind it, so frames with an open checksum and super-frames leave as they
-came; or the headers of a piece (segments.pxd), which lie in the queue, and its payload, which lies in the ring; or many
-of those. The kernel has copied a message when sendmmsg returns; the ring's block may then go back.
+A message is a virtio_net_hdr and the frame behind it, so frames with an open checksum and GSO packets leave as they
+came. Where a packet is cut (segments.pxd), a message is a frame's headers, which lie in the queue, and its payload,
+which lies in the ring; or several of those. The kernel has copied a message when sendmmsg returns; the ring's block may
+then go back.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -11,8 +12,9 @@ from libc.string cimport memcpy, memset
 from fastlb.dataplane.abi cimport (
     AF_PACKET, EAGAIN, EINTR, EMSGSIZE, ENETDOWN, ENOBUFS, ENODEV, ENXIO, MSG_DONTWAIT, errno, iovec, mmsghdr,
     sendmmsg, sockaddr_ll)
-from fastlb.dataplane.encap cimport GUE_LEN, leave_checksum
+from fastlb.dataplane.encap cimport leave_checksum
 from fastlb.dataplane.machine cimport load16, must, unlikely
+from fastlb.dataplane.mode cimport GUE_LEN
 from fastlb.dataplane.reasons cimport DROP_TX_ERROR, DROP_TX_FULL, DROP_TX_LINK_DOWN, DROP_TX_TOO_BIG
 from fastlb.dataplane.segments cimport MAX_HEADERS, Cutter, next_frame, start_cutting
 from fastlb.dataplane.types cimport GSO_UDP, VNET_HDR_LEN, VNET_NEEDS_CSUM, Packet, VnetHdr
@@ -25,14 +27,14 @@ cdef enum:
 
 cdef struct MessageQueue:
     mmsghdr messages[TX_BATCH]
-    iovec parts[TX_BATCH][2]  # the whole frame; or headers and payload, in joined pieces one behind the other
+    iovec parts[TX_BATCH][2]  # the whole frame; or headers and payload, several of them if joined
     sockaddr_ll links[TX_BATCH]
     uint8_t headers[TX_BATCH][VNET_HDR_LEN + MAX_HEADERS]
     uint64_t *reasons        # the pipeline's counters: a frame that cannot leave is a drop
     uint64_t sent
     uint64_t sent_bytes
     int count
-    int slots                # of parts and headers, that the messages take: one, or one for each of joined pieces
+    int slots                # of parts and headers that the messages take: one for each frame
     int fd
 
 
@@ -79,8 +81,8 @@ cdef inline void send_messages(MessageQueue *queue) noexcept nogil:
 
 cdef inline void end_message(
         MessageQueue *queue, int slot, int parts, uint32_t ifindex, uint16_t be_type) noexcept nogil:
-    """The message whose parts begin at `slot` is complete. `be_type`: what the kernel takes for its EtherType; 0: the
-    one that it bears."""
+    """Complete the message whose parts begin at `slot`. `be_type`: the EtherType that the kernel is told; 0 for the
+    frame's own."""
     must(0 <= queue.count <= slot < queue.slots <= TX_BATCH)
     queue.messages[queue.count].msg_hdr.msg_iov = queue.parts[slot]
     queue.messages[queue.count].msg_hdr.msg_iovlen = parts
@@ -108,18 +110,17 @@ cdef inline void enqueue(MessageQueue *queue, Packet *p) noexcept nogil:
 
 
 cdef inline void enqueue_offloaded(MessageQueue *queue, Packet *p) noexcept nogil:
-    """Queue a super-frame in its tunnel, which is cut behind the egress program that its mark calls: tunneloffload.py.
-    """
+    """Queue a GSO packet in its tunnel. The egress program that its mark calls has it cut: tunnel_offload.py."""
     cdef uint16_t be_type = load16(p.frame + ETH_TYPE)
     write_be16(p.frame + ETH_TYPE, ETHERTYPE_OFFLOAD)
     p.vnet.gso_size = <uint16_t>p.segment_size
     enqueue_as(queue, p, be_type)
 
 
-# --- packets that leave in pieces ------------------------------------------------------------------------------------
+# --- packets that leave in several frames ----------------------------------------------------------------------------
 
 cdef inline uint32_t add_frame(MessageQueue *queue, Cutter *cutter) noexcept nogil:
-    """The next piece, in the next slot. The length of its payload; 0: there is no more."""
+    """Put the next frame into the next slot. Returns the length of its payload, 0 if there is no more."""
     cdef uint8_t *headers = queue.headers[queue.slots]
     cdef iovec *parts = queue.parts[queue.slots]
     cdef const uint8_t *payload = NULL
@@ -145,7 +146,7 @@ cdef inline void enqueue_frames(MessageQueue *queue, const Packet *p) noexcept n
 
 cdef inline void join_segments(
         MessageQueue *queue, int slot, const Packet *p, uint32_t size, uint32_t length) noexcept nogil:
-    """Make one message of the pieces from `slot` on: datagrams of `size` bytes, `length` in all, behind what they have
+    """Make one message of the frames from `slot` on: datagrams of `size` bytes, `length` in all, behind what they have
     in common, which is everything up to the UDP header. A single one is that already."""
     cdef uint32_t common = p.l3 - GUE_LEN
     cdef uint8_t *headers = queue.headers[slot]
@@ -167,8 +168,8 @@ cdef inline void join_segments(
 
 
 cdef inline void enqueue_joined(MessageQueue *queue, const Packet *p) noexcept nogil:
-    """Queue a super-frame in gue as the datagrams that it is cut into, one behind the other. That is what a super-frame
-    of UDP is (UDP_SEGMENT in udp(7)): the kernel or the device takes it apart, and sums up each part."""
+    """Queue a GSO packet in gue as the datagrams that it is cut into, one behind the other. That is what a GSO packet
+    of UDP is (UDP_SEGMENT in udp(7)): the kernel or the device takes it apart, and sums up each datagram."""
     cdef uint32_t header = p.l4 + p.l4_header - (p.l3 - GUE_LEN)
     cdef uint32_t most = max((MAX_IP - p.outer) // (header + p.segment_size), <uint32_t>1)
     cdef uint32_t length = 1

@@ -1,6 +1,6 @@
 """Which packets are ours: client packets to a VIP, and replies of nat and fullnat backends.
 
-The eBPF programs (programs.py) ask the same questions in the same order over maps with the same keys.
+The eBPF programs (kernel/ebpf/classification.py) ask the same questions in the same order over maps with the same keys.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -17,7 +17,8 @@ from fastlb.dataplane.types cimport (
 
 cdef inline uint32_t find_masked(
         const Table *table, const MaskList *masks, const Packet *p, Addr addr, uint16_t be_port) noexcept nogil:
-    """The most specific entry for an address and port: the whole of both first (shapes.py). Bounded by the shapes."""
+    """Return the most specific entry for an address and port: that of the whole address and port first, then by the
+    masks (model/match.py). Bounded by the masks."""
     cdef uint32_t found = find(table, addr, key_meta(p.family, p.asked, be_port))
     cdef const Mask *mask
     cdef Addr masked
@@ -40,12 +41,13 @@ cdef inline uint32_t find_service(const ServiceTable *services, const Packet *p)
 
 cdef inline uint32_t find_answering(
         const ServiceTable *services, const Table *backends, const Packet *p) noexcept nogil:
-    """What `backends` says of the address and port that a packet came from."""
+    """Return what `backends` says of the address and port that a packet came from."""
     return find_masked(backends, &services.reply_masks[p.family == FAMILY_6], p, p.src, p.be_sport)
 
 
 cdef inline bint is_fullnat_reply(const ServiceTable *services, const FlowTable *flows, Packet *p) noexcept nogil:
-    """From a fullnat backend to a source port? Whose, is seen when the port's memory has come (`prefetch_rest`)."""
+    """True for a packet from a fullnat backend to a source port. Which flow has that port is seen when its memory has
+    come (`prefetch_rest`)."""
     if unlikely(p.fragment == FRAGMENT_LATER):
         return (position_of(&flows.pools[p.family == FAMILY_6], p.dst, p.family) != MISSING
                 and find_answering(services, &services.fullnat_replies, p) != MISSING)

@@ -21,28 +21,6 @@ cdef dict HOP_FAULTS = {
     None: 0, "no_route": DROP_NO_ROUTE, "no_neighbour": DROP_NO_NEIGHBOUR, "not_on_link": DROP_NOT_ON_LINK}
 
 
-cdef Addr addr_from(address) except *:
-    """From an ipaddress object, or anything with its ``packed`` bytes in network order."""
-    cdef bytes packed = address.packed
-    if len(packed) == 4:
-        return read_addr4(<const uint8_t *><char *>packed)
-    return read_addr6(<const uint8_t *><char *>packed)
-
-
-cdef object address_from(Addr addr, uint8_t family):
-    cdef uint8_t packed[16]
-    write_addr6(packed, addr)
-    if family == FAMILY_4:
-        return IPv4Address(PyBytes_FromStringAndSize(<char *>packed + 12, 4))
-    return IPv6Address(PyBytes_FromStringAndSize(<char *>packed, 16))
-
-
-cdef uint16_t be_port_from(port) except? 0xFFFF:
-    if not 0 <= port <= 0xFFFF:
-        raise ValueError(f"port {port} is not in 0..65535")
-    return bswap16(<uint16_t>port)
-
-
 cdef uint32_t milliseconds(double seconds) except? 0xFFFFFFFF:
     if not 0 < seconds <= 7 * 86400:
         raise ValueError(f"a timeout is above 0 and at most 7 days, not {seconds} s")
@@ -52,13 +30,6 @@ cdef uint32_t milliseconds(double seconds) except? 0xFFFFFFFF:
 cdef uint64_t mask_meta(prefix, bits, whole=0) except *:
     """What keys of a shape have in their meta, above port, protocol and family; 0 for all bits of both."""
     return 0 if prefix == whole and bits == 16 else <uint64_t>(prefix + 1) << 32 | <uint64_t>(bits + 1) << 48
-
-
-cdef void *zeroed(size_t count, size_t size) except NULL:
-    cdef void *memory = calloc(count if count else 1, size)
-    if memory == NULL:
-        raise MemoryError
-    return memory
 
 
 cdef void *copied(const void *source, size_t size) except NULL:

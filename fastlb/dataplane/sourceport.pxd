@@ -7,9 +7,9 @@ worker, like that of the flow table.
     number of a port within its pool     | protocol, address | shard : 6 | upper 10 bits of the port |
                                            rows of 65,536
 
-A port that is given back waits behind all others that are free, so it is the longest unused one that is taken: its
+A port that is given back waits behind all others that are free, so the one that was unused longest is taken next: its
 last flow has had time to end at the backend too (TIME-WAIT, RFC 9293 section 3.6.1). For the same reason the first port
-is drawn by lot: after a restart the backends remember the flows of before.
+is random: after a restart the backends remember the flows of before.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -28,7 +28,7 @@ cdef enum:
 
 
 cdef struct SourcePort:
-    # Of the flow that has the port: what an answer needs, in half a cache line.
+    # What an answer needs of the flow that has the port, in half a cache line.
     Addr client
     uint64_t fingerprint     # 0: the port is free
     uint16_t be_cport
@@ -37,7 +37,7 @@ cdef struct SourcePort:
 
 
 cdef struct FreePorts:
-    # Of one shard and protocol, on a cache line of its own. Ports are named by their number + 1; 0: none.
+    # The free ports of one shard and protocol, on a cache line of its own. Ports are their number + 1; 0: none.
     uint32_t start           # which of them is taken first of all
     uint32_t fresh           # how many have been taken for the first time
     uint32_t first
@@ -47,7 +47,7 @@ cdef struct FreePorts:
 
 
 cdef struct SourcePool:
-    # Of one IP version.
+    # The addresses and ports of one IP version.
     Addr *addresses
     Table positions          # address -> its position
     uint32_t count           # of addresses; 0: there are none
@@ -85,7 +85,7 @@ cdef inline FreePorts *free_ports(const SourcePool *pool, uint8_t protocol, uint
 
 
 cdef inline uint32_t first_port(const SourcePool *pool, uint32_t shard) noexcept nogil:
-    """The lowest port of the range that is the shard's."""
+    """Return the lowest port of the range that is the shard's."""
     return pool.lowest + ((shard - pool.lowest) & (SHARDS - 1))
 
 
@@ -95,13 +95,14 @@ cdef inline uint32_t ports_per_address(const SourcePool *pool, uint32_t shard) n
 
 
 cdef inline uint32_t nth_port(const SourcePool *pool, uint8_t protocol, uint32_t shard, uint32_t nth) noexcept nogil:
-    """The shard's ports in the order in which they are taken for the first time, as from take_port."""
+    """Return a port as `take_port` does, counted in the order in which the shard's are taken for the first time."""
     return 1 + number_of(
         row_of(pool, protocol, nth % pool.count), first_port(pool, shard) + nth // pool.count * SHARDS)
 
 
 cdef inline uint32_t take_port(SourcePool *pool, uint8_t protocol, uint32_t shard) noexcept nogil:
-    """A port's number + 1; 0 when all of the shard's are taken. Those never used come first, address by address."""
+    """Take a port. Returns its number + 1, or 0 if all of the shard's are taken. Those never used come first, address
+    by address."""
     cdef FreePorts *free
     cdef uint32_t taken, total
     if pool.count == 0:
@@ -124,7 +125,7 @@ cdef inline uint32_t take_port(SourcePool *pool, uint8_t protocol, uint32_t shar
 
 
 cdef inline void put_in_queue(SourcePool *pool, FreePorts *free, uint32_t taken) noexcept nogil:
-    """At its end. `taken`: as from take_port."""
+    """Put a port at the end of the free ones. `taken`: as `take_port` returns it."""
     pool.ports[taken - 1].fingerprint = 0
     pool.ports[taken - 1].next = 0
     if free.last != 0:
@@ -136,14 +137,14 @@ cdef inline void put_in_queue(SourcePool *pool, FreePorts *free, uint32_t taken)
 
 cdef inline bint has_port(
         const SourcePool *pool, uint32_t taken, uint32_t shard, uint64_t fingerprint) noexcept nogil:
-    """Is this the port, as from take_port, of the shard's flow with this fingerprint?"""
+    """True if this port, as `take_port` returns it, is that of the shard's flow with this fingerprint."""
     cdef uint32_t number = taken - 1
     return (number >> ROW_BITS < PROTOCOL_ROWS * pool.count and port_of(number) & (SHARDS - 1) == shard
             and pool.ports[number].fingerprint == fingerprint)
 
 
 cdef inline void give_back(SourcePool *pool, uint8_t protocol, uint32_t shard, uint32_t taken) noexcept nogil:
-    """`taken`: as from take_port."""
+    """Give a port back. `taken`: as `take_port` returns it."""
     cdef FreePorts *free = free_ports(pool, protocol, shard)
     must(free.taken > 0 and port_of(taken - 1) & (SHARDS - 1) == shard)
     put_in_queue(pool, free, taken)
@@ -151,13 +152,13 @@ cdef inline void give_back(SourcePool *pool, uint8_t protocol, uint32_t shard, u
 
 
 cdef inline uint32_t position_of(const SourcePool *pool, Addr address, uint8_t family) noexcept nogil:
-    """Of one of the pool's addresses, else MISSING."""
+    """Return the position of one of the pool's addresses, else MISSING."""
     return MISSING if pool.count == 0 else find(&pool.positions, address, key_meta(family, 0, 0))
 
 
 cdef inline uint32_t find_port(
         const SourcePool *pool, Addr address, uint16_t be_port, uint8_t protocol, uint8_t family) noexcept nogil:
-    """The port that a packet was sent to, as from take_port; 0 when it is none of the pool's."""
+    """Return the port that a packet was sent to, as `take_port` does; 0 if it is none of the pool's."""
     cdef uint32_t port = bswap16(be_port)
     cdef uint32_t position
     if pool.count == 0 or not pool.lowest <= port <= pool.highest:

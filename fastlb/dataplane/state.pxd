@@ -26,7 +26,7 @@ cdef struct Unresolved:
 
 
 cdef struct ReasonCounts:
-    # Of one service; the two reasons of most packets, conntrack and scheduled, are not counted.
+    # One service's counters; the two reasons of most packets, conntrack and scheduled, are not counted.
     uint64_t by_reason[REASONS]
 
 

@@ -29,6 +29,7 @@ from fastlb.dataplane.flowhash cimport SHARDS, client_mix, fingerprint, shard_of
 from fastlb.dataplane.flowlog cimport FlowLog
 from fastlb.dataplane.lookup cimport MISSING
 from fastlb.dataplane.machine cimport prefetch, unlikely
+from fastlb.dataplane.mode cimport translates
 from fastlb.dataplane.service cimport find_service
 from fastlb.dataplane.sourceport cimport (
     PROTOCOL_ROWS, ROW_BITS, FreePorts, SourcePool, SourcePort, free_ports, nth_port, port_of, ports_per_address,
@@ -71,7 +72,7 @@ cdef inline bint is_state_of(uint8_t protocol, uint32_t state) noexcept nogil:
 
 
 cdef inline bint takes_both_legs(uint32_t state) noexcept nogil:
-    """Does a flow come to this state only where answers pass, too?"""
+    """True for a state to which a flow comes only where answers pass, too."""
     return state == FLOW_SYN_ACK or state == FLOW_FIN_CLIENT or state == FLOW_FIN_BACKEND
 
 
@@ -80,8 +81,11 @@ cdef inline bint has_check(const FlowEntry *entry, const FlowTuple *flow) noexce
 
 
 cdef inline bint seen_since_it_began(const FlowEntry *entry, const FlowTuple *flow, uint32_t now) noexcept nogil:
-    """By their distances from now. Of a flow that is older than the 49 days in which the clock comes round, the
-    beginning seems to be later; if it has been idle for longer than that seems, it falls to this."""
+    """True if the entry was not last seen before its flow began. Their distances from now are compared.
+
+    For a flow that is older than the 49 days in which the clock comes round, the beginning seems to be later; if it has
+    been idle for longer than that seems, it is lost by this.
+    """
     return now + FUTURE_MS - entry.seen <= now + FUTURE_MS - flow.since
 
 
@@ -93,7 +97,7 @@ cdef inline bint has_fingerprint(
 
 
 cdef inline bint has_possible_source(const SourcePool *pool, const FlowTuple *flow, uint32_t shard) noexcept nogil:
-    """None, or one that take_port could have given this flow, and has not given another."""
+    """True if the flow has no source port, or one that `take_port` could have given it and has not given to another."""
     cdef uint32_t row = (flow.source - 1) >> ROW_BITS
     cdef uint32_t port = port_of(flow.source - 1)
     if flow.source == 0:
@@ -104,7 +108,7 @@ cdef inline bint has_possible_source(const SourcePool *pool, const FlowTuple *fl
 
 
 cdef inline bint has_twin(FlowTable *table, uint32_t shard, const FlowEntry *entry) noexcept nogil:
-    """In an earlier place: the later one of two goes."""
+    """True if an earlier entry has the same fingerprint: the later one of two goes."""
     cdef const FlowEntry *other
     cdef int i
     for i in range(2 * ENTRIES):
@@ -120,7 +124,7 @@ cdef inline bint has_twin(FlowTable *table, uint32_t shard, const FlowEntry *ent
 cdef inline bint is_wanted(
         const FlowTable *table, const FlowEntry *entry, const FlowTuple *flow, const ServiceTable *services,
         uint32_t now) noexcept nogil:
-    """Would a packet of the flow be sent by this entry, its service and its backend being what they are now?"""
+    """True if a packet of the flow would be sent by this entry, with its service and its backend as they are now."""
     cdef const Service *service
     cdef Packet p
     p.dst, p.be_dport, p.family, p.asked = flow.vip, flow.be_vport, flow.family, flow.protocol
@@ -132,7 +136,7 @@ cdef inline bint is_wanted(
     service = &services.services[p.service]
     if (service.forward == FORWARD_FULLNAT) != (flow.source != 0):
         return False
-    if service.forward > FORWARD_FULLNAT and takes_both_legs(state_of(entry)):
+    if not translates(service) and takes_both_legs(state_of(entry)):
         return False
     return (has_fingerprint(table, entry, flow, service.forward == FORWARD_NAT)
             and <int32_t>(now - entry.seen) >= -FUTURE_MS)
@@ -188,9 +192,9 @@ cdef inline void prefetch_tuples(FlowTable *table, uint64_t bucket) noexcept nog
 cdef inline void take_over(
         FlowTable *table, const ServiceTable *services, uint32_t highest, uint32_t now, FlowLog *log, TakenOver *result,
         ) noexcept nogil:
-    """Keep what is sound and wanted, clear the rest; stops early when more is damaged than is worth anything.
+    """Keep entries that are sound and wanted, clear the rest; stop early if more is damaged than is worth anything.
 
-    `highest`: of all backend ids that were ever given. `log`: told the end of what nobody wants; NULL: there is no flow
+    `highest`: the highest backend id that was ever given. `log`: gets the end of what nobody wants; NULL without a flow
     log. One walk over the table.
     """
     cdef uint64_t at
@@ -220,7 +224,8 @@ cdef inline void take_over(
 
 
 cdef inline void count_owned(FlowTable *table) noexcept nogil:
-    """The flows of each backend in this worker's shards. No id is beyond MAX_BACKENDS, for it has no more bits."""
+    """Count the flows of each backend in this worker's shards. No id is beyond MAX_BACKENDS, because it has no more
+    bits."""
     cdef uint64_t at
     cdef FlowEntry *entry
     cdef int i
@@ -244,7 +249,7 @@ cdef inline void queue_ports(SourcePool *pool, uint32_t now) noexcept nogil:
 
 cdef inline uint32_t taken_last(
         const SourcePool *pool, uint8_t protocol, uint32_t shard, uint32_t total, uint32_t now) noexcept nogil:
-    """The place in order of the port whose flow began last; `total` when none is taken."""
+    """Return which port, in the order of `nth_port`, has the flow that began last; `total` if none is taken."""
     cdef const SourcePort *port
     cdef uint32_t last = total
     cdef uint32_t youngest = 0xFFFFFFFF

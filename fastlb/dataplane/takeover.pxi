@@ -1,47 +1,16 @@
 # The Python face of takeover.pxd: how a flow table lies in a file.
 
-cdef enum:
-    LARGE_PAGE = 2 << 20     # what the parts of a file are whole multiples of
-
-
-cdef size_t whole_pages(size_t size) noexcept:
-    return (size + LARGE_PAGE - 1) & ~<size_t>(LARGE_PAGE - 1)
-
-
-cdef uint8_t *map_file(int fd, int64_t offset, size_t size) except NULL:
-    """A part of a file, aligned so that large pages can back it."""
-    cdef size_t span = size + LARGE_PAGE
-    cdef uint8_t *reserved = <uint8_t *>mmap(
-        NULL, span, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-    cdef uint8_t *start
-    if reserved == MAP_FAILED:
-        raise MemoryError(f"no address space for a flow table of {size} bytes")
-    start = <uint8_t *>whole_pages(<size_t>reserved)
-    if start != reserved:
-        munmap(reserved, start - reserved)
-    munmap(start + size, reserved + span - (start + size))
-    if mmap(start, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, offset) != start:
-        munmap(start, size)
-        raise OSError(errno, "cannot map the flow table's file")
-    return start
-
-
-cdef bint make_ready(void *memory, size_t size) noexcept:
-    """So that no packet waits for a page; True when large ones back it all.
-
-    Linux 6.1 gathers a file's small pages into large ones when it is asked to, whatever the policy for others is.
-    """
-    cdef bint large
-    madvise(memory, size, MADV_HUGEPAGE)
-    large = madvise(memory, size, MADV_COLLAPSE) == 0
-    madvise(memory, size, MADV_POPULATE_WRITE)
-    return large
+cdef tuple STATE_NAMES = (
+    "none", "syn", "syn-ack", "picked-up", "udp-new", "established", "fin-client", "fin-backend", "udp", "closing",
+    "reset")
+assert len(STATE_NAMES) == FLOW_STATES
 
 
 def flow_layout(uint64_t flows):
-    """How a table for so many flows lies in memory. Two processes that agree on it can use the same memory.
+    """Describe how a table for so many flows lies in memory. Two processes that agree on it can use the same memory.
 
     ``buckets``, ``tuples``: bytes of the hot and the cold part, in whole large pages; the rest says what is in them.
+    The key "owner" has the name that files of former versions have for `packed`.
     """
     cdef FlowEntry entry
     cdef FlowTuple flow

@@ -13,13 +13,14 @@ from fastlb.dataplane.conntrack cimport (
     touch, tuple_of)
 from fastlb.dataplane.flowhash cimport fingerprint as flow_fingerprint
 from fastlb.dataplane.machine cimport bswap16, likely, unlikely
+from fastlb.dataplane.mode cimport translates
 from fastlb.dataplane.reasons cimport (
     DROP_BACKENDS_FULL, DROP_BACKEND_LEFT, DROP_FLOW_TABLE_FULL, DROP_FLOW_UNKNOWN, DROP_ICMP_UNKNOWN,
     DROP_NAT_CONFLICT, DROP_NEW_FLOW_RATE, DROP_NO_BACKEND, DROP_NO_SOURCE_PORT, DROP_REPLY_UNKNOWN, DROP_SOURCE_LIMIT,
     VIA_CONNTRACK, VIA_ICMP, VIA_MAGLEV, VIA_OVERLOAD, VIA_SCHEDULER)
 from fastlb.dataplane.reserve cimport find_room_by_replacing, only_reserve_left
 from fastlb.dataplane.schedule cimport (
-    BY_SOURCE_HASH, Cursor, cursor_of, goes_by_response, has_room, hash_of_flow, hashed_backend, hashed_candidate,
+    Cursor, goes_by_hash, cursor_of, goes_by_response, has_room, hash_of_flow, hashed_backend, hashed_candidate,
     note_refusal, note_response, note_syn, placement_hash, scheduled_backend, start_tick)
 from fastlb.dataplane.sourceport cimport SourcePool, SourcePort, give_back, take_port
 from fastlb.dataplane.state cimport PipelineState
@@ -41,15 +42,16 @@ cdef inline bint is_syn(const Packet *p) noexcept nogil:
 
 
 cdef inline bint may_begin(const Packet *p) noexcept nogil:
-    """May this be the first packet of a flow?"""
+    """True if this may be the first packet of a flow."""
     return p.protocol != PROTO_TCP or is_syn(p)
 
 
 cdef inline uint32_t backend_in_midflow(
         PipelineState *pipe, const Service *service, uint64_t hashed, Addr client, uint32_t now) noexcept nogil:
-    """Where a packet without an entry goes that begins no flow: to where its client sticks, else by the hash.
+    """Return where a packet goes that has no entry and begins no flow: to where its client sticks, else by the hash; 0
+    if the service has no backend.
 
-    Nothing is remembered of it: anybody can forge one. 0 when the service has no backend.
+    Nothing is remembered of it, because anybody can forge one.
     """
     cdef uint32_t backend = 0
     if unlikely(service.affinity != NULL):
@@ -60,7 +62,7 @@ cdef inline uint32_t backend_in_midflow(
 cdef inline uint32_t backend_of_new_flow(
         PipelineState *pipe, const Snapshot *snap, const Service *service, Cursor *cursor, uint64_t hashed,
         const Packet *p, uint32_t now) noexcept nogil:
-    """0 when the service has none, or none with room."""
+    """Return the backend id of a new flow; 0 if the service has none, or none with room."""
     if unlikely(service.affinity != NULL):
         return sticky_or_scheduled(
             &pipe.affinity, &pipe.schedulers, &pipe.flows, snap.services, service, cursor, hashed, p.src, now)
@@ -69,7 +71,8 @@ cdef inline uint32_t backend_of_new_flow(
 
 cdef inline bint may_have(
         PipelineState *pipe, const Snapshot *snap, const Packet *p, uint32_t backend, uint32_t now) noexcept nogil:
-    """In NAT a backend cannot tell two flows of one client port apart (see `conflicts`)."""
+    """True if the backend may have this flow. In nat it cannot tell two flows of one client port apart (see
+    `conflicts`)."""
     if snap.services.services[p.service].forward != FORWARD_NAT:
         return True
     return not conflicts(&pipe.flows, snap.services, p, &snap.services.backends[backend], now)
@@ -78,7 +81,8 @@ cdef inline bint may_have(
 cdef inline uint32_t alternative(
         PipelineState *pipe, const Snapshot *snap, const Service *service, Cursor *cursor, uint64_t hashed,
         const Packet *p, bint fresh, uint32_t now) noexcept nogil:
-    """The next by the hash that may have the flow, with room for it if it is new; 0: none of MAX_ALTERNATIVES."""
+    """Return the next backend by the hash that may have the flow, with room for it if it is new; 0 if none of
+    MAX_ALTERNATIVES may."""
     cdef const Candidate *candidate
     cdef int offset
     for offset in range(MAX_ALTERNATIVES if service.candidate_count != 0 else 0):
@@ -92,7 +96,7 @@ cdef inline uint32_t alternative(
 
 cdef inline int choose_backend(
         PipelineState *pipe, const Snapshot *snap, Packet *p, bint fresh, uint32_t now) noexcept nogil:
-    """Set the backend of a flow that is new, or without an entry; 0, or why there is none."""
+    """Set the backend of a flow that is new, or without an entry. Returns 0, or why there is none."""
     cdef const Service *service = &snap.services.services[p.service]
     cdef Cursor *cursor = cursor_of(&pipe.schedulers, p.service)
     cdef uint64_t hashed = hash_of_flow(snap.services, service, p)
@@ -112,14 +116,9 @@ cdef inline int choose_backend(
     return 0
 
 
-cdef inline bint translates(const Service *service) noexcept nogil:
-    """The NAT modes: both legs of a flow pass."""
-    return service.forward <= FORWARD_FULLNAT
-
-
 cdef inline FlowEntry *enter_client(
         PipelineState *pipe, const Snapshot *snap, const Packet *p, uint32_t now) noexcept nogil:
-    """Make the entry of a packet's flow, which has none; NULL when there is no room."""
+    """Make the entry of a packet's flow, which has none; NULL if there is no room."""
     cdef const Service *service = &snap.services.services[p.service]
     cdef FlowEntry *entry
     cdef FlowTuple *flow
@@ -150,16 +149,18 @@ cdef inline FlowEntry *enter_client(
 
 
 cdef inline bint is_found_again(const Service *service) noexcept nogil:
-    """Do packets in mid-flow go where a new flow of their client would: by the same hash, by the affinity table?"""
+    """True if packets in mid-flow go where a new flow of their client would: by the same hash, or by the affinity
+    table."""
     if service.forward == FORWARD_FULLNAT or service.affinity != NULL:
         return True
-    return service.scheduler <= BY_SOURCE_HASH and not service.restrained
+    return goes_by_hash(service) and not service.restrained
 
 
 cdef inline bint needs_entry(
         PipelineState *pipe, const Snapshot *snap, const Service *service, const Packet *p, uint32_t now,
         ) noexcept nogil:
-    """Would nobody know whose flow it is that the packet's backend answers? (See `explains`.)"""
+    """True if without an entry nobody would know whose flow it is that the packet's backend answers (see
+    `explains`)."""
     cdef uint64_t hashed
     if not translates(service):
         return False
@@ -171,8 +172,8 @@ cdef inline bint needs_entry(
 
 cdef inline int pass_without_entry(
         PipelineState *pipe, const Snapshot *snap, Packet *p, bint fresh, int reason, uint32_t now) noexcept nogil:
-    """A flow that gets no entry goes from its first packet on as the next ones will, with an entry or not: by its
-    client's affinity, or else by the hash.
+    """Forward a flow that gets no entry, from its first packet on as the next ones will go, with an entry or not: by
+    its client's affinity, or else by the hash.
 
     `reason`: how it ends where nothing works without an entry.
     """
@@ -192,7 +193,8 @@ cdef inline int pass_without_entry(
 
 cdef inline int start_fullnat_flow(
         PipelineState *pipe, const Snapshot *snap, Packet *p, bint fresh, uint32_t now) noexcept nogil:
-    """In fullnat a flow is nothing without its source port, and a port nothing without an entry that remembers it."""
+    """Start a flow of fullnat: it is nothing without its source port, and a port is nothing without an entry that
+    remembers it."""
     cdef SourcePool *pool = pool_of(&pipe.flows, p.family)
     cdef FlowEntry *entry
     cdef SourcePort *port
@@ -215,7 +217,7 @@ cdef inline int start_fullnat_flow(
 
 
 cdef inline int start_flow(PipelineState *pipe, const Snapshot *snap, Packet *p, uint32_t now) noexcept nogil:
-    """A packet without an entry: schedule a new flow, or pick one up in mid-flow."""
+    """Schedule a new flow, or pick one up in mid-flow, for a packet without an entry."""
     cdef const Service *service = &snap.services.services[p.service]
     cdef bint fresh = may_begin(p)
     cdef bint scheduled = fresh
@@ -242,8 +244,8 @@ cdef inline int start_flow(PipelineState *pipe, const Snapshot *snap, Packet *p,
 
 cdef inline bint still_holds(
         const Snapshot *snap, const FlowEntry *entry, const Packet *p, uint32_t now) noexcept nogil:
-    """An entry decides unless it has expired, its VIP went to another service, its backend does not keep the flow, or
-    a SYN starts anew."""
+    """True if the entry decides: it has not expired, its VIP has not gone to another service, its backend keeps the
+    flow, and no SYN starts anew."""
     cdef const Backend *backend = &snap.services.backends[backend_of(entry)]
     if unlikely(has_expired(entry, snap.services, now)):
         return False
@@ -256,8 +258,8 @@ cdef inline bint still_holds(
 
 cdef inline bint has_its_source(
         PipelineState *pipe, const Snapshot *snap, FlowEntry *entry, Packet *p) noexcept nogil:
-    """In fullnat, set the flow's source port. One from before a reload gave the service this mode has none, and is
-    over."""
+    """Set the flow's source port in fullnat. Returns False for a flow from before a reload gave the service this mode:
+    it has none, and is over."""
     if likely(snap.services.services[p.service].forward != FORWARD_FULLNAT):
         return True
     p.source = tuple_of(&pipe.flows, entry).source
@@ -265,7 +267,8 @@ cdef inline bint has_its_source(
 
 
 cdef inline bint keeps(const Backend *backend, const Packet *p) noexcept nogil:
-    """Does a backend that is down, or goes, get this packet of a flow of its? A RST that ends the flow it does."""
+    """True if a backend that is down or leaving still gets this packet of one of its flows. With KEEP_TO_RESET only a
+    RST goes there, which ends the flow."""
     if backend.flow_policy == KEEP_TO_RESET:
         return p.tcp_flags & TCP_RST != 0
     return backend.flow_policy == KEEP_EXCEPT_SYN and not is_syn(p)
@@ -273,7 +276,8 @@ cdef inline bint keeps(const Backend *backend, const Packet *p) noexcept nogil:
 
 cdef inline bint is_to_reset(
         const Snapshot *snap, const FlowEntry *entry, const Packet *p, uint32_t now) noexcept nogil:
-    """Of an entry that does not decide: is the client told so? Not by a SYN's answer, which is a new flow's."""
+    """True if the client is told that an entry which does not decide has ended. A SYN gets no such answer: it begins a
+    new flow."""
     cdef const Backend *backend = &snap.services.backends[backend_of(entry)]
     return (not has_expired(entry, snap.services, now) and backend.flow_policy == KEEP_TO_RESET
             and backend.service == p.service and not is_syn(p))
@@ -282,8 +286,8 @@ cdef inline bint is_to_reset(
 cdef inline FlowEntry *find_prefetched(PipelineState *pipe, const Packet *p) noexcept nogil:
     """Return the flow's entry, or NULL; no second search where `prefetch_rest` has seen it, or an empty entry for it.
 
-    Whoever had entered the flow since would have taken that place, the first that was empty, unless one before it has
-    become empty.
+    Whoever had entered the flow since would have taken that empty entry, which was the first one, unless one before it
+    has become empty.
     """
     cdef FlowEntry *entry = <FlowEntry *>p.entry
     if entry != NULL:
@@ -295,7 +299,7 @@ cdef inline FlowEntry *find_prefetched(PipelineState *pipe, const Packet *p) noe
 
 
 cdef inline int track_client(PipelineState *pipe, const Snapshot *snap, Packet *p, uint32_t now) noexcept nogil:
-    """Set the packet's backend; the reason tells how it was found, or why there is none."""
+    """Set the packet's backend. The reason tells how it was found, or why there is none."""
     cdef FlowEntry *entry = find_prefetched(pipe, p)
     if likely(entry != NULL):
         if likely(still_holds(snap, entry, p, now) and has_its_source(pipe, snap, entry, p)):
@@ -313,9 +317,9 @@ cdef inline int track_client(PipelineState *pipe, const Snapshot *snap, Packet *
 cdef inline bint explains(
         PipelineState *pipe, const Snapshot *snap, uint32_t backend, const Packet *p, uint16_t be_vport, uint32_t now,
         ) noexcept nogil:
-    """Would this backend's service have sent the client's side of the flow to it?
+    """True if this backend's service would have sent the client's side of the flow to it.
 
-    With a prefix there is no telling: the hash takes the whole VIP.
+    With a prefix as VIP there is no telling: the hash takes the whole address.
     """
     cdef const Service *service = &snap.services.services[snap.services.backends[backend].service]
     cdef uint64_t hashed
@@ -327,7 +331,8 @@ cdef inline bint explains(
 
 cdef inline bint lives_elsewhere(
         PipelineState *pipe, const Snapshot *snap, const Packet *p, uint64_t fingerprint, uint32_t now) noexcept nogil:
-    """Has the flow an entry with another backend of the same service? One that no longer decides makes way."""
+    """True if the flow has an entry with another backend of the same service. One that no longer decides is
+    forgotten."""
     cdef FlowEntry *entry = find_flow(&pipe.flows, p.shard, fingerprint)
     if likely(entry == NULL):
         return False
@@ -341,9 +346,10 @@ cdef inline bint lives_elsewhere(
 cdef inline void set_flow_of_reply(
         FlowTuple *flow, PipelineState *pipe, const Snapshot *snap, const Packet *p, uint32_t backend, FlowEntry *entry,
         ) noexcept nogil:
-    """The flow, as nat has it, of what `backend` answers, or of an error about what was sent to it.
+    """Set the flow, as nat has it, that a packet from `backend` answers, or that an error about a packet to it is
+    about.
 
-    `entry`: the flow's; NULL when it has none.
+    `entry`: the flow's; NULL if it has none.
     """
     cdef const Service *service = &snap.services.services[snap.services.backends[backend].service]
     flow.client = p.dst
@@ -361,7 +367,8 @@ cdef inline void set_flow_of_reply(
 cdef inline int enter_picked_up(
         PipelineState *pipe, const Snapshot *snap, const Packet *p, uint64_t fingerprint, FlowTuple *flow, uint32_t now,
         ) noexcept nogil:
-    """Make an entry for the flow of a reply that the hash has explained, if it may have one. The packet's reason."""
+    """Make an entry for the flow of a reply that the hash has explained, if it may have one. Returns the packet's
+    reason."""
     cdef const Service *service = &snap.services.services[snap.services.backends[p.backend].service]
     cdef FlowEntry *entry
     if p.protocol != PROTO_TCP or p.tcp_flags & TCP_RST:
@@ -381,8 +388,8 @@ cdef inline int enter_picked_up(
 
 cdef inline bint find_explanation(
         PipelineState *pipe, const Snapshot *snap, Packet *p, FlowTuple *flow, uint32_t now) noexcept nogil:
-    """Which of the backends at one address and port would have had the flow, by hash? It is the packet's then, and
-    `flow` what the client sees; else False, and the packet has none.
+    """Find out which of the backends at one address and port would have had the flow, by hash. If True, the packet has
+    that backend, and `flow` is what the client sees; else it has none.
 
     Bounded: at most MAX_ALTERNATIVES services share a backend's address and port.
     """
@@ -400,7 +407,8 @@ cdef inline bint find_explanation(
 
 cdef inline int pick_up_reply(
         PipelineState *pipe, const Snapshot *snap, Packet *p, FlowTuple *flow, uint32_t now) noexcept nogil:
-    """A reply without an entry: after a restart, the Maglev table tells through which VIP the client came."""
+    """Pick up the flow of a reply without an entry: after a restart, the Maglev table tells through which VIP the
+    client came."""
     cdef uint64_t fingerprint
     if find_explanation(pipe, snap, p, flow, now):
         fingerprint = flow_fingerprint(pipe.flows.key, p.fingerprint, flow.vip, flow.be_vport, True)
@@ -412,7 +420,8 @@ cdef inline int pick_up_reply(
 
 cdef inline FlowEntry *entry_of_port(
         PipelineState *pipe, const Snapshot *snap, Packet *p, FlowTuple *flow, uint32_t now) noexcept nogil:
-    """The entry of the flow that has the source port that a packet was sent to; NULL, unless its backend sent it."""
+    """Return the entry of the flow that has the source port to which a packet was sent; NULL unless its backend sent
+    it."""
     cdef SourcePort *port = &pool_of(&pipe.flows, p.family).ports[p.source - 1]
     cdef FlowEntry *entry = find_by_port(&pipe.flows, p.shard, port)
     cdef const Backend *backend
@@ -432,7 +441,7 @@ cdef inline FlowEntry *entry_of_port(
 
 
 cdef inline void note_answer(PipelineState *pipe, FlowEntry *entry, const Packet *p, uint32_t now) noexcept nogil:
-    """A SYN-ACK tells how long the backend took; its tuple is looked at once in a flow."""
+    """Note how long the backend took for a SYN-ACK, or that it refused. The tuple is looked at once in a flow."""
     cdef const FlowTuple *flow
     if likely(state_of(entry) != FLOW_SYN) or p.protocol != PROTO_TCP:
         return
@@ -457,7 +466,7 @@ cdef inline int track_fullnat_reply(
 
 cdef inline int track_reply(
         PipelineState *pipe, const Snapshot *snap, Packet *p, FlowTuple *flow, uint32_t now) noexcept nogil:
-    """Set the packet's backend, and what of `flow` tells whom it goes to and whom it shall come from."""
+    """Set the packet's backend, and in `flow` whom the packet goes to and whom it shall come from."""
     cdef FlowEntry *entry
     if p.source != 0:
         return track_fullnat_reply(pipe, snap, p, flow, now)
@@ -477,7 +486,7 @@ cdef inline int track_reply(
 # --- ICMP errors, which change no flow --------------------------------------------------------------------------------
 
 cdef inline int backend_of_error(PipelineState *pipe, const Snapshot *snap, Packet *p, uint32_t now) noexcept nogil:
-    """An error to a VIP: to the flow's backend, or where the Maglev table would have sent the flow."""
+    """Set where an error to a VIP goes: to the flow's backend, or where the Maglev table would have sent the flow."""
     cdef const Service *service = &snap.services.services[p.service]
     cdef FlowEntry *entry = find_flow(&pipe.flows, p.shard, p.fingerprint)
     if entry != NULL and not is_stale(entry, snap.services, now):
@@ -492,7 +501,7 @@ cdef inline int backend_of_error(PipelineState *pipe, const Snapshot *snap, Pack
 
 cdef inline int flow_of_error(
         PipelineState *pipe, const Snapshot *snap, Packet *p, FlowTuple *flow, uint32_t now) noexcept nogil:
-    """An error about a packet to a backend: the flow in which the client had sent it."""
+    """Find the flow in which the client had sent the packet to a backend that an error is about."""
     cdef FlowEntry *entry
     if p.source != 0:
         return VIA_ICMP if entry_of_port(pipe, snap, p, flow, now) != NULL else DROP_ICMP_UNKNOWN

@@ -9,7 +9,7 @@ Python opens sockets and clears up after those that failed, the worker uses them
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastlb.dataplane.abi cimport ENODEV
-from fastlb.dataplane.encap cimport MAX_OUTER
+from fastlb.dataplane.mode cimport MAX_OUTER
 from fastlb.dataplane.machine cimport load_acquire_u32, unlikely
 from fastlb.dataplane.reasons cimport DROP_TX_LINK_DOWN
 from fastlb.dataplane.segments cimport gso_kind
@@ -31,17 +31,17 @@ cdef struct Transmit:
     Xsk xsks[MAX_XSKS]
     const uint8_t *memory    # of the worker's rings, which every socket has registered
     uint64_t *reasons        # the pipeline's counters: a frame that cannot leave is a drop
-    uint64_t offloaded       # super-frames in tunnels that the kernel cuts
+    uint64_t offloaded       # GSO packets in tunnels that the kernel cuts
     uint64_t posted          # frames that left by AF_XDP
     uint64_t posted_bytes    # with those of frames that were lost after all: nobody knows their lengths any more
-    uint32_t offloads[MAX_OFFLOADS]  # interfaces behind which super-frames in tunnels are cut (tunneloffload.py)
+    uint32_t offloads[MAX_OFFLOADS]  # interfaces behind which GSO packets in tunnels are cut (tunnel_offload.py)
     uint32_t block_shift     # a block is 2**block_shift bytes
     uint32_t now             # milliseconds
     bint waiting             # frames are posted that the kernel has not been told of
 
 
 cdef inline Xsk *xsk_of(Transmit *out, uint32_t ifindex) noexcept nogil:
-    """The socket that sends on an interface; NULL when there is none."""
+    """Return the socket that sends on an interface; NULL if there is none."""
     cdef int i
     for i in range(MAX_XSKS):
         if out.xsks[i].ifindex == ifindex and load_acquire_u32(&out.xsks[i].state) == XSK_READY:
@@ -78,7 +78,7 @@ cdef inline void flush(Transmit *out) noexcept nogil:
 
 
 cdef inline Xsk *xsk_with_room(Transmit *out, const Packet *p) noexcept nogil:
-    """The socket by which a frame can leave now; NULL: by sendmmsg."""
+    """Return the socket by which a frame can leave now; NULL if it leaves by sendmmsg."""
     cdef Xsk *xsk = xsk_of(out, p.out_ifindex)
     if xsk == NULL or not takes(xsk, p):
         return NULL
@@ -98,16 +98,16 @@ cdef inline bint offloads_tunnels(const Transmit *out, uint32_t ifindex) noexcep
 
 
 cdef inline bint is_offloadable(const Packet *p) noexcept nogil:
-    """A super-frame in a tunnel that the kernel can cut too: its segments leave whole, its outer header can count its
-    bytes, and nothing lies between that and the Ethernet header."""
+    """True for a GSO packet in a tunnel that the kernel can cut, too: its segments leave whole, its outer header can
+    count its bytes, and nothing lies between that and the Ethernet header."""
     return (
         p.outer != 0 and p.vnet.gso_type != 0 and p.fragment_size == 0 and p.outer + p.l3_length <= MAX_IP
         and p.l3 - p.outer == ETH_LEN)
 
 
 cdef inline bint has_sound_offloads(const Packet *p) noexcept nogil:
-    """A super-frame whose offloads fit its headers, as those of a sender on this machine need not. The egress program
-    reads as many bytes as the longest outer headers have."""
+    """True for a GSO packet whose offloads fit its headers, as those of a sender on this machine need not. The egress
+    program reads as many bytes as the longest outer headers have."""
     cdef uint8_t kind = gso_kind(p)
     if not p.vnet.flags & VNET_NEEDS_CSUM or p.vnet.csum_start != p.l4 or p.length < ETH_LEN + MAX_OUTER:
         return False
@@ -117,8 +117,11 @@ cdef inline bint has_sound_offloads(const Packet *p) noexcept nogil:
 
 
 cdef inline void enqueue_cut(Transmit *out, Packet *p) noexcept nogil:
-    """Queue what leaves in pieces: cut here, unless the kernel can. One of its tunnels' kinds of super-frames has open
-    checksums inside, and none outside; a super-frame of UDP is the other way about."""
+    """Queue what leaves in several frames: cut here, unless the kernel can.
+
+    Where the outer header has no checksum, a GSO packet in a tunnel has its open checksums inside; a GSO packet of UDP
+    has them outside.
+    """
     if not is_offloadable(p) or not offloads_tunnels(out, p.out_ifindex):
         enqueue_frames(&out.messages, p)
     elif p.summed:
@@ -152,7 +155,7 @@ cdef inline void transmit(Transmit *out, Packet *p) noexcept nogil:
 
 
 cdef inline void send_outside_rings(Transmit *out, Packet *p) noexcept nogil:
-    """Send a frame that lies outside of the rings, at once and after all that waits."""
+    """Send a frame that does not lie in the rings, at once and after all that waits."""
     push_all(out)
     if p.segment_size:
         enqueue_cut(out, p)
@@ -173,7 +176,7 @@ cdef inline bint collect(Transmit *out, uint32_t now) noexcept nogil:
 
 
 cdef inline bint attend_to(Transmit *out, Xsk *xsk) noexcept nogil:
-    """One socket's part of `collect`. What the kernel's full queue left behind is pushed again."""
+    """Do one socket's part of `collect`. What the kernel's full queue left behind is pushed again."""
     cdef uint32_t lost
     if xsk.in_flight:
         reap(xsk, out.block_shift, out.now)
@@ -187,7 +190,7 @@ cdef inline bint attend_to(Transmit *out, Xsk *xsk) noexcept nogil:
 
 
 cdef inline bint block_is_free(Transmit *out, uint32_t block) noexcept nogil:
-    """Has every frame of this block left? sendmmsg copies, so only sockets in flight matter."""
+    """True if every frame of this block has left. sendmmsg copies, so only sockets in flight matter."""
     cdef int i
     for i in range(MAX_XSKS):
         if out.xsks[i].in_flight and out.xsks[i].outstanding[block]:

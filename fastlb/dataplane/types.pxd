@@ -44,14 +44,14 @@ cdef struct Table:
 
 
 cdef struct Mask:
-    # Which bits of address and port the entries of a table look at that have this in their keys.
+    # Which bits of address and port some entries of a table look at (tuple space search). Their keys have `meta`.
     Addr addr
     uint64_t meta
     uint16_t be_port
 
 
 cdef struct MaskList:
-    # Those of one IP version that a table has beside whole addresses and ports, the most specific first.
+    # The masks of one IP version that a table has beside whole addresses and ports, the most specific first.
     Mask *masks
     uint32_t count
 
@@ -93,7 +93,7 @@ cdef enum Forward:
 
 
 cdef enum DontFragment:
-    # Of an outer IPv4 header.
+    # The flag of an outer IPv4 header.
     DF_INNER = 0             # as the inner packet; set for IPv6, which no router fragments
     DF_ALWAYS = 1
     DF_NEVER = 2
@@ -123,9 +123,9 @@ cdef enum OnNoBackend:
 
 cdef enum FlowPolicy:
     # What becomes of the flows that a backend has.
-    KEEP_NONE = 0            # each is placed anew with its next packet from the client; so are those of an unknown id
+    KEEP_NONE = 0            # each is placed anew with its next packet from the client; so are flows of an unknown id
     KEEP_ALL = 1
-    KEEP_EXCEPT_SYN = 2      # the backend may be dead: a SYN on a flow of its is not left to it
+    KEEP_EXCEPT_SYN = 2      # the backend may be dead: a SYN on one of its flows starts a new flow elsewhere
     KEEP_TO_RESET = 3        # each is answered with RST at its next packet from the client
 
 
@@ -156,18 +156,17 @@ cdef struct Candidate:
 
 
 cdef struct Taker:
-    # A backend that takes clients of a place.
+    # A backend that takes clients who stick to a StickyBackend.
     uint32_t backend         # its id
     uint32_t max_flows       # flows that it may have, as of Candidate
     double weight            # among those of its address
 
 
 cdef struct StickyBackend:
-    # What a place of an affinity group, one service's backend, is to one service: itself, or what this service has at
-    # the same address.
+    # What a backend of an affinity group is to one service: its own backend, or those that it has at the same address.
     Taker *takers
     uint32_t count           # 0: none takes its clients
-    bint pinned              # it tells another service which of several it is, so a slot goes on naming it
+    bint pinned              # another service tells by it which of several it is, so a slot still names it
 
 
 cdef struct Affinity:
@@ -180,7 +179,7 @@ cdef struct Affinity:
 
 
 cdef enum Gate:
-    # Of a service: what its clients' packets must pass (admission.pxd).
+    # What the packets of a service's clients must pass (admission.pxd).
     GATE_LISTS = 1           # every packet
     GATE_LIMIT = 2           # the first of a flow
 
@@ -319,7 +318,7 @@ cdef struct Packet:
     uint16_t vlan_tpid       # 0: there was none
     uint8_t family
     uint8_t protocol
-    uint8_t asked            # what tables are asked for: the protocol, with LATER_BIT of a later fragment
+    uint8_t asked            # the protocol in keys of tables: the packet's, of a later fragment with LATER_BIT
     uint8_t fragment         # see Fragment
     uint8_t more             # fragments behind this one
     uint16_t offset          # of a fragment within its datagram, and how many bytes of it it has
@@ -338,7 +337,7 @@ cdef struct Packet:
     uint32_t service         # index, on the client leg
     uint32_t backend         # stable id; 0: none chosen yet
     uint32_t source          # fullnat: the flow's source port, as from take_port; 0: none
-    void *entry              # where the flow's entry was when it was approached, or will be; NULL: not known
+    void *entry              # where `prefetch_rest` saw the flow's entry, or room for it; NULL: not known
     Addr src                 # with an ICMP error: of the answer to what it quotes
     Addr dst
     Addr sender              # of an ICMP error
@@ -348,13 +347,13 @@ cdef struct Packet:
 
 
 cdef struct ServiceEvents:
-    # What befell the new flows of one service, and its half-open ones.
-    uint64_t affine          # went where their client's last one had gone
-    uint64_t affine_moved    # could not, and their client with them
-    uint64_t load_moved      # passed over whom the scheduler had named, for a limit of load
-    uint64_t conflict_moved  # nat: passed over who already talks to the client's port through another VIP
-    uint64_t evicted         # half-open, given up for newer ones
-    uint64_t untracked       # got no entry, because no other gave way
+    # What befell the new and the half-open flows of one service.
+    uint64_t affine          # new flows that went where their client's last one had gone
+    uint64_t affine_moved    # new flows that could not, so that their client was placed anew
+    uint64_t load_moved      # new flows whose first choice had no room
+    uint64_t conflict_moved  # nat: new flows whose backend already talks to the client's port
+    uint64_t evicted         # half-open flows given up for newer ones
+    uint64_t untracked       # flows without an entry, because no other gave way
 
 
 cdef struct BackendStats:

@@ -4,7 +4,7 @@ It alone owns its rings, its ways out and its pipeline's state. Between batches 
 the current snapshot and sweeps a bounded part of the flow table.
 
 A worker that finds nothing spins for a while, so that the next frame of a busy link meets it awake. Then it sleeps on
-its doorbells: packet sockets behind an eBPF program (programs.py) that lets a frame's first byte in once, while the
+its doorbells: packet sockets behind an eBPF program (kernel/ebpf) that lets a frame's first byte in once, while the
 word `asleep` says so. Without open blocks a frame cannot be read before its block is closed, which wakes a sleeper by
 itself; then there are no doorbells.
 """
@@ -55,7 +55,7 @@ cdef struct WorkerState:
 
 
 cdef inline uint32_t clock_ms() noexcept nogil:
-    """Milliseconds of the monotonic clock, modulo 2**32; good to a timer tick."""
+    """Return the milliseconds of the monotonic clock, modulo 2**32; good to a timer tick."""
     cdef timespec now
     clock_gettime(CLOCK_MONOTONIC_COARSE, &now)
     return <uint32_t>(now.tv_sec * 1000 + now.tv_nsec // 1000000)
@@ -70,7 +70,7 @@ cdef inline uint64_t clock_ns() noexcept nogil:
 # --- frames ----------------------------------------------------------------------------------------------------------
 
 cdef inline void process(WorkerState *worker, int count, uint32_t now) noexcept nogil:
-    """One batch: verdicts, then the forwarded frames to the ways out in the order in which they came."""
+    """Process one batch: reasons first, then the forwarded frames are transmitted in the order in which they came."""
     cdef int i
     worker.pipe.now_us = clock_ns() // 1000
     run_batch(worker.pipe, pick_up(worker.publication), worker.packets, count, now)
@@ -81,7 +81,8 @@ cdef inline void process(WorkerState *worker, int count, uint32_t now) noexcept 
 
 
 cdef inline void send_settled_fragments(WorkerState *worker, uint32_t now) noexcept nogil:
-    """Send those that waited for their first. They lie outside of the rings, so they leave by sendmmsg, one by one."""
+    """Send fragments that waited for their first one and need no longer. They lie outside of the rings, so they leave
+    by sendmmsg, one by one."""
     cdef const Snapshot *snap
     cdef Packet *p
     cdef uint32_t at = 0
@@ -97,13 +98,13 @@ cdef inline void send_settled_fragments(WorkerState *worker, uint32_t now) noexc
 
 
 cdef inline void give_back(WorkerState *worker, RxRing *ring) noexcept nogil:
-    """The held blocks whose frames have all left, oldest first."""
+    """Give back the held blocks whose frames have all left, oldest first."""
     while ring.held and block_is_free(&worker.out, ring.first + ring.oldest):
         kernel_may_refill(ring)
 
 
 cdef inline bint read_ring(WorkerState *worker, RxRing *ring, uint32_t now) noexcept nogil:
-    """What the current block has by now, a batch at a time; False when that is nothing.
+    """Process what the current block has by now, a batch at a time; False if that is nothing.
 
     Bounded by the block. One that is closed is held until all of its frames have left.
     """
@@ -139,7 +140,7 @@ cdef inline bint read_ring(WorkerState *worker, RxRing *ring, uint32_t now) noex
 
 
 cdef inline bint read_rings(WorkerState *worker, uint32_t now) noexcept nogil:
-    """One block of each ring that has one, so that no interface starves another; False when all were empty."""
+    """Read one block of each ring that has one, so that no interface starves another; False if all were empty."""
     cdef bint found = False
     cdef uint32_t i
     for i in range(worker.ring_count):
@@ -149,7 +150,7 @@ cdef inline bint read_rings(WorkerState *worker, uint32_t now) noexcept nogil:
 
 
 cdef inline bint take_back(WorkerState *worker, uint32_t now) noexcept nogil:
-    """Completions, and the blocks that they free; True while frames are on their way out."""
+    """Collect completions, and give back the blocks that they free; True while frames are on their way out."""
     cdef bint in_flight = collect(&worker.out, now)
     cdef uint32_t i
     for i in range(worker.ring_count):
@@ -158,10 +159,10 @@ cdef inline bint take_back(WorkerState *worker, uint32_t now) noexcept nogil:
 
 
 cdef inline void let_frames_gather() noexcept nogil:
-    """A short pause after a few frames from an open block.
+    """Pause for a moment after a few frames from an open block.
 
-    A reader that keeps up with every single frame takes the block's cache lines away from the core that writes the
-    next one there, and costs it 300 ns a frame.
+    A reader that keeps up with every single frame takes the block's cache lines away from the core that writes the next
+    one there, and costs it 300 ns a frame.
     """
     cdef uint64_t end = clock_ns() + GATHER_NS
     while clock_ns() < end:
@@ -171,7 +172,7 @@ cdef inline void let_frames_gather() noexcept nogil:
 # --- idle ------------------------------------------------------------------------------------------------------------
 
 cdef inline bint keeps_spinning(WorkerState *worker, uint64_t *idle_since) noexcept nogil:
-    """``idle_since``: when spinning began, 0 before that."""
+    """Spin once; False if it is time to sleep. ``idle_since``: when spinning began, 0 before that."""
     cdef uint64_t now = clock_ns()
     if idle_since[0] == 0:
         idle_since[0] = now
@@ -195,8 +196,11 @@ cdef inline bint anything_came(WorkerState *worker) noexcept nogil:
 
 
 cdef inline void attend_to_socket(pollfd *socket, bint is_bell) noexcept nogil:
-    """After a wake-up. A link that went down leaves an error on its sockets, and poll returns at once until somebody
-    has asked for it; a doorbell rings until it is emptied."""
+    """Attend to a socket that woke the worker.
+
+    A link that went down leaves an error on its sockets, and poll returns at once until somebody has asked for it; a
+    doorbell rings until it is emptied.
+    """
     cdef int error
     cdef unsigned int length = sizeof(error)
     cdef uint8_t rung

@@ -6,7 +6,7 @@ cdef class RingMemory:
     """Address space for all rings of a worker, side by side, so that a transmit socket can register them as one.
 
     ``rings``: how many there will be. ``block_size``: bytes, a power of two of at least 128 KiB, so that the longest
-    super-frame fits. ``blocks``: of each ring.
+    GSO packet fits. ``blocks``: of each ring.
     """
 
     def __init__(self, uint32_t rings, uint32_t block_size, uint32_t blocks):
@@ -70,13 +70,14 @@ cdef class Ring:
     def join(self, int group):
         """Join a PACKET_FANOUT group, whose program chooses the frames from then on, and drop the own filter.
 
-        ``group``: the option's value, as fanout.py gives it. Raises OSError.
+        ``group``: the option's value, as workers/fanout.py gives it. Raises OSError.
         """
         self.socket.setsockopt(SOL_PACKET, PACKET_FANOUT, group)
         self.socket.setsockopt(SOL_SOCKET, SO_DETACH_FILTER, 0)
 
     def take(self, uint32_t most, size_t room, double seconds):
-        """Up to ``most`` frames with together ``room`` bytes, as a list of (frame, whether its block was still open).
+        """Take up to ``most`` frames with together ``room`` bytes, as a list of (frame, whether its block was still
+        open).
 
         Ends after ``seconds`` without another frame. For a ring that no worker reads.
         """
@@ -95,7 +96,8 @@ cdef class Ring:
         return found
 
     def statistics(self):
-        """What the kernel counted for this ring since it was opened: packets, drops for want of room, freezes."""
+        """Return what the kernel counted for this ring since it was opened: packets, drops for want of room,
+        freezes."""
         cdef tuple fresh = unpack("3I", self.socket.getsockopt(SOL_PACKET, PACKET_STATISTICS, 12))
         for name, value in zip(self.totals, fresh):
             self.totals[name] += value                   # reading resets the kernel's own
@@ -113,7 +115,7 @@ cdef struct Taken:
 
 cdef uint32_t take_frames(
         RxRing *ring, Taken *taken, uint32_t most, uint8_t *copies, size_t room, uint64_t patience_ns) noexcept nogil:
-    """Copy frames out of a ring, one behind the other; how many."""
+    """Copy frames out of a ring, one behind the other. Returns how many."""
     cdef uint64_t deadline = clock_ns() + patience_ns
     cdef tpacket3_hdr *slot
     cdef Packet packet
@@ -174,7 +176,7 @@ cdef class Worker:
         self.state.spin_ns = <uint64_t>spin_us * 1000
 
     cdef int listen_to(self, list rings, list bells, asleep) except -1:
-        """What ends a sleep."""
+        """Set what ends a sleep."""
         if len(bells) > len(rings):
             raise ValueError(f"{len(bells)} doorbells for {len(rings)} rings")
         if bells and asleep is None:
@@ -225,7 +227,7 @@ cdef class Worker:
         store_release_u32(&xsk.state, XSK_READY)
 
     cdef int open_in(self, Xsk *xsk, uint32_t ifindex, uint32_t queue) except -1:
-        """With the memory that another socket has registered, or registered anew."""
+        """Open a socket over the memory that another socket has registered, or register it anew."""
         cdef const Xsk *other = self.any_xsk()
         if other != NULL:
             try:
@@ -271,7 +273,8 @@ cdef class Worker:
         return NULL
 
     def xsks(self):
-        """The interfaces that have, or had, an AF_XDP socket: {interface index: None, or the errno that ended it}.
+        """Return the interfaces that have, or had, an AF_XDP socket: {interface index: None, or the errno that ended
+        it}.
 
         0 stands for a link that no longer completed what was sent.
         """
@@ -287,10 +290,11 @@ cdef class Worker:
     # --- tunnel offload --------------------------------------------------------------------------------------------
 
     def offload_tunnels(self, links):
-        """Do not cut super-frames in tunnels that leave by these interfaces: the egress of each has the program of
-        tunneloffload.py. From the thread that owns the worker, which may be running.
+        """Do not cut GSO packets in tunnels that leave by these interfaces, because the egress of each has the program
+        of tunnel_offload.py. May be called while the worker runs, from the thread that owns it.
 
-        ``links``: interface indices, in place of those of the last call. Raises ValueError for more than OFFLOAD_LINKS.
+        ``links``: interface indices, which replace those of the last call. Raises ValueError for more than
+        OFFLOAD_LINKS.
         """
         cdef list wanted = sorted(links)
         cdef int i
@@ -340,7 +344,7 @@ cdef class Worker:
 
 
 def packet_socket():
-    """A raw packet socket that receives nothing until it is bound."""
+    """Return a raw packet socket that receives nothing until it is bound."""
     return socket(AF_PACKET, SOCK_RAW, 0)
 
 

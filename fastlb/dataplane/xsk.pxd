@@ -58,9 +58,9 @@ cdef struct Xsk:
 
 
 cdef inline bint takes(const Xsk *xsk, const Packet *p) noexcept nogil:
-    """Super-frames and long frames cannot leave by AF_XDP, open checksums only with metadata.
+    """True if the frame can leave by AF_XDP: GSO packets and long frames cannot, open checksums only with metadata.
 
-    The kernel answers a checksum outside its frame with an error for the whole socket, so that goes by sendmmsg too.
+    The kernel answers a checksum outside its frame with an error for the whole socket, so that leaves by sendmmsg, too.
     """
     if p.vnet.gso_type != 0 or p.length > XSK_MAX_FRAME:
         return False
@@ -69,7 +69,8 @@ cdef inline bint takes(const Xsk *xsk, const Packet *p) noexcept nogil:
 
 
 cdef inline bint has_room(const Xsk *xsk) noexcept nogil:
-    """In the transmit ring, and in the completion ring of the same size for everything in flight."""
+    """True if the transmit ring has room, and the completion ring, which has the same size, for everything in
+    flight."""
     return xsk.in_flight < XSK_RING
 
 
@@ -122,12 +123,12 @@ cdef inline void post(Xsk *xsk, const uint8_t *memory, uint32_t block_shift, Pac
 
 
 cdef inline bint has_backlog(const Xsk *xsk) noexcept nogil:
-    """Is anything posted that the kernel has not taken?"""
+    """True if anything is posted that the kernel has not taken."""
     return load_acquire_u32(xsk.tx.consumer) != xsk.producer
 
 
 cdef inline uint32_t push(Xsk *xsk, uint32_t block_shift, uint32_t now) noexcept nogil:
-    """Have the kernel send what was posted, until its queue is full; returns how many frames were lost.
+    """Have the kernel send what was posted, until its queue is full. Returns how many frames were lost.
 
     EBUSY is one frame that the device did not take, for want of a carrier: it is complete, and not sent.
     """
@@ -148,10 +149,10 @@ cdef inline uint32_t push(Xsk *xsk, uint32_t block_shift, uint32_t now) noexcept
 
 
 cdef inline bint passing(int error) noexcept nogil:
-    """More to send than one call takes, or a queue that is full for the moment."""
+    """True for an error that will pass: more to send than one call takes, or a queue that is full for the moment."""
     return error == EAGAIN or error == ENOBUFS or error == EINTR
 
 
 cdef inline bint is_silent(const Xsk *xsk, uint32_t now) noexcept nogil:
-    """A link that went down may stop completing without an error."""
+    """True if frames are in flight and nothing completes: a link that went down may stop without an error."""
     return xsk.in_flight != 0 and <int>(now - xsk.progress) > XSK_SILENCE_MS

@@ -19,6 +19,7 @@ import pytest
 
 from fastlb.control.client import call
 from tests.netns.balancer import PATIENCE, Balancer, backends, fastlb, until, within
+from tests.tables import ring_points
 
 LAB_DIR = Path(__file__).resolve().parents[2] / "netns-lab"
 sys.path.insert(0, str(LAB_DIR))
@@ -187,7 +188,7 @@ def test_ketama_s_shares_are_those_of_its_ring(lab: Lab, balancer: Balancer) -> 
 
     ring = build_ring([key(node, 8080) for node in BACKENDS], list(WEIGHTS.values()), 256, 0)
     assert ring is not None
-    points = ring.to_list()
+    points = ring_points(ring)
     ends = [hashed for hashed, _ in points]
     arcs: Counter[str] = Counter()
     for begin, (end, position) in zip([ends[-1] - (1 << 64), *ends], points, strict=False):

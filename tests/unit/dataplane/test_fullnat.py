@@ -15,6 +15,7 @@ from fastlb import Datapath, Verdict
 from fastlb._core import FlowMemory
 from fastlb.plan.tables import services_table
 from fastlb.workers.workers import open_pipelines
+from tests import tables
 from tests.balancers import BACKENDS, CLIENT, VIP, Balancer, config, datapath, flags, reply_to, service
 from tests.frames import RST, TCP, Seen, frame, mac_of, take_apart
 from tests.unit.dataplane.test_icmperror import ERRORS, ROUTER, error, every_error, quoted_of
@@ -247,7 +248,7 @@ def test_spoofed_replies(version: int, protocol: str) -> None:
     out = balancer.process(opening(40000, version, protocol))
     seen = take_apart(out.frames[0])
     other = next(host for host in BACKENDS[version] if host != seen.dst)
-    before = balancer._pipeline.flow_list()
+    before = tables.flows(balancer._pipeline)
     for source, sport, target, dport, reason in (
         (other, seen.dport, seen.src, seen.sport, "reply_unknown"),
         (seen.dst, seen.dport, seen.src, other_port(seen.sport), "reply_unknown"),
@@ -257,7 +258,7 @@ def test_spoofed_replies(version: int, protocol: str) -> None:
         (seen.dst, seen.dport, CLIENT[version], seen.sport, "no_service"),
     ):
         assert balancer.process(frame(source, sport, target, dport, protocol, flags=RST)).reason == reason
-    assert balancer._pipeline.flow_list() == before
+    assert tables.flows(balancer._pipeline) == before
 
 
 def test_an_any_port_service_expects_the_port_that_was_asked() -> None:

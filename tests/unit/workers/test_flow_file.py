@@ -29,6 +29,7 @@ from fastlb.workers import flow_file, flow_places
 from fastlb.workers.flow_file import FlowFileError, FlowFileUsedError, open_file
 from fastlb.workers.flow_records import HEAD_BYTES, Head, pack_head, parse_head
 from fastlb.workers.workers import open_pipelines
+from tests import tables
 from tests.balancers import BACKENDS, CLIENT, VIP, config, flags, reply_to, service
 from tests.frames import frame, take_apart
 
@@ -98,7 +99,7 @@ class Life:
 
     def flows(self) -> set[tuple[Any, ...]]:
         """Without the time of the last packet."""
-        return {flow[:7] for flow in self.pipelines[0].flow_list(1 << 30)}
+        return {flow[:7] for flow in tables.flows(self.pipelines[0])}
 
     def ports(self) -> dict[tuple[int, int], int]:
         """Source ports that are taken, by IP version and protocol."""
