@@ -183,17 +183,18 @@ cdef class Services:
     """Services and backends as the data path sees them. Immutable.
 
     ``specs``: an iterable of objects with ``network`` (the VIP as a prefix), ``port`` (0: several), ``blocks`` (those
-    ports, as (port, leading bits) of shapes.py), ``protocol``, ``forward``, ``no_backend``, ``mss`` (bytes; 0: leave
-    it, 65535: what fits), ``tunnel`` (as `fastlb.config.Tunnel`), ``scheduler``, ``table`` (MaglevTable or None),
+    ports, as (port, leading bits) of model/match.py), ``protocol``, ``forward``, ``no_backend``, ``mss`` (bytes; 0:
+    leave it, 65535: what fits), ``tunnel`` (as `fastlb.config.Tunnel`), ``scheduler``, ``table`` (MaglevTable or None),
     ``ring`` (KetamaRing or None), ``rotation`` (SmoothWrr or None), ``bounded_load`` (0: not bounded), ``affinity``
     (None, or an object with ``group``, 64 bits that its services share, ``prefix`` and ``timeout`` in seconds),
     ``timeouts`` (its own, or None), ``allow``, ``deny`` (networks of the VIP's version), ``source_limit`` (with rate,
     burst and prefix, or None), ``slot`` (of its counters, 1..65535, stable over reloads) and ``members``: objects with
-    ``id`` (1..2**20-1, stable over reloads), ``address``, ``port`` (0: the packet's), ``weight``, ``unweighted`` (in place of
-    the weight where that does not count), ``response`` (seconds that health checks take; 0: unknown), ``max_flows`` (0:
-    any number), ``place`` (1..2**18-1, its number in the affinity's group; 0: it has left), ``same_address`` (other places at
-    its address, and whether each has to stay in the slots that name it), ``sticky`` (takes clients that stick to it)
-    and ``flow_policy`` (what becomes of its flows: all, except_syn, none, to_reset; see types.pxd), in the order of the
+    ``id`` (1..2**20-1, stable over reloads), ``address``, ``port`` (0: the packet's), ``weight``, ``unweighted`` (in
+    place of the weight where that does not count), ``response`` (seconds that health checks take; 0: unknown),
+    ``max_flows`` (0: any number), ``place`` (1..2**18-1, its number in the affinity's group; 0: it has left),
+    ``same_address`` (other places at its address, and whether each has to stay in the slots that name it), ``sticky``
+    (takes clients that stick to it) and ``flow_policy`` (what becomes of its flows: all, except_syn, none, to_reset;
+    see types.pxd), in the order of the
     tables' positions. ``timeouts``: seconds by the keys tcp_syn, tcp_established, tcp_half_closed,
     tcp_closing, udp. ``echo``: VIPs answer echo requests. ``new_flows``: at most how many entries all workers make a
     second, and at once; 0: no limit.
