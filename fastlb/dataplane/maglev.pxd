@@ -22,7 +22,8 @@ cdef struct Permutation:
 
 
 cdef inline void permute(
-        Permutation *state, const uint64_t *hashes, const uint32_t *weights, uint32_t count, uint32_t size) noexcept nogil:
+        Permutation *state, const uint64_t *hashes, const uint32_t *weights, uint32_t count, uint32_t size,
+        ) noexcept nogil:
     """Set where each backend's permutation of the slots begins, and its step: (hash mod M, hash mod (M - 1) + 1)."""
     cdef uint32_t i
     for i in range(count):
