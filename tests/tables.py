@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from fcntl import LOCK_EX, flock
 from functools import cache
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -10,17 +11,22 @@ from types import ModuleType
 
 from fastlb._core import KetamaRing, Pipeline
 
+ROOT = Path(__file__).resolve().parents[1]
 Address = IPv4Address | IPv6Address
 Flow = tuple[int, Address, int, Address, int, int, str, int]
 
 
 @cache
 def extension() -> ModuleType:
-    """Compile tests/ext/tables.pyx, if it or the data path has changed."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
+    """Compile tests/ext/tables.pyx, if it or the data path has changed; one process at a time, where tests run in many.
+    """
+    sys.path.insert(0, str(ROOT / "bench"))
     from extension import build
 
-    return build("tables", "tests/ext")
+    (ROOT / "build").mkdir(exist_ok=True)
+    with (ROOT / "build/tables.lock").open("w") as lock:
+        flock(lock, LOCK_EX)
+        return build("tables", "tests/ext")
 
 
 def flows(pipeline: Pipeline) -> list[Flow]:
