@@ -24,8 +24,8 @@ from fastlb.health.wheel import Wheel
 
 START_RATE = 4000.0  # first checks a second: a few backends are checked at once, thousands one after the other
 MAX_AT_ONCE = 64  # beginnings, deadlines or events in one turn of the loop: two or three milliseconds
-LATE = 0.2  # seconds behind its deadline from which on a check without an answer counts for nothing
-MAX_AGAIN = 3  # times in a row: the kernel has no answer either, and a dead backend must not stay up for ever
+LATE = 0.5  # seconds behind its deadline from which on a check without an answer counts for nothing
+MAX_AGAIN = 1  # times in a row: the kernel had no answer either, so that a dead backend must not stay up for long
 PAUSE = 1.0  # seconds until a backend is asked that this host could not ask
 READS, WRITES = select.EPOLLIN, select.EPOLLOUT
 

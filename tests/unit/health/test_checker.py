@@ -13,7 +13,7 @@ from fastlb import Config
 from fastlb.health.checker import Checker, differing
 from fastlb.health.results import CheckResult
 from tests.balancers import config, service
-from tests.unit.health.loopback import HOST, listening, nobody
+from tests.unit.health.loopback import HOST, answering, listening, nobody, serving
 
 NOBODY = config(service("dsr"))
 AT_HOME = "127.0.0.1:80"
@@ -126,28 +126,20 @@ def test_closing_ends_all_and_it_may_begin_again() -> None:
 
 
 def test_services_share_a_check() -> None:
-    """Three services over one server: each connection to it is a result for every one of them."""
+    """Three services over one server: each request to it is a result for every one of them."""
+    requests: list[bytes] = []
 
-    async def run(listener: Any) -> int:
-        port = listener.getsockname()[1]
+    async def run(port: int) -> int:
         seen = Seen()
-        seen.checker.apply_config(checked(port, port, port))
+        seen.checker.apply_config(checked(port, port, port, type="http"))
         await seen.until(lambda: len(seen.passed("s0")) >= 3)
         seen.checker.close()
         assert seen.passed("s0") == seen.passed("s1") == seen.passed("s2")
         return len(seen.passed("s0"))
 
-    with listening() as listener:
-        reported = asyncio.run(run(listener))
-        connections = 0
-        listener.setblocking(False)
-        while True:
-            try:
-                listener.accept()[0].close()
-            except BlockingIOError:
-                break
-            connections += 1
-        assert reported <= connections <= reported + 1
+    with serving(answering(b"HTTP/1.1 200 OK\r\n\r\n", requests)) as port:
+        reported = asyncio.run(run(port))
+    assert reported <= len([asked for asked in requests if asked]) <= reported + 1
 
 
 def test_the_shortest_interval_rules() -> None:
