@@ -1,7 +1,8 @@
-"""Which tests run in one process when pytest runs in several (``-n 2 --dist loadgroup``, as `make test` does).
+"""What holds for all tests: which of them stay together, and that none fails because the machine is busy.
 
-A file's tests stay together, since they share fixtures. The tests in namespaces and those over a compiled extension are
-each one group: the first take a machine's cores for themselves, the others share what is built once.
+pytest may run in several processes (``-n 2 --dist loadgroup``, as `make test` does). A file's tests stay in one, since
+they share fixtures. The tests in namespaces and those over a compiled extension are each one group: the first take a
+machine's cores for themselves, the others share what is built once.
 """
 
 from __future__ import annotations
@@ -9,6 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A second program on the machine makes an example take longer than hypothesis thinks right; nothing is wrong then.
+settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy machine")
 
 TESTS = Path(__file__).parent
 ONE_PROCESS = {"netns", "ext"}
