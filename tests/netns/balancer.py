@@ -33,7 +33,7 @@ from fastlb.kernel import guard
 from fastlb.workers import flow_places
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 20.0  # seconds until something that should have happened is called missing
+PATIENCE = 60.0  # seconds until something that should have happened is called missing
 NUD_DYNAMIC = 0x3F  # every state but NOARP and PERMANENT
 
 T = TypeVar("T")

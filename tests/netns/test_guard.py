@@ -44,7 +44,7 @@ ETH_P_ALL, SO_ATTACH_BPF = 3, 50
 INGRESS, EGRESS, CLSACT = 0xFFFF_FFF2, 0xFFFF_FFF3, 0xFFFF_0000
 SCHED_CLS, ACT_SHOT, ACT_UNSPEC = 3, 2, -1
 UDP = socket.IPPROTO_UDP
-PATIENCE = 20.0  # seconds until something that should have happened is called missing
+PATIENCE = 60.0  # seconds until something that should have happened is called missing
 SERVICE, OTHER, MARKER = 5000, 5001, 5999  # UDP ports of the host
 
 CLIENT, CLIENT6, HOST, HOST6 = "10.9.0.1", "fd09::1", "10.9.0.2", "fd09::2"

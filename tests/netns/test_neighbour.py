@@ -33,7 +33,7 @@ from fastlb.model.hostview import KernelView, Route
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
 
 NEAR, FAR = (f"nb-{os.getpid()}-{side}" for side in ("near", "far"))
-PATIENCE = 20.0  # seconds until something that should have happened is called missing
+PATIENCE = 60.0  # seconds until something that should have happened is called missing
 FAR_MAC, MOVED_MAC = "02:00:00:00:09:02", "02:00:00:00:09:99"
 PEERS = {4: ip_address("10.9.0.2"), 6: ip_address("fd09::2")}
 SECOND_PEERS = {4: ip_address("10.9.1.2"), 6: ip_address("fd09:1::2")}

@@ -20,7 +20,7 @@ from fastlb.kernel.mirror import Watcher
 from fastlb.model.hostview import KernelView
 from tests.unit.kernel.test_host_tables import MAC, REACHABLE, STALE, address, link, neighbour
 
-PATIENCE = 20.0  # seconds
+PATIENCE = 60.0  # seconds
 HOP = (2, ip_address("10.0.0.9"))
 
 
