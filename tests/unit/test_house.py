@@ -74,11 +74,7 @@ NOT_YET: set[tuple[str, str]] = {
     ("a module has a test file", "daemon.reloads"),
     ("a module has a test file", "daemon.vips"),
     ("a module has a test file", "daemon.world"),
-    ("a module has a test file", "plan.ways"),
     ("a module has a test file", "daemon.preflight"),
-    ("a module has a test file", "plan.ketama"),
-    ("a module has a test file", "plan.tables"),
-    ("a module has a test file", "plan.smooth_wrr"),
 }  # fmt: skip
 
 

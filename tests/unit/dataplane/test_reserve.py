@@ -11,7 +11,7 @@ import pytest
 
 from fastlb._core import explain_tuple
 from fastlb.plan.tables import new_flows
-from tests.balancers import BACKENDS, CLIENT, VIP, Balancer, config, flags, reply_to, service
+from tests.balancers import CLIENT, VIP, Balancer, config, flags, reply_to, service
 from tests.frames import frame
 
 FLOWS = 40_000
@@ -151,31 +151,3 @@ def test_what_needs_an_entry_is_dropped_and_trace_says_so() -> None:
     assert Counter(reasons.values())["flow_table_full"] > 90
     assert {port for port in found if found[port]["crowded"]} == {
         port for port, reason in reasons.items() if reason == "flow_table_full"}  # fmt: skip
-
-
-# --- the automatic rate -----------------------------------------------------------------------------------------------
-
-# of each service its protocol and its own timeouts; the entries a second that flows: 6000 come to
-RATES: list[tuple[list[tuple[str, dict[str, str]]], int]] = [
-    ([("tcp", {})], 200),
-    ([("tcp", {"tcp_syn": "30s"})], 100),
-    ([("tcp", {"tcp_syn": "5s"})], 600),
-    ([("tcp", {}), ("tcp", {"tcp_syn": "60s"})], 50),
-    ([("tcp", {}), ("udp", {"udp": "10m"})], 200),
-    ([("udp", {})], 50),
-    ([("udp", {}), ("udp", {"udp": "300s"})], 10),
-    ([], 200),
-]
-
-
-@pytest.mark.parametrize(("services", "rate"), RATES)
-def test_the_longest_memory_of_any_service_makes_the_automatic_rate(
-    services: list[tuple[str, dict[str, str]]], rate: int
-) -> None:
-    made = [
-        service("dsr", protocol=protocol, port=port, name=f"s{port}", timeouts=own,
-                backends=[{"address": BACKENDS[4][0]}])
-        for port, (protocol, own) in enumerate(services, 80)
-    ]  # fmt: skip
-    settings = config(*made, flows=6000, new_flow_rate="auto", timeouts={"tcp_syn": 15, "udp": 60})
-    assert new_flows(settings) == (rate, 3000)
