@@ -65,12 +65,9 @@ class Configuration:
         plans, changes = list(self.plans), []
         for name in changed.keys() & self.positions.keys():
             at = self.positions[name]
-            before, after = plans[at], update_plan(self.config, plans[at], states, now, changed[name])
-            plans[at] = after
-            differing = [i for i, (old, new) in enumerate(zip(before.members, after.members, strict=True))
-                         if old is not new]  # fmt: skip
+            plans[at], differing = update_plan(self.config, plans[at], states, now, changed[name])
             if differing:
-                changes.append((at, after, differing))
+                changes.append((at, plans[at], differing))
         if not changes:
             return self
         return replace(self, plans=tuple(plans), services=self.services.with_changes(changes))

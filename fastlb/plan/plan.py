@@ -7,7 +7,7 @@ change concerns: the members that it names, unless their shares depend on one an
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -25,6 +25,7 @@ from fastlb.plan.maglev import build_table
 from fastlb.plan.smooth_wrr import build_rotation
 
 CLAMP_TO_PATH = 65535
+NO_SHARE = Share(0, 0)
 SHARED_SETTINGS = ("maglev_size", "hash_seed", "ring_points", "timeouts")  # of all services: plans depend on them
 
 
@@ -68,6 +69,7 @@ class Plan:
     affinity: Stickiness | None
     members: tuple[Member, ...]
     keys: tuple[str, ...]  # of the members
+    weights: tuple[int, ...] = ()  # of the members
     table: MaglevTable | None = None  # of every service: also for packets in mid-flow
     ring: KetamaRing | None = None  # where the scheduler has one
     rotation: SmoothWrr | None = None  # likewise
@@ -168,7 +170,7 @@ def _plan_service(config: Config, service: Service, numbers: Numbers, states: Ba
     listed = [(service.key(backend), backend) for backend in service.backends]
     shares = states.shares(service, now)
     known = [(key, backend, share) for (key, backend), share in zip(listed, shares, strict=True)]
-    known += [(key, gone.backend, Share(0, 0)) for key, gone in states.removed.get(service.name, {}).items()]
+    known += [(key, gone.backend, NO_SHARE) for key, gone in states.removed.get(service.name, {}).items()]
     known.sort(key=lambda each: each[0])
     members = tuple(_member(service, key, backend, numbers, share, states, now) for key, backend, share in known)
     plan = Plan(
@@ -181,7 +183,8 @@ def _plan_service(config: Config, service: Service, numbers: Numbers, states: Ba
         members=(),
         keys=tuple(key for key, _, _ in known),
     )
-    return _with_members(config, plan, members, states.any_takes_flows(service))
+    settled = states.any_takes_flows(service) and all(member.ramp == 1 for member in members)
+    return _with_members(config, plan, members, tuple(member.weight for member in members), settled)
 
 
 def _member(
@@ -213,32 +216,45 @@ def _member(
 
 def update_plan(
     config: Config, plan: Plan, states: BackendStates, now: float, changed: Collection[str] | None = None
-) -> Plan:
-    """Return the plan of a service whose backends' states have changed, and nothing else of it.
+) -> tuple[Plan, list[int]]:
+    """Return the plan of a service whose backends' states have changed, and the positions of members that differ.
 
     ``changed``: the keys of those backends; None: perhaps all. ``now`` in seconds.
     """
-    service = states.services[plan.name]
-    members = list(plan.members)
-    alone = _only_changed(plan, service, states, changed) if changed is not None else None
-    if alone is not None:
-        known = True
-        for at, backend, state in alone:
-            members[at] = _renewed(service, members[at], backend, state, state.share(backend.weight), now)
-    else:
-        known = states.any_takes_flows(service)
-        shares = dict(zip(map(service.key, service.backends), states.shares(service, now), strict=True))
-        for at, member in enumerate(plan.members):
-            backend, state = states.backend(plan.name, member.key), states.of(plan.name, member.key)
-            members[at] = _renewed(service, member, backend, state, shares.get(member.key, Share(0, 0)), now)
-    return _with_members(config, plan, tuple(members), known)
+    alone = _only_changed(plan, states, changed) if changed is not None else None
+    renewed = _renew_some(plan, alone, now) if alone is not None else _renew_all(plan, states, now)
+    differing = {at: member for at, member in renewed if member is not plan.members[at]}
+    if not differing:
+        return plan, []
+    members, weights = list(plan.members), list(plan.weights)
+    for at, member in differing.items():
+        members[at], weights[at] = member, member.weight
+    settled = alone is not None or (
+        states.any_takes_flows(plan.service) and all(member.ramp == 1 for member in members)
+    )
+    return _with_members(config, plan, tuple(members), tuple(weights), settled), list(differing)
+
+
+def _renew_some(
+    plan: Plan, changed: Iterable[tuple[int, Backend, BackendState]], now: float
+) -> Iterator[tuple[int, Member]]:
+    for at, backend, state in changed:
+        yield at, _renewed(plan.service, plan.members[at], backend, state, state.share(backend.weight), now)
+
+
+def _renew_all(plan: Plan, states: BackendStates, now: float) -> Iterator[tuple[int, Member]]:
+    service = plan.service
+    shares = dict(zip(map(service.key, service.backends), states.shares(service, now), strict=True))
+    for at, member in enumerate(plan.members):
+        backend, state = states.backend(plan.name, member.key), states.of(plan.name, member.key)
+        yield at, _renewed(service, member, backend, state, shares.get(member.key, NO_SHARE), now)
 
 
 def _only_changed(
-    plan: Plan, service: Service, states: BackendStates, changed: Collection[str]
+    plan: Plan, states: BackendStates, changed: Collection[str]
 ) -> list[tuple[int, Backend, BackendState]] | None:
     """Return the positions of the changed members with what they are; None when the shares of others change, too."""
-    if not plan.settled or states.has_slow_starts(service):
+    if not plan.settled or states.has_slow_starts(plan.service):
         return None
     takers, found = plan.takers, []
     for key in changed:
@@ -267,23 +283,29 @@ def _renewed(
     return member if renewed == member else renewed
 
 
-def _with_members(config: Config, plan: Plan, members: tuple[Member, ...], known: bool) -> Plan:
+def _with_members(
+    config: Config, plan: Plan, members: tuple[Member, ...], weights: tuple[int, ...], settled: bool
+) -> Plan:
     """Return the plan with these members, and the tables that follow from their weights.
 
-    ``known``: one of them is known to take flows; else those that were not checked yet may be taking them.
+    ``settled``: one is known to take flows, and none is in slow start.
     """
-    scheduler = SCHEDULERS[plan.scheduler]
-    weights = tuple(member.weight for member in members)
-    counted = weights if scheduler.weighted else tuple(member.unweighted for member in members)
-    takers, seed = sum(map(bool, weights)), config.hash_seed
+    scheduler, seed = SCHEDULERS[plan.scheduler], config.hash_seed
+    rotation = ring = None
+    if scheduler.table == "rotation":
+        rotation = build_rotation(weights if scheduler.weighted else tuple(member.unweighted for member in members))
+    if scheduler.table == "ring":
+        ring = build_ring(plan.keys, weights, config.ring_points, seed)
+    takers = len(weights) - weights.count(0)
     return replace(
         plan,
         members=members,
+        weights=weights,
         table=build_table(plan.keys, weights, config.maglev_size, seed),
-        ring=build_ring(plan.keys, weights, config.ring_points, seed) if scheduler.table == "ring" else None,
-        rotation=build_rotation(counted) if scheduler.table == "rotation" else None,
+        ring=ring,
+        rotation=rotation,
         takers=takers,
-        settled=known and all(member.ramp == 1 for member in members),
+        settled=settled and takers > 0,
     )
 
 
