@@ -173,7 +173,7 @@ class Kept:
         """Bring the plans up to date with what is marked, and return them."""
         marks, self.marks = self.marks, {}
         self.plans = [
-            update_plan(self.states.config, plan, self.states, self.now, marks[plan.name])
+            update_plan(self.states.config, plan, self.states, self.now, marks[plan.name])[0]
             if plan.name in marks
             else plan
             for plan in self.plans
@@ -300,7 +300,7 @@ def test_members_of_whom_nothing_changed_are_the_same_objects() -> None:
     kept = Kept(config(web(check=CHECK)))
     act(kept, "0+ 1+ 2+ !")
     [before] = kept.plans
-    after = update_plan(kept.states.config, before, kept.states, 0.0)
+    after, _ = update_plan(kept.states.config, before, kept.states, 0.0)
     assert all(one is other for one, other in zip(after.members, before.members, strict=True))
     assert after.table is before.table
 
