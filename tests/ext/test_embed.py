@@ -89,7 +89,7 @@ class Site(NamedTuple):
         environment = {name: value for name, value in os.environ.items() if name not in NOT_THEIRS}
         environment |= PROFILE | {"PYTHONPATH": os.pathsep.join(map(str, libraries))}
         done = subprocess.run(
-            [*map(str, command)], cwd=self.example, env=environment, capture_output=True, timeout=120, **options
+            [*map(str, command)], cwd=self.example, env=environment, capture_output=True, timeout=600, **options
         )
         assert done.returncode == 0, f"{command}: {(done.stdout + done.stderr).decode()}"
         return done.stdout.decode()
