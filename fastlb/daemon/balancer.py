@@ -10,6 +10,7 @@ event loop, and the event loop itself. Everything that changes the data path hap
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import time
 from contextlib import ExitStack
@@ -148,6 +149,7 @@ class Balancer:
             await asyncio.sleep(REST)
 
     def _tell_that_it_runs(self) -> None:
+        gc.freeze()  # what is there now stays: no collection looks at it again, which would hold up the event loop
         described = self.describe()
         shown = {name: described[name] for name in ("interfaces", "open_blocks", "transmit", "flow_file")}
         log.info("running", workers=len(described["workers"]), **shown, **self.world.configuration.summary())

@@ -18,6 +18,7 @@ from fastlb.plan.restart import restart_reasons
 from fastlb.plan.ways import find_ways
 
 MAX_IN_LOOP = 500  # backends that are planned at once in the event loop, in 5 ms or so
+SERVICE_WORK = 200  # as many backends cost as much as the tables of one service
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -46,9 +47,10 @@ def work(world: World, marks: Marks) -> int:
     if marks.removed or marks.view is not None or marks.path_mtus is not None:
         return len(world.states.by_backend)
     return sum(
-        len(world.states.services[name].backends) if keys is None or not _is_settled(world, name) else len(keys)
+        SERVICE_WORK
+        + (len(world.states.keys[name]) if keys is None or not _is_settled(world, name) else len(keys))
         for name, keys in marks.backends.items()
-        if name in world.states.services
+        if name in world.states.keys
     )
 
 

@@ -167,6 +167,7 @@ class BackendStates:
     config: Config = field(default_factory=Config)  # the one that holds
     services: dict[str, Service] = field(default_factory=dict)  # its services
     configured: dict[BackendName, Backend] = field(default_factory=dict)  # its backends
+    keys: dict[str, tuple[str, ...]] = field(default_factory=dict)  # by service, those of its backends in their order
 
     def copy(self) -> BackendStates:
         """Return an independent copy, to try a configuration with."""
@@ -186,6 +187,12 @@ class BackendStates:
         found = self.configured.get((service, key))
         return found if found is not None else self.removed[service][key].backend
 
+    def keys_of(self, service: Service) -> tuple[str, ...]:
+        """Return the keys of a service's backends in their order, which are known for services that hold."""
+        if self.services.get(service.name) is service:
+            return self.keys[service.name]
+        return tuple(map(service.key, service.backends))
+
     def update(self, name: BackendName, state: BackendState) -> None:
         """Set the state of a backend that the configuration has."""
         self.by_backend[name] = state
@@ -199,9 +206,10 @@ class BackendStates:
         running = {service for service, _ in self.by_backend}
         before, self.by_backend, self.slow = self.by_backend, {}, {}
         weights, self.configured = self.configured, {}
+        self.keys = {service.name: tuple(map(service.key, service.backends)) for service in config.services}
         for service in config.services:
-            for backend in service.backends:
-                name = service.name, service.key(backend)
+            for key, backend in zip(self.keys[service.name], service.backends, strict=True):
+                name = service.name, key
                 self.configured[name] = backend
                 state = before.get(name)
                 if state is None:
@@ -252,7 +260,8 @@ class BackendStates:
 
     def shares(self, service: Service, now: float) -> list[Share]:
         """Return what each of the service's backends gets of new flows, in the configuration's order."""
-        listed = [(self.of(service.name, service.key(backend)), backend.weight) for backend in service.backends]
+        keys = self.keys_of(service)
+        listed = [(self.of(service.name, key), each.weight) for key, each in zip(keys, service.backends, strict=True)]
         takers = [state.takes_flows(weight) for state, weight in listed]
         unknown = not any(takers)
         if not self.has_slow_starts(service):
@@ -267,8 +276,10 @@ class BackendStates:
 
     def any_takes_flows(self, service: Service) -> bool:
         """True if a backend of this service is known to take new flows; else those that are unknown take them."""
+        keys = self.keys_of(service)
         return any(
-            self.of(service.name, service.key(backend)).takes_flows(backend.weight) for backend in service.backends
+            self.of(service.name, key).takes_flows(each.weight)
+            for key, each in zip(keys, service.backends, strict=True)
         )
 
     def has_slow_starts(self, service: Service) -> bool:

@@ -167,9 +167,8 @@ def plan_services(
 
 
 def _plan_service(config: Config, service: Service, numbers: Numbers, states: BackendStates, now: float) -> Plan:
-    listed = [(service.key(backend), backend) for backend in service.backends]
     shares = states.shares(service, now)
-    known = [(key, backend, share) for (key, backend), share in zip(listed, shares, strict=True)]
+    known = list(zip(states.keys_of(service), service.backends, shares, strict=True))
     known += [(key, gone.backend, NO_SHARE) for key, gone in states.removed.get(service.name, {}).items()]
     known.sort(key=lambda each: each[0])
     members = tuple(_member(service, key, backend, numbers, share, states, now) for key, backend, share in known)
@@ -244,7 +243,7 @@ def _renew_some(
 
 def _renew_all(plan: Plan, states: BackendStates, now: float) -> Iterator[tuple[int, Member]]:
     service = plan.service
-    shares = dict(zip(map(service.key, service.backends), states.shares(service, now), strict=True))
+    shares = dict(zip(states.keys_of(service), states.shares(service, now), strict=True))
     for at, member in enumerate(plan.members):
         backend, state = states.backend(plan.name, member.key), states.of(plan.name, member.key)
         yield at, _renewed(service, member, backend, state, shares.get(member.key, NO_SHARE), now)
