@@ -134,7 +134,7 @@ class Balancer:
             part.tick(time.monotonic())
         while not self.lifecycle.ends and (left := tick - time.monotonic()) > 0:
             await self._loop.rest(left)
-            if self._marks:
+            if self._marks.due:
                 await self.follow()
                 await asyncio.sleep(REST)
 
@@ -142,7 +142,7 @@ class Balancer:
         """Wait a little for the kernel to resolve the next hops, so that the first packets find them."""
         until = time.monotonic() + FIRST_NEIGHBOURS
         while True:
-            if self._marks:
+            if self._marks.due:
                 await self.follow()
             if self.world.ways.next_hops <= self.world.view.neighbours.keys() or time.monotonic() > until:
                 return

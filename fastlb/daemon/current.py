@@ -6,6 +6,7 @@ One change at a time. What is large is planned beside the event loop, and brough
 from __future__ import annotations
 
 import asyncio
+import time
 
 import structlog
 
@@ -56,8 +57,10 @@ class Current:
 
     async def _install(self, world: World) -> None:
         """Go over to another configuration. What takes long with many backends is done beside the event loop: to tell
-        the next process of it, and to bring it to the classifier and the pipelines."""
-        parts = self._parts
+        the next process of it, and to bring it to the classifier and the pipelines.
+
+        What checks and the operator say in that time is marked, and carried over to the new states."""
+        parts, earlier = self._parts, dict(self.world.states.by_backend)
         try:
             parts.flows.reopen_log()
             await planner.beside(parts.flows.prepare, world)
@@ -67,9 +70,18 @@ class Current:
                 else:
                     part.apply(world)
         except FastlbError:
-            self._apply(self.world)
+            self._go_back()
             raise
+        world.states.catch_up(self.world.states, earlier, time.monotonic())
         self.world = world
+
+    def _go_back(self) -> None:
+        """Have every part hold the world before again, whatever another one makes of it."""
+        for part in self._parts.in_order():
+            try:
+                part.apply(self.world)
+            except FastlbError as error:
+                log.error("the world before was not taken back", error=str(error))
 
     def _apply(self, world: World) -> None:
         for part in self._parts.in_order():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -15,6 +17,7 @@ from fastlb._core import FlowMemory, Pipeline
 from fastlb.daemon.configuration import Configuration
 from fastlb.daemon.lifecycle import Lifecycle
 from fastlb.daemon.world import DataPath, World
+from fastlb.model.steps import Steps
 from fastlb.observe.flow_log import FlowLog
 from fastlb.plan.backends import BackendStates
 from fastlb.plan.ids import BackendIds
@@ -27,14 +30,24 @@ from fastlb.workers.workers import open_pipelines
 FORGOTTEN_AT_ONCE = 4096  # buckets, of up to four flows each, that end before the flow log is written
 SAVED_AT_ONCE = 1000  # backends whose states are written in the event loop; more are written in a thread
 
+LOG_TIME, LOG_REST = 0.003, 0.002  # seconds of writing the flow log at a time, and until it goes on
+
+Later = Callable[[float, Callable[[], None]], object]
+"""Calls a function within the event loop, so many seconds later."""
+
 log = structlog.get_logger()
+
+
+def _later(seconds: float, function: Callable[[], None]) -> None:
+    asyncio.get_running_loop().call_later(seconds, function)
 
 
 class Flows:
     """Opens the pipelines of all workers over one flow table, and has it outlive this process."""
 
-    def __init__(self, data_path: DataPath, lifecycle: Lifecycle, workers: int) -> None:
+    def __init__(self, data_path: DataPath, lifecycle: Lifecycle, workers: int, later: Later = _later) -> None:
         self._data_path, self._lifecycle, self._workers = data_path, lifecycle, workers
+        self._later = later
         self._file: FlowFile | None = None
         self._log: _SafeLog | None = None
         self._services: list[dict[str, Any]] = []  # as `saved_services` gave them for the configuration that holds
@@ -42,6 +55,7 @@ class Flows:
         self._thread = ThreadPoolExecutor(1, "fastlb-save")
         self._saving: Future[None] | None = None
         self._unsaved = False  # states differ from what was saved last
+        self._deciding = threading.Lock()  # who saves next: `prepare` in its thread, or the event loop
         self._prepared: BackendIds | None = None  # ids that the file has, before the data path hears of them
 
     def open(self, stack: ExitStack, world: World) -> World:
@@ -49,7 +63,7 @@ class Flows:
         config = world.configuration.config
         stack.callback(self._thread.shutdown)
         if config.flow_log is not None:
-            self._log = _SafeLog(FlowLog(config.flow_log))
+            self._log = _SafeLog(FlowLog(config.flow_log), self._later)
             stack.callback(self._close_log)
             self._log.file.know(world.configuration.plans)
         self._file = flow_file.open_file(config, self._saved(world))
@@ -65,15 +79,12 @@ class Flows:
     def tick(self, now: float) -> None:
         """Write the flow log, and what has changed of states, unless that is being done."""
         if self._log is not None:
-            self._log.write(self._data_path.pipelines)
-        if self._saving is not None and self._saving.done():
-            self._saving = None
-        if self._unsaved and self._saving is None and self._prepared is None and self._applied is not None:
-            self._save_states(self._applied)
+            self._log.begin(self._data_path.pipelines)
+        self._save_if_due()
 
     def apply(self, world: World) -> None:
         """Tell the next process of new ids before the data path hears of them; raises FlowFileError."""
-        before, self._applied = self._applied, world
+        before = self._applied
         if self._prepared is not None or before is None or world.configuration.ids is not before.configuration.ids:
             if self._log is not None:
                 self._log.file.know(world.configuration.plans)
@@ -82,15 +93,22 @@ class Flows:
             self._prepared = None
         elif world.configuration.services is not before.configuration.services:
             self._unsaved = True
-            if len(world.states.by_backend) <= SAVED_AT_ONCE:
-                self.tick(time.monotonic())
+        self._applied = world
+        if len(world.states.by_backend) <= SAVED_AT_ONCE:
+            self._save_if_due()
 
     def prepare(self, world: World) -> None:
         """Tell the next process of the ids of a world that will be applied; from any thread. Raises FlowFileError."""
+        before = self._prepared, self._services
+        with self._deciding:
+            self._prepared = world.configuration.ids  # no states of the world before are saved from now on
         self._wait()
-        self._prepared = world.configuration.ids
         self._services = saved_services(world.configuration.config)
-        self._save(world)
+        try:
+            self._save(world)
+        except FlowFileError:
+            self._prepared, self._services = before
+            raise
 
     def reopen_log(self) -> None:
         """Go on in a new file, when the old one was renamed; raises FastlbError, and the old one stays in use."""
@@ -134,6 +152,12 @@ class Flows:
 
     # --- what the next process gets --------------------------------------------------------------------------
 
+    def _save_if_due(self) -> None:
+        with self._deciding:
+            saves = self._prepared is not None or (self._saving is not None and not self._saving.done())
+            if self._unsaved and not saves and self._applied is not None:
+                self._save_states(self._applied)
+
     def _saved(self, world: World) -> dict[str, Any]:
         self._services = self._services or saved_services(world.configuration.config)
         return {"ids": world.configuration.ids.saved(), **saved_states(world.states, self._services)}
@@ -166,9 +190,9 @@ class Flows:
             log.error("the next process will not know the states of backends", error=str(error))
 
     def _wait(self) -> None:
-        if self._saving is not None:
-            self._saving.result()
-            self._saving = None
+        saving = self._saving
+        if saving is not None:
+            saving.result()
 
     def _close_log(self) -> None:
         """Write what came last; with this process all flows end, unless another one goes on with them."""
@@ -186,23 +210,47 @@ class Flows:
 class _SafeLog:
     """The flow log, where a full disk costs lines and is told of once."""
 
-    def __init__(self, file: FlowLog) -> None:
-        self.file = file
+    def __init__(self, file: FlowLog, later: Later) -> None:
+        self.file, self._later = file, later
         self._fails = False
+        self._steps: Steps[int] | None = None  # of what `begin` has begun
+
+    def begin(self, whose: Sequence[Pipeline | FlowMemory]) -> None:
+        """Begin to do what `write` does, unless that is going on: LOG_TIME at a time, the event loop between."""
+        if self._steps is None:
+            self._steps = self.file.write_in_steps(whose)
+            self._go_on()
+
+    def _go_on(self) -> None:
+        until = time.monotonic() + LOG_TIME
+        try:
+            for _ in self._steps or ():
+                if time.monotonic() > until:
+                    self._later(LOG_REST, self._go_on)
+                    return
+        except OSError as error:
+            self._tell(error)
+        else:
+            self._fails = False
+        self._steps = None
+
+    def _tell(self, error: OSError) -> None:
+        if not self._fails:
+            log.error("flow log not written", error=str(error))
+        self._fails = True
 
     def write(self, whose: Sequence[Pipeline | FlowMemory]) -> int:
         """Write what began and ended since the last call; return how many lines it was."""
         try:
             lines = self.file.write(whose)
         except OSError as error:
-            if not self._fails:
-                log.error("flow log not written", error=str(error))
-            self._fails = True
+            self._tell(error)
             return 0
         self._fails = False
         return lines
 
     def drain(self, whose: Sequence[Pipeline | FlowMemory]) -> None:
-        """Write until nothing is left."""
+        """Write until nothing is left; what `begin` has begun ends with it."""
+        self._steps = None
         while self.write(whose):
             pass

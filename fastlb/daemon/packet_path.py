@@ -17,6 +17,7 @@ from fastlb.daemon.preflight import open_blocks
 from fastlb.daemon.world import DataPath, World
 from fastlb.errors import FastlbError, KernelError
 from fastlb.kernel import cpus, guard
+from fastlb.kernel.ebpf.classifier import Classifier
 from fastlb.kernel.ebpf.tunnel_offload import TunnelOffload
 from fastlb.kernel.netlink import run_in_thread
 from fastlb.workers.workers import Workers
@@ -30,13 +31,21 @@ log = structlog.get_logger()
 class PacketPath:
     """Keeps guards attached and workers running on the interfaces that exist.
 
-    ``abandon``: what must be done before the process is left without workers that do not stop.
+    ``abandon``: what must be done before the process is left without workers that do not stop. ``leave`` ends it.
     """
 
     def __init__(
-        self, data_path: DataPath, lifecycle: Lifecycle, cores: cpus.Plan, abandon: Callable[[], None]
+        self,
+        data_path: DataPath,
+        lifecycle: Lifecycle,
+        cores: cpus.Plan,
+        abandon: Callable[[], None],
+        workers: Callable[..., Workers] = Workers,
+        open_blocks: Callable[[Config, Classifier], bool] = open_blocks,
+        leave: Callable[[int], NoReturn] = os._exit,
     ) -> None:
         self._data_path, self._lifecycle, self._cores, self._abandon = data_path, lifecycle, cores, abandon
+        self._make, self._can_open_blocks, self._leave = workers, open_blocks, leave
         self._offload = TunnelOffload()
         self._links: dict[str, int] = {}  # the interfaces whose rings are open
         self._gone: set[str] = set()  # those that do not exist, or were never up
@@ -52,7 +61,7 @@ class PacketPath:
         for interface in config.interfaces:
             stack.callback(self._detach_guard, interface)
             guard.attach(interface, self._data_path.programs.guard_fd)
-        self._open_blocks = open_blocks(config, self._data_path.programs)
+        self._open_blocks = self._can_open_blocks(config, self._data_path.programs)
         stack.callback(self._offload.close)
         self._open_workers(world)
         stack.callback(self._close_workers)
@@ -108,7 +117,7 @@ class PacketPath:
         config = world.configuration.config
         self._links = self._interface_links(world)
         self._gone = set(config.interfaces) - self._links.keys()
-        self._workers = Workers(
+        self._workers = self._make(
             config, self._data_path.pipelines, self._data_path.programs, self._cores, self._links, self._open_blocks,
             self._exit_with_stuck_workers, earlier,
         )  # fmt: skip
@@ -173,7 +182,7 @@ class PacketPath:
             self._detach_guards(self._world.configuration.config if self._world is not None else None)
             sys.stderr.flush()
         finally:
-            os._exit(1)
+            self._leave(1)
 
     def _detach_guards(self, config: Config | None) -> None:
         interfaces: Iterable[str] = config.interfaces if config is not None else ()

@@ -13,7 +13,8 @@ from fastlb.daemon.configuration import Configuration
 from fastlb.daemon.preflight import check_reachable
 from fastlb.daemon.world import Marks, World
 from fastlb.errors import FastlbError
-from fastlb.plan.backends import BackendStates
+from fastlb.model.names import BackendName
+from fastlb.plan.backends import BackendState, BackendStates
 from fastlb.plan.restart import restart_reasons
 from fastlb.plan.ways import find_ways
 
@@ -84,21 +85,17 @@ def reloaded(path: str, world: World, states: BackendStates) -> World:
     return replace(world, configuration=configuration, states=states, ways=ways)
 
 
-def caught_up(fresh: World, now_holds: World, earlier: Mapping[tuple[str, str], object]) -> World:
+def caught_up(fresh: World, now_holds: World, earlier: Mapping[BackendName, BackendState]) -> World:
     """Return a world that was planned beside the event loop with what has changed in the meantime. Pure.
 
     ``now_holds``: the world that holds. ``earlier``: the states of backends, by name, when planning began.
     """
-    changed: dict[str, set[str] | None] = {}
-    for name, state in now_holds.states.by_backend.items():
-        if state is not earlier.get(name) and name in fresh.states.by_backend:
-            fresh.states.update(name, state)
-            changed.setdefault(name[0], set()).add(name[1])  # type: ignore[union-attr]
-    fresh.states.timed = now_holds.states.timed & fresh.states.by_backend.keys()
-    view = None if now_holds.view is fresh.view else now_holds.view
-    path_mtus = None if now_holds.path_mtus is fresh.path_mtus else now_holds.path_mtus
-    marks = Marks(changed, set(), view, path_mtus)
-    return next_world(fresh, marks, fresh.states, time.monotonic()) if marks else fresh
+    now, marks = time.monotonic(), Marks()
+    for name in fresh.states.catch_up(now_holds.states, earlier, now):
+        marks.mark(name)
+    marks.view = None if now_holds.view is fresh.view else now_holds.view
+    marks.path_mtus = None if now_holds.path_mtus is fresh.path_mtus else now_holds.path_mtus
+    return next_world(fresh, marks, fresh.states, now) if marks.due else fresh
 
 
 async def beside(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

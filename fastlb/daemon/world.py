@@ -50,12 +50,14 @@ class Marks:
         self.backends[service] = None
 
     def take(self) -> Marks:
-        """Return a copy, and begin anew."""
+        """Return what is marked, and begin anew. What is returned is never marked again, and wakes nobody."""
         taken = Marks(self.backends, self.removed, self.view, self.path_mtus)
         self.backends, self.removed, self.view, self.path_mtus = {}, set(), None, None
         return taken
 
-    def __bool__(self) -> bool:
+    @property
+    def due(self) -> bool:
+        """True if anything is marked, so that a plan is due."""
         return bool(self.backends or self.removed or self.view is not None or self.path_mtus is not None)
 
 

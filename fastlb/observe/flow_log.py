@@ -68,18 +68,25 @@ class FlowLog:
         return finish(self.write_in_steps(sources))
 
     def write_in_steps(self, sources: Iterable[Pipeline | FlowMemory]) -> Steps[int]:
-        """Do what `write` does; yields now and then, where an event loop may interrupt it."""
-        now = datetime.now(timezone.utc).timestamp()
-        clock = flow_clock()
+        """Do what `write` does; yields now and then, where an event loop may interrupt it, or go no further: nothing
+        has been taken then that is not written."""
         lines = 0
         for source in sources:
-            for event in source.take_logged(MAX_LINES):
-                self._file.write(json.dumps(self._line(event, now, clock)) + "\n")
-                lines += 1
-                if lines % AT_ONCE == 0:
-                    yield
-        self._file.flush()
+            for _ in range(MAX_LINES // AT_ONCE):
+                taken = self._write_some(source)
+                lines += taken
+                if taken < AT_ONCE:
+                    break
+                yield
         return lines
+
+    def _write_some(self, source: Pipeline | FlowMemory) -> int:
+        """Write up to AT_ONCE lines; return how many."""
+        events = source.take_logged(AT_ONCE)
+        now, clock = datetime.now(timezone.utc).timestamp(), flow_clock()
+        self._file.writelines(json.dumps(self._line(event, now, clock)) + "\n" for event in events)
+        self._file.flush()
+        return len(events)
 
     def _line(self, event: tuple[Any, ...], now: float, clock: int) -> dict[str, Any]:
         began, when, since, protocol, client, cport, vip, vport, source, sport, backend, state = event

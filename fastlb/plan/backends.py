@@ -214,12 +214,26 @@ class BackendStates:
                 state = before.get(name)
                 if state is None:
                     state = BackendState(slow_since=now if service.name in running else None)
-                elif (was := weights.get(name)) is not None and was.weight != backend.weight:
-                    state = state.reweighed(was.weight, backend.weight, state.weight, now)
-                self.update(name, _checked_or_not(service, state))
+                self.update(name, _going_on(service, backend, state, weights.get(name), now))
         self.timed &= self.by_backend.keys()
         self._keep_removed(config, before, now)
         self.config, self.services = config, {service.name: service for service in config.services}
+
+    def catch_up(
+        self, others: BackendStates, earlier: Mapping[BackendName, BackendState], now: float
+    ) -> set[BackendName]:
+        """Take in what has changed in ``others`` since these states were copied from them, and went over to another
+        configuration; ``earlier``: all states when they were copied. Return the names of the backends concerned."""
+        changed = {
+            name
+            for name, state in others.by_backend.items()
+            if state is not earlier.get(name) and name in self.by_backend
+        }
+        for name in changed:
+            service, state, was = self.services[name[0]], others.by_backend[name], others.configured.get(name)
+            self.update(name, _going_on(service, self.configured[name], state, was, now))
+        self.timed = others.timed & self.by_backend.keys()
+        return changed
 
     def _keep_removed(self, config: Config, before: Mapping[BackendName, BackendState], now: float) -> None:
         """Keep of each service the backends that it has no more, as many as there is room for beside those it has."""
@@ -371,6 +385,15 @@ def _ramp(service: Service, state: BackendState, now: float) -> float:
     if service.slow_start is None or state.slow_since is None:
         return 1.0
     return ramp(service.slow_start, now - state.slow_since)
+
+
+def _going_on(
+    service: Service, backend: Backend, state: BackendState, was: Backend | None, now: float
+) -> BackendState:
+    """Return the state under a new configuration; ``was``: what the one before said of the backend."""
+    if was is not None and was.weight != backend.weight:
+        state = state.reweighed(was.weight, backend.weight, state.weight, now)
+    return _checked_or_not(service, state)
 
 
 def _checked_or_not(service: Service, state: BackendState) -> BackendState:
