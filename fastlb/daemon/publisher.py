@@ -59,8 +59,9 @@ class Publisher:
             pipeline.renew(ids.reused, ids.services.reused)
         ids.reused.clear()  # once: going back to this configuration must not forget what is in use
         ids.services.reused.clear()
-        self._keys &= keys
-        self._data_path.programs.replace(self._keys, addresses)
+        both = self._keys & keys
+        self._data_path.programs.replace(both, addresses)
+        self._keys = both
         self._publish(world)
         self._data_path.programs.replace(keys, addresses)
         self._keys = keys
