@@ -18,8 +18,9 @@ from typing import Any
 import structlog
 
 from fastlb.control.client import is_answered
-from fastlb.control.slices import encode, run_in_slices
+from fastlb.control.slices import run_in_slices
 from fastlb.errors import ControlError, FastlbError
+from fastlb.model.encoding import encode
 
 LINE_LIMIT = 1 << 16  # bytes of a request
 

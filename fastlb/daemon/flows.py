@@ -29,6 +29,7 @@ from fastlb.workers.workers import open_pipelines
 
 FORGOTTEN_AT_ONCE = 4096  # buckets, of up to four flows each, that end before the flow log is written
 SAVED_AT_ONCE = 1000  # backends whose states are written in the event loop; more are written in a thread
+SAVE_EVERY = 1.0  # seconds between two of those, so that a failing rack does not write all states ten times a second
 
 LOG_TIME, LOG_REST = 0.003, 0.002  # seconds of writing the flow log at a time, and until it goes on
 
@@ -55,6 +56,7 @@ class Flows:
         self._thread = ThreadPoolExecutor(1, "fastlb-save")
         self._saving: Future[None] | None = None
         self._unsaved = False  # states differ from what was saved last
+        self._save_at = 0.0  # when many may be written again
         self._deciding = threading.Lock()  # who saves next: `prepare` in its thread, or the event loop
         self._prepared: BackendIds | None = None  # ids that the file has, before the data path hears of them
 
@@ -155,7 +157,7 @@ class Flows:
     def _save_if_due(self) -> None:
         with self._deciding:
             saves = self._prepared is not None or (self._saving is not None and not self._saving.done())
-            if self._unsaved and not saves and self._applied is not None:
+            if self._unsaved and not saves and self._applied is not None and time.monotonic() >= self._save_at:
                 self._save_states(self._applied)
 
     def _saved(self, world: World) -> dict[str, Any]:
@@ -176,6 +178,7 @@ class Flows:
         if len(world.states.by_backend) <= SAVED_AT_ONCE:
             self._try_to_save(self._saved(world))
             return
+        self._save_at = time.monotonic() + SAVE_EVERY
         ids, states, services = world.configuration.ids, world.states.copy(), self._services
         self._saving = self._thread.submit(self._save_copy, ids, states, services)
 

@@ -2,6 +2,7 @@
 
 cdef enum:
     MAX_TIMEOUTS = 1 << 16   # kinds of them: Backend.timeouts has 16 bits
+    BREATH = 256             # backends, in 1 ms or so, after which other threads of Python have their turn
 
 cdef dict SCHEDULERS = {
     "maglev": BY_MAGLEV, "ketama": BY_KETAMA, "source-hash": BY_SOURCE_HASH, "rr": BY_WRR, "wrr": BY_WRR,
@@ -48,6 +49,12 @@ cdef uint32_t weight_in_load(scheduler, member) except? 0:
     return member.target_weight if scheduler == "p2c" else member.weight
 
 
+cdef void breathe() noexcept:
+    """Let another thread of Python go on, if one waits: a table of 10,000 backends would hold it up for long."""
+    with nogil:
+        pass
+
+
 cdef class Choices:
     """What new flows of one service choose from: candidates, and the backends that clients stick to.
 
@@ -67,6 +74,8 @@ cdef class Choices:
             memcpy(self.everyone, before.everyone, self.count * sizeof(Candidate))
         for at in range(self.count) if before is None else positions:
             self.set_candidate(&self.everyone[at], spec.scheduler, spec.members[at])
+            if at % BREATH == 0:
+                breathe()
         self.gather()
         if spec.affinity is None:
             return
@@ -221,6 +230,8 @@ cdef class Services:
                 self.members[at] = member.id
                 self.add_backend(index, spec, member, profiles[index + 1])
                 at += 1
+                if at % BREATH == 0:
+                    breathe()
         proven = sum(proves_itself(&self.table.services[<uint32_t>index]) for index in range(len(specs)))
         self.table.mixed = 0 < proven < len(specs)
         if echo:

@@ -12,6 +12,9 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from fastlb.model.encoding import encode
+from fastlb.model.steps import finish
+
 MAGIC, VERSION = b"fastlb\0\n", 3
 
 _HEAD = struct.Struct("<8sII Q QQQQ")  # magic, version, 0, the sequence that holds; offset and room of each list
@@ -48,7 +51,7 @@ def parse_head(data: bytes) -> Head | str:
 
 def seal(sequence: int, data: Mapping[str, Any]) -> bytes:
     """Return a record."""
-    body = json.dumps(data).encode()
+    body = finish(encode(data))
     head = struct.pack("<QQ", sequence, len(body))
     return head + hashlib.sha256(head + body).digest() + body
 
