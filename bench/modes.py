@@ -1,4 +1,4 @@
-"""What does each way to forward cost a real transfer? A big upload, in super-frames, through every mode in turn.
+"""What does each way to forward cost a real transfer? A big upload, in GSO packets, through every mode in turn.
 
 One lab, one fastlb with a service for each mode and IP version. Tunnels end in `fastlb decap` at the backends. All take
 a turn in each round, so that the machine's moods hit all of them.

@@ -62,7 +62,7 @@ def open_side(ring: Mapped, leave: str, next_hop: bytes, way_out: str, queue: in
 
 
 def by_sendmmsg(interface: str, ring: mmap.mmap, queue: int, stack: ExitStack) -> tuple[tuple[int, ...], bytes]:
-    """Whatever came in can leave, super-frames included."""
+    """Whatever came in can leave, GSO packets included."""
     sender = stack.enter_context(open_sender(interface, vnet_hdr=True))
     return (sender.fileno(),), sender.getsockname()[4]
 

@@ -59,7 +59,7 @@ def fastlb(lab: Lab) -> Iterator[str]:
 def reflector(lab: Lab) -> Iterator[str]:
     """The reflector in the balancer; the client asks the backend itself, and the router sends that by the balancer.
 
-    Super-frames leave by sendmmsg alone.
+    GSO packets leave by sendmmsg alone.
     """
     backend = address(BACKEND, "eth0", 4)
     take = [f"{backend}:{FILE_PORT}/tcp", f"{VIPS['dsr', 4]}:{FLOOD_PORT}/udp"]

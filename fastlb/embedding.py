@@ -92,7 +92,7 @@ class Datapath:
         networks = [ip_network(address) for address in addresses]
         if len({network.version for network in networks}) < len(networks):
             raise ValueError(f"at most one address of each IP version, not {', '.join(map(str, networks))}")
-        self._pipeline = Pipeline(
+        self.pipeline = Pipeline(
             FlowMemory(config.flows, sources=config.snat, ports=config.snat_ports), affinity=config.affinity_entries
         )
         self._ids = BackendIds()
@@ -116,7 +116,7 @@ class Datapath:
         plans = plan_services(config, ids, now, states)
         services = services_table(config, plans)
         self._ids, self._config, self._states = ids, config, states
-        self._pipeline.renew(ids.reused, ids.services.reused)
+        self.pipeline.renew(ids.reused, ids.services.reused)
         self._use(plans, services, now)
 
     def _use(self, plans: list[Plan], services: Services, now: float) -> None:
@@ -131,7 +131,7 @@ class Datapath:
             self._use(plans, services_table(self._config, plans), now)
 
     def _flows_of(self, backend: BackendName) -> int:
-        return self._pipeline.backend_stats(self._ids.by_name[backend])["active_flows"]
+        return self.pipeline.backend_stats(self._ids.by_name[backend])["active_flows"]
 
     def set_neighbour(self, next_hop: str | Address, mac: str) -> None:
         """Say the MAC address ("02:00:00:00:00:0b") of a backend or client."""
@@ -149,7 +149,7 @@ class Datapath:
         milliseconds = round(now * 1000) & 0xFFFFFFFF
         return [
             Result(Verdict(verdict), sent, self._keys.get(backend), reason)
-            for verdict, reason, sent, backend, _ in self._pipeline.process(frames, milliseconds)
+            for verdict, reason, sent, backend, _ in self.pipeline.process(frames, milliseconds)
         ]
 
     def trace(
@@ -164,15 +164,15 @@ class Datapath:
             ip_address(src), sport, ip_address(dst), dport, PROTOCOL_NAMES[protocol_number(proto)]
         )
         context = Context(self._plans, self._config.services, self._states)
-        return _trace_of(trace.explain(self._pipeline, packet, context, self._pipeline.now_ms))
+        return _trace_of(trace.explain(self.pipeline, packet, context, self.pipeline.now_ms))
 
     def stats(self) -> dict[str, Any]:
         """Return counters, services with their backends, and the flow table, as `fastlb status --json` shows them."""
         return {
-            "counters": status.split_counters(self._pipeline.counters()),
-            "services": status.describe_services([self._pipeline], self._plans, self._states),
-            "flows": status.describe_flows(self._pipeline),
-            "affinity": status.describe_affinity(self._pipeline),
+            "counters": status.split_counters(self.pipeline.counters()),
+            "services": status.describe_services([self.pipeline], self._plans, self._states),
+            "flows": status.describe_flows(self.pipeline),
+            "affinity": status.describe_affinity(self.pipeline),
         }
 
     def _publish(self) -> None:
@@ -192,7 +192,7 @@ class Datapath:
             backends,
             tunnel_sources(self._plans, lambda address: self._sources.get(address.version)),
         )
-        self._pipeline.publish(self._services, routes)
+        self.pipeline.publish(self._services, routes)
         self._stale = False
 
 

@@ -224,7 +224,7 @@ WAYS = [
     ("a checksum at the very end", offload(1, 0, 60, 2), 64, TX_METADATA),
     ("a checksum beyond the end", offload(1, 0, 60, 3), 64, None),
     ("a checksum far beyond the end", offload(1, 0, 65535, 65535), 64, None),
-    ("super-frame", offload(1, 5, *CSUM_AT), 3000, None),
+    ("GSO packet", offload(1, 5, *CSUM_AT), 3000, None),
 ]
 
 

@@ -70,7 +70,7 @@ def with_bytes(packet: bytes, at: int, new: bytes) -> bytes:
 class Tunneller:
     """What a balancer does: everything that the client sends to the VIPs goes into the tunnel of ``how``.
 
-    ``offload``: super-frames go in whole, with their checksums open, as a kernel's own tunnel device has it. The kernel
+    ``offload``: GSO packets go in whole, with their checksums open, as a kernel's own tunnel device has it. The kernel
     takes no such frame from a packet socket, so then it goes to ``deliver``.
     """
 
@@ -264,7 +264,7 @@ def leftovers(rig: Rig) -> list[str]:
 
 @pytest.fixture(scope="module")
 def offloading() -> Iterator[Rig]:
-    """A rig whose tunnels bring super-frames."""
+    """A rig whose tunnels bring GSO packets."""
     with ExitStack() as undo:
         yield Rig(undo, offload=True)
 
@@ -355,7 +355,7 @@ def test_super_frames_in_tunnels(offloading: Rig, mode: str, outer: int) -> None
         device.__exit__(None, None, None)
     counters = decap.counters()
     assert set(counters["drops"].values()) == {0}
-    assert counters["decapsulated"] < 2 * len(data) // 1400  # so there were super-frames
+    assert counters["decapsulated"] < 2 * len(data) // 1400  # so there were GSO packets
 
 
 # ---- what is ours

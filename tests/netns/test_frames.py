@@ -580,7 +580,7 @@ def test_a_frame_that_the_kernel_cannot_describe(rig: Rig) -> None:
 
 @pytest.mark.parametrize("offload", OFFLOADS)
 def test_frames_from_a_tap(rig: Rig, offload: str) -> None:
-    """As from a virtual machine: the checksum is open, and super-frames come whole."""
+    """As from a virtual machine: the checksum is open, and GSO packets come whole."""
     whole = sent_frame("nat", 4, size=20_000 if offload == "gso" else 999)
     left, raw = leave_to_device(whole, offload)
     os.write(rig.tap, left.pack() + raw)

@@ -1,4 +1,4 @@
-"""worker.pxd, ring.pxd and engine.py under load, while the configuration changes, and with nothing to do at all."""
+"""worker.pxd, ring.pxd and daemon under load, while the configuration changes, and with nothing to do at all."""
 
 from __future__ import annotations
 

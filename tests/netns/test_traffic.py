@@ -118,7 +118,7 @@ def test_bulk_transfer_is_intact(
         assert sent > size
     assert average <= 1514 or offloads
     if direction == "upload":
-        assert (average > 1514) == offloads, "a super-frame leaves as it came"
+        assert (average > 1514) == offloads, "a GSO packet leaves as it came"
 
 
 # ---- connections end as their ends want it

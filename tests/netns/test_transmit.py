@@ -194,7 +194,7 @@ def test_vlan_tags(
 
 
 def test_one_flow_stays_in_order_over_both_ways(single: Single) -> None:
-    """Small frames, long ones, open checksums and super-frames, in turns of all lengths."""
+    """Small frames, long ones, open checksums and GSO packets, in turns of all lengths."""
     shapes = [("plain", 100), ("partial", 1400), ("gso", 20_000), ("plain", 8000), ("plain", 100), ("gso", 5000)]
     total, small, before, got = 3000, 0, single.by_xdp(), []
     port = next_port()

@@ -94,7 +94,7 @@ def super_frame(way: Way, port: int, body: bytes = BODY) -> tuple[Offload, bytes
 
 
 class Sent(NamedTuple):
-    """A super-frame, and what arrived of it each time."""
+    """A GSO packet, and what arrived of it each time."""
 
     frame: bytes
     cut_here: list[bytes]
@@ -118,7 +118,7 @@ class Stage:
         assert until(lambda: self.probe() == wanted)
 
     def probe(self) -> bool:
-        """Whether a super-frame is left to the kernel now. What arrives of it is forgotten."""
+        """Whether a GSO packet is left to the kernel now. What arrives of it is forgotten."""
         before = self.offloaded()
         offload, raw = super_frame(WAYS[0], next_port())
         self.rig.client.send(raw, offload)
@@ -288,7 +288,7 @@ JOINED = Way("gue with checksums", 4, 4, "tcp")
 
 @pytest.mark.parametrize(("size", "segment"), [(60_000, 500), (60_000, 1300), (65_000, 9000 - 72)])
 def test_more_than_one_message_holds(rig: Rig, tmp_path: Path, size: int, segment: int) -> None:
-    """64 datagrams leave together, or 64 KiB; several super-frames one behind the other."""
+    """64 datagrams leave together, or 64 KiB; several GSO packets one behind the other."""
     body = payload(size)
     count = math.ceil(size / segment)
     with ExitStack() as undo:
@@ -308,7 +308,7 @@ def test_more_than_one_message_holds(rig: Rig, tmp_path: Path, size: int, segmen
 
 
 def test_one_datagram_that_leaves_no_room_for_another(rig: Rig, tmp_path: Path) -> None:
-    """On links with an MTU of 65,535 a super-frame can be of two segments, one of them of three bytes."""
+    """On links with an MTU of 65,535 a GSO packet can be of two segments, one of them of three bytes."""
     for namespace, name in ((rig.client_side, "c0"), (rig.host, "l0"), (rig.host, "l1"), (rig.server_side, "s0")):
         namespace.set_link(name, mtu=65_535)
     body = payload(65_463)

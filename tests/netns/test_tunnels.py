@@ -91,7 +91,7 @@ def test_every_backend_serves(lab: Lab, balancer: Balancer, forward: str, versio
 def test_bulk_transfer_is_intact(
     lab: Lab, balancer: Balancer, forward: str, version: int, direction: str, offloads: bool
 ) -> None:
-    """Super-frames are cut in the core or behind it; without offloads every segment comes by itself."""
+    """GSO packets are cut in the core or behind it; without offloads every segment comes by itself."""
     before = balancer.status()["counters"]["tunnels_offloaded"]
     lab.set_offloads(offloads)
     try:

@@ -42,7 +42,7 @@ class Offload(NamedTuple):
 
 PLAIN = Offload()
 OFFLOADS = ("plain", "partial", "gso")
-SEGMENT = 1300  # bytes of payload in each segment of a super-frame
+SEGMENT = 1300  # bytes of payload in each segment of a GSO packet
 
 
 def l4_offset(raw: bytes) -> int:

@@ -374,7 +374,7 @@ def test_a_device_that_refuses() -> None:
     device.near.close()
 
 
-# ---- super-frames
+# ---- GSO packets
 
 
 @pytest.mark.parametrize(("mode", "outer", "inner"), WAYS)
@@ -555,7 +555,7 @@ def test_offloads_that_nobody_can_do(device: Device) -> None:
     assert device.drops() == {"offload": 3}
 
 
-# ---- datagrams that came as a super-frame of UDP
+# ---- datagrams that came as a GSO packet of UDP
 
 
 def joined(outer: int, datagrams: Sequence[bytes], size: int | None = None) -> tuple[bytes, bytes]:
@@ -628,7 +628,7 @@ def test_malformed_frames(data: st.DataObject) -> None:
 
 
 def blurred(packet: bytes) -> bytes:
-    """Without what RFC 6040 changes, and without IDs, which count on in a super-frame."""
+    """Without what RFC 6040 changes, and without IDs, which count on in a GSO packet."""
     hidden = (1, 4, 5, 10, 11) if packet[0] >> 4 == 4 else (1,)
     return bytes(0 if at in hidden else byte for at, byte in enumerate(packet))
 

@@ -315,7 +315,7 @@ def reassembled(packets: list[bytes], options: bytes) -> bytes:
     return bytes(header) + payload
 
 
-# ---- super-frames
+# ---- GSO packets
 
 
 NEEDS_CSUM, GSO_TCP4, GSO_TCP6, GSO_UDP = 1, 1, 4, 5
@@ -340,7 +340,7 @@ def through(
 ) -> list[bytes]:
     balancer = datapath(tunnel(mode, inner, outer, protocol, **changes))
     balancer.process(b"")  # publishes
-    return list(balancer._pipeline.process([raw], 0, offloads=[offload])[0][2])
+    return list(balancer.pipeline.process([raw], 0, offloads=[offload])[0][2])
 
 
 @EVERY
@@ -407,7 +407,7 @@ def test_super_frames_whose_segments_do_not_fit(mode: str, protocol: str, gso: i
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("size", [1, 7, 31])
 def test_the_smallest_datagrams(mode: str, size: int) -> None:
-    """Linux puts at most 128 of them into a super-frame."""
+    """Linux puts at most 128 of them into a GSO packet."""
     data = bytes(range(128)) * size
     raw, offload = left_to_device(frame(CLIENT[4], 40000, VIP[4], 80, "udp", payload=data), "udp", 4, size)
     sent = [take_apart(unwrap(each).inner).segment[8:] for each in through(mode, 4, 4, "udp", raw, offload)]
@@ -415,14 +415,14 @@ def test_the_smallest_datagrams(mode: str, size: int) -> None:
 
 
 def test_a_super_frame_that_is_not_cut() -> None:
-    """Of an unknown kind, without segments, in more than 2,048 of them; fragments are no super-frames."""
+    """Of an unknown kind, without segments, in more than 2,048 of them; fragments are no GSO packets."""
     plain = frame(CLIENT[4], 40000, VIP[4], 80, "udp", payload=bytes(5000))
     raw, offload = left_to_device(plain, "udp", 4, 1400)
     balancer = datapath(tunnel("ipip", 4, 4, "udp"))
     balancer.process(b"")  # publishes
     for kind, size in ((3, 1400), (5, 0), (5, 2)):
         odd = offload[:1] + bytes([kind]) + offload[2:4] + struct.pack("=H", size) + offload[6:]
-        assert balancer._pipeline.process([raw], 0, offloads=[odd])[0][1] == "tunnel_offload"
+        assert balancer.pipeline.process([raw], 0, offloads=[odd])[0][1] == "tunnel_offload"
 
 
 def test_a_super_frame_with_more_headers_than_are_copied() -> None:
@@ -431,7 +431,7 @@ def test_a_super_frame_with_more_headers_than_are_copied() -> None:
     offload = struct.pack("=BBHHHH", NEEDS_CSUM, GSO_TCP6, 0, 1000, 54 + 4096, 16)
     balancer = datapath(tunnel("ipip", 6, 4), mtu=9000)
     balancer.process(b"")  # publishes
-    assert balancer._pipeline.process([plain], 0, offloads=[offload])[0][1] == "tunnel_offload"
+    assert balancer.pipeline.process([plain], 0, offloads=[offload])[0][1] == "tunnel_offload"
 
 
 @given(

@@ -227,7 +227,7 @@ def through_narrow(mode: str, outer: int, mtu: int, raw: bytes, offload: bytes =
     """The reason, and the packets of the tunnel."""
     balancer = datapath(tunnel(mode, 6, outer, "udp", tunnel={"udp_checksum": True} if mode == "gue" else {}), mtu=mtu)
     balancer.process(b"")  # publishes
-    _, reason, sent, *_ = balancer._pipeline.process([raw], 0, offloads=[offload])[0]
+    _, reason, sent, *_ = balancer.pipeline.process([raw], 0, offloads=[offload])[0]
     assert all(len(each) - 14 <= mtu for each in sent) or reason == "too_big"
     return reason, [each[14:] for each in sent]
 
@@ -268,7 +268,7 @@ def test_a_super_frame_whose_segments_are_promised_is_cut_shorter() -> None:
     opened, offload = left_to_device(raw, "tcp", 6, 1220)
     balancer = datapath(tunnel("ipip", 6, 6), mtu=1280)
     balancer.process(b"")
-    _, reason, sent, *_ = balancer._pipeline.process([opened], 0, offloads=[offload])[0]
+    _, reason, sent, *_ = balancer.pipeline.process([opened], 0, offloads=[offload])[0]
     assert reason == "scheduled"
     segments = [take_apart(unwrap(each).inner) for each in sent]
     assert {len(each) - 14 for each in sent[:-1]} == {1280}

@@ -100,7 +100,7 @@ def test_a_super_frame_stays_one() -> None:
     balancer.process(opening(1))
     raw = opening(40000, payload=bytes(4000), flags=flags("S"))
     vnet = bytes([1, 1, 54, 0, 0x64, 5, 34, 0, 16, 0])  # NEEDS_CSUM, TCPv4, 1380 bytes a segment
-    verdict, reason, frames, *_ = balancer._pipeline.process([raw], 0, 0, [vnet])[0]
+    verdict, reason, frames, *_ = balancer.pipeline.process([raw], 0, 0, [vnet])[0]
     assert (verdict, reason, len(frames), len(frames[0])) == (0, "scheduled", 1, len(raw))
 
 
@@ -248,7 +248,7 @@ def test_spoofed_replies(version: int, protocol: str) -> None:
     out = balancer.process(opening(40000, version, protocol))
     seen = take_apart(out.frames[0])
     other = next(host for host in BACKENDS[version] if host != seen.dst)
-    before = tables.flows(balancer._pipeline)
+    before = tables.flows(balancer.pipeline)
     for source, sport, target, dport, reason in (
         (other, seen.dport, seen.src, seen.sport, "reply_unknown"),
         (seen.dst, seen.dport, seen.src, other_port(seen.sport), "reply_unknown"),
@@ -258,7 +258,7 @@ def test_spoofed_replies(version: int, protocol: str) -> None:
         (seen.dst, seen.dport, CLIENT[version], seen.sport, "no_service"),
     ):
         assert balancer.process(frame(source, sport, target, dport, protocol, flags=RST)).reason == reason
-    assert tables.flows(balancer._pipeline) == before
+    assert tables.flows(balancer.pipeline) == before
 
 
 def test_an_any_port_service_expects_the_port_that_was_asked() -> None:
@@ -374,13 +374,13 @@ def test_an_error_about_no_flow(version: int, kind: str) -> None:
 def test_a_log_that_cannot_keep_up_counts_what_it_lost() -> None:
     """65,536 lines wait at most."""
     balancer = balancer_of(service("nat"), flows=100_000)
-    balancer._pipeline.log_flows()
+    balancer.pipeline.log_flows()
     balancer.process_batch([opening(sport) for sport in range(1, 65536)])
     assert balancer.stats()["counters"]["flow_log_lost"] == 0
     balancer.process_batch([frame("10.1.0.9", sport, VIP[4], 80) for sport in range(1, 12)])
     assert balancer.stats()["counters"]["flow_log_lost"] == 10
-    assert len(balancer._pipeline.take_logged(70_000)) == 65536
-    assert balancer._pipeline.take_logged(1) == []
+    assert len(balancer.pipeline.take_logged(70_000)) == 65536
+    assert balancer.pipeline.take_logged(1) == []
 
 
 @pytest.mark.parametrize("forward", ["nat", "fullnat", "dsr"])

@@ -230,11 +230,11 @@ def test_an_error_of_full_length_passes_a_narrow_tunnel(forward: str) -> None:
 @pytest.mark.parametrize("version", [4, 6])
 def test_flows_do_not_change(version: int) -> None:
     balancer, sent, backend = opened("nat", version)
-    before = tables.flows(balancer._pipeline)
+    before = tables.flows(balancer.pipeline)
     for kind in ERRORS[version]:
         balancer.process(error(sent[14:], kind, backend))
         balancer.process(error(frame(VIP[version], 80, CLIENT[version], 999)[14:], kind, ROUTER[version]))
-    assert tables.flows(balancer._pipeline) == before
+    assert tables.flows(balancer.pipeline) == before
 
 
 @every_error

@@ -1,7 +1,7 @@
 """segments.pxd: TCP segments that are too long for the way on, where ICMP is known to get lost (mss_clamp); and
-datagrams of UDP super-frames that are.
+datagrams of UDP GSO packets that are.
 
-Super-frames that are only cut, and fragments, are in test_encap.py and test_fragments.py.
+GSO packets that are only cut, and fragments, are in test_encap.py and test_fragments.py.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def test_super_frames_become_shorter_ones(forward: str, version: int) -> None:
     payload = random.Random(4).randbytes(10_000)
     opened, offload = left_to_device(segment(version, payload=payload), "tcp", version, 1448)
     balancer = clamping(forward, version)
-    _, reason, sent, *_ = balancer._pipeline.process([opened], 0, offloads=[offload])[0]
+    _, reason, sent, *_ = balancer.pipeline.process([opened], 0, offloads=[offload])[0]
     assert reason == "conntrack"
     assert b"".join(bytes(each.tcp.data) for each in stream(sent, forward, NARROW)) == payload
 
@@ -174,7 +174,7 @@ def whole_packets(packets: list[bytes]) -> list[bytes]:
 def sent_datagrams(
     forward: str, version: int, gso: int, data: bytes, mtu: int, outer: int = 4, **how: bool
 ) -> tuple[str, list[bytes], list[Seen]]:
-    """The reason, the frames, and the datagrams in them, with their checksums verified, of a super-frame of UDP."""
+    """The reason, the frames, and the datagrams in them, with their checksums verified, of a GSO packet of UDP."""
     summed = {"tunnel": {"udp_checksum": True}} if forward == "gue" else {}
     plain = (
         tunnel(forward, version, outer, "udp", **summed) if forward in MODES else service(forward, version, "udp")
@@ -183,7 +183,7 @@ def sent_datagrams(
     balancer.process(b"")  # publishes
     raw = frame(CLIENT[version], 40000, VIP[version], 80, "udp", payload=data, **how)  # type: ignore[arg-type]
     opened, offload = left_to_device(raw, "udp", version, gso)
-    _, reason, sent, *_ = balancer._pipeline.process([opened], 0, offloads=[offload])[0]
+    _, reason, sent, *_ = balancer.pipeline.process([opened], 0, offloads=[offload])[0]
     if reason != "scheduled":
         return reason, sent, []
     packets = [each[14:] for each in sent]
@@ -258,5 +258,5 @@ def test_what_is_no_super_frame_is_not_cut_as_one() -> None:
     balancer.process(opened)
     fragment = opened[:20] + b"\x20\0" + opened[22:]
     about = error(frame(VIP[4], 80, CLIENT[4], 40000, "udp")[14:], "unreachable", ROUTER[4])
-    results = balancer._pipeline.process([fragment, about], 0, offloads=[offload, offload])
+    results = balancer.pipeline.process([fragment, about], 0, offloads=[offload, offload])
     assert [each[1] for each in results] == ["tunnel_offload", "tunnel_offload"]
