@@ -69,6 +69,7 @@ cdef class Services:
     cdef Affinity *affinities         # by service
     cdef list choices                 # by service
     cdef Services origin              # from which it has tables, lists and members; None: they are its own
+    cdef bint is_changed              # it has an origin: the garbage collector takes that away before the end
     cdef list echoes_of               # by service, the numbers of the VIPs that answer echo requests for it
     cdef list servers_of              # by that number, the services
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 
 import structlog
 
@@ -15,6 +16,8 @@ from fastlb.daemon.parts import Parts
 from fastlb.daemon.reloads import Reloads
 from fastlb.daemon.world import Marks, World
 from fastlb.errors import FastlbError
+from fastlb.model.names import BackendName
+from fastlb.plan.backends import BackendState
 
 log = structlog.get_logger()
 
@@ -27,12 +30,15 @@ class Current:
         self.world = world
         self._path, self._marks, self._parts = path, marks, parts
         self._changing = asyncio.Lock()
+        self._timed: set[str] = set()  # services planned since a reload began because of what time brought
         self._reloads = Reloads(self._reload_once)
 
     async def follow(self) -> None:
         """Have all parts follow what is marked; a failure is logged."""
         async with self._changing:
-            world = await planner.plan(self.world, self._marks.take())
+            marks = self._marks.take()
+            self._timed.update(name for name, keys in marks.backends.items() if keys is None)
+            world = await planner.plan(self.world, marks)
             try:
                 self._apply(world)
             except FastlbError as error:
@@ -44,23 +50,29 @@ class Current:
         await self._reloads.ask()
 
     async def _reload_once(self) -> None:
+        await self.follow()  # so that the plans that the new ones begin with are those of the states
+        self._timed.clear()
         states = self.world.states.copy()
         earlier = dict(states.by_backend)
         try:
             fresh = await planner.beside(planner.reloaded, self._path, self.world, states)
             async with self._changing:
-                await self._install(planner.caught_up(fresh, self.world, earlier))
+                began = dict(self.world.states.by_backend)
+                await self._install(await planner.caught_up(fresh, self.world, earlier), began)
         except FastlbError as error:
             log.error("reload refused; nothing was changed", problems=str(error).splitlines())
             raise
+        for service in self._timed:  # the new plans are of the time when the file was read
+            self._marks.mark_service(service)
         log.info("reloaded", **self.world.configuration.summary())
 
-    async def _install(self, world: World) -> None:
+    async def _install(self, world: World, began: Mapping[BackendName, BackendState]) -> None:
         """Go over to another configuration. What takes long with many backends is done beside the event loop: to tell
         the next process of it, and to bring it to the classifier and the pipelines.
 
-        What checks and the operator say in that time is marked, and carried over to the new states."""
-        parts, earlier = self._parts, dict(self.world.states.by_backend)
+        What checks and the operator say in that time is marked, and carried over to the new states: those that differ
+        from what they were when it ``began``."""
+        parts = self._parts
         try:
             parts.flows.reopen_log()
             await planner.beside(parts.flows.prepare, world)
@@ -72,7 +84,7 @@ class Current:
         except FastlbError:
             self._go_back()
             raise
-        world.states.catch_up(self.world.states, earlier, time.monotonic())
+        world.states.catch_up(self.world.states, began, time.monotonic())
         self.world = world
 
     def _go_back(self) -> None:

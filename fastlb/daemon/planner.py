@@ -85,17 +85,17 @@ def reloaded(path: str, world: World, states: BackendStates) -> World:
     return replace(world, configuration=configuration, states=states, ways=ways)
 
 
-def caught_up(fresh: World, now_holds: World, earlier: Mapping[BackendName, BackendState]) -> World:
-    """Return a world that was planned beside the event loop with what has changed in the meantime. Pure.
+async def caught_up(fresh: World, now_holds: World, earlier: Mapping[BackendName, BackendState]) -> World:
+    """Return a world that was planned beside the event loop with what has changed in the meantime.
 
     ``now_holds``: the world that holds. ``earlier``: the states of backends, by name, when planning began.
     """
-    now, marks = time.monotonic(), Marks()
-    for name in fresh.states.catch_up(now_holds.states, earlier, now):
+    marks = Marks()
+    for name in fresh.states.catch_up(now_holds.states, earlier, time.monotonic()):
         marks.mark(name)
     marks.view = None if now_holds.view is fresh.view else now_holds.view
     marks.path_mtus = None if now_holds.path_mtus is fresh.path_mtus else now_holds.path_mtus
-    return next_world(fresh, marks, fresh.states, now) if marks.due else fresh
+    return await plan(fresh, marks) if marks.due else fresh
 
 
 async def beside(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -247,6 +247,7 @@ cdef class Services:
         cdef uint32_t index
         cdef bint served
         changed.origin = self if self.origin is None else self.origin
+        changed.is_changed = True
         changed.copy_arrays(self)
         for at, spec, positions in changes:
             index = at
@@ -480,7 +481,7 @@ cdef class Services:
         free(self.affinities)
         free(self.table.backends)
         free(self.table.answers_echo)
-        if self.origin is None:
+        if not self.is_changed:
             self.free_shared()
         free(self.table.services)
 

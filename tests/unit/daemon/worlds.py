@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from fastlb.daemon.configuration import Configuration
@@ -58,3 +60,11 @@ def with_backend(world: World, key: str, state: str, service: str = "web") -> Wo
 def data_path_of(world: World, workers: int = 1) -> DataPath:
     """Return a data path with pipelines for this world."""
     return DataPath(open_pipelines(world.configuration.config, workers))
+
+
+def written(path: Path, *services: Mapping[str, Any], **settings: Any) -> str:
+    """Write what `world_of` would have of these services to a file; return its path."""
+    plain = {"flows": 4096, "maglev_size": 251, "new_flow_rate": 1_000_000}
+    told = {**plain, "interfaces": INTERFACES, "flow_file": "none", **settings, "services": list(services)}
+    path.write_text(json.dumps(told))
+    return str(path)
