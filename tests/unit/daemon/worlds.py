@@ -63,8 +63,10 @@ def data_path_of(world: World, workers: int = 1) -> DataPath:
 
 
 def written(path: Path, *services: Mapping[str, Any], **settings: Any) -> str:
-    """Write what `world_of` would have of these services to a file; return its path."""
+    """Write what `world_of` would have of these services to a file, at once; return its path."""
     plain = {"flows": 4096, "maglev_size": 251, "new_flow_rate": 1_000_000}
     told = {**plain, "interfaces": INTERFACES, "flow_file": "none", **settings, "services": list(services)}
-    path.write_text(json.dumps(told))
+    fresh = path.with_name(path.name + ".new")
+    fresh.write_text(json.dumps(told))
+    fresh.replace(path)
     return str(path)

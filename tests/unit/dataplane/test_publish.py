@@ -191,3 +191,16 @@ def test_what_cannot_be_is_refused(make: Any, error: type[Exception], message: s
     with pytest.raises(error) as caught:
         make()
     assert message in str(caught.value)
+
+
+def test_services_in_a_cycle_leave_alone_what_they_share() -> None:
+    """The garbage collector takes their references away before they end."""
+    balancer = Balancer(config(weighted(1, 1, 1)))
+    origin = services_table(balancer.settings, balancer.plans)
+    for _ in range(3):
+        cycle: list[object] = [origin.with_changes([(0, balancer.plans[0], [0])])]
+        cycle.append(cycle)
+        del cycle
+        assert gc.collect()
+    balancer.pipeline.publish(origin, balancer.routes())
+    assert {key for _, key in placements(balancer).values()} == {f"{address}:80" for address in BACKENDS[4]}
