@@ -45,7 +45,7 @@ class ControlServer:
 
         A socket that nobody answers on is left over from a crash, and is replaced.
         """
-        check_place(self._path)
+        check_path(self._path)
         if is_answered(self._path):
             raise ControlError(f"another fastlb is running: it answers on {self._path}")
         try:
@@ -113,7 +113,7 @@ def _listen(path: Path) -> socket.socket:
     return opened
 
 
-def check_place(path: Path) -> None:
+def check_path(path: Path) -> None:
     """Raise ControlError where something else is that is not a socket: it is not fastlb's to replace."""
     if path.exists() and not path.is_socket():
         raise ControlError(f"control: {path} is there, and is no socket; give another path")

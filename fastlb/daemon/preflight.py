@@ -51,7 +51,7 @@ def check_privileges() -> None:
 
 
 def check_runnable(path: str, config: Config) -> None:
-    """What an embedded configuration may leave out, a running balancer needs."""
+    """Raise ConfigError where there is not what a running balancer needs, and an embedded one may leave out."""
     if not config.interfaces:
         raise ConfigError.at(path, "interfaces", "fastlb run needs at least one interface, as in interfaces: [eth0]")
 
@@ -70,8 +70,7 @@ def check_memory(config: Config, workers: int) -> None:
 
 
 def check_this_host(path: str, config: Config) -> list[str]:
-    """Whether the configuration can run here, as `fastlb run` would find out; raises FastlbError. What is allowed, and
-    mostly a mistake."""
+    """Return notes about what is allowed, and mostly a mistake. Raises FastlbError where `fastlb run` would fail here."""
     check_runnable(path, config)
     watcher = Watcher(lambda _: None)
     view = watcher.start()
@@ -81,7 +80,7 @@ def check_this_host(path: str, config: Config) -> list[str]:
     allowed = len(os.sched_getaffinity(0))
     workers = cpus.count_workers(config.workers, allowed)
     check_memory(config, workers)
-    check_places(config)
+    check_paths(config)
     notes = [
         f"interface is down: {link.name}"
         for link in view.links.values()
@@ -122,17 +121,17 @@ def warn(config: Config, plans: Sequence[Plan], view: KernelView, workers: int) 
                         "fastlb guard remove removes it", interface=leftover.interface)
 
 
-def check_places(config: Config) -> None:
+def check_paths(config: Config) -> None:
     """Files that the configuration names: where they shall be must be there."""
     if config.flow_file not in ("auto", "none"):
-        flow_places.check_place(Path(config.flow_file))
+        flow_places.check_path(Path(config.flow_file))
     if config.flow_log is not None:
-        flow_log.check_place(config.flow_log)
-    server.check_place(Path(config.control))
+        flow_log.check_path(config.flow_log)
+    server.check_path(Path(config.control))
 
 
 def host_warnings(config: Config, plans: Sequence[Plan], view: KernelView) -> list[tuple[str, str]]:
-    """What is allowed, because it may be meant, but mostly is a mistake; as event and problem."""
+    """Return what is allowed, because it may be meant, but mostly is a mistake; as event and problem."""
     elsewhere = replies_elsewhere(view, plans, config.interfaces)
     narrow = narrow_tunnels(view, plans)
     foreign = [address for address in config.snat if address not in view.addresses]
@@ -145,7 +144,7 @@ def host_warnings(config: Config, plans: Sequence[Plan], view: KernelView) -> li
 
 
 def check_host(config: Config, plans: Sequence[Plan], view: KernelView) -> None:
-    """What is asked of the host's links, addresses, routes and ports."""
+    """Raise FastlbError unless the host has the links, addresses, routes and ports that are asked of it."""
     check_interfaces(config, view)
     check_reachable(view, plans)
     check_source_ports(config.snat, config.snat_ports, view.addresses)
@@ -162,8 +161,8 @@ def check_interfaces(config: Config, view: KernelView) -> None:
 
 
 def check_reachable(view: KernelView, plans: Sequence[Plan]) -> None:
-    """As the host's routes stand now: a dsr backend must be on-link, no way be too narrow, and no backend or VIP prefix
-    be this host."""
+    """Raise FastlbError unless the host's routes allow the plans: dsr backends on-link, no way too narrow, and no backend
+    or VIP prefix that is this host."""
     problems = own_addresses(view, plans) + not_on_link(view, plans)
     problems += too_narrow(view, plans)
     problems += vips_of_this_host(plans, view.addresses)
@@ -172,7 +171,7 @@ def check_reachable(view: KernelView, plans: Sequence[Plan]) -> None:
 
 
 def open_blocks(config: Config, classifier: Classifier) -> bool:
-    """Whether to read open blocks. Raises KernelError when the configuration insists and it does not work."""
+    """Return whether to read open blocks. Raises KernelError when the configuration insists and it does not work."""
     if config.ring.open_blocks is False:
         return False
     fault = classifier.no_bells or selftest.open_blocks_fault()

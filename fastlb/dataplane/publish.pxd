@@ -17,7 +17,7 @@ cdef struct Publication:
 
 
 cdef inline const Snapshot *pick_up(Publication *publication) noexcept nogil:
-    """At a batch boundary: everything of earlier batches is behind the reader."""
+    """Return the snapshot for the next batch. Call it between batches only: no pointer into an older one is left."""
     cdef const Snapshot *snap = <const Snapshot *>load_acquire_ptr(&publication.current)
     store_release_u64(&publication.reader_generation, snap.generation)
     return snap

@@ -124,7 +124,7 @@ cdef class Choices:
         return 0
 
     cdef int set_takers(self, uint32_t number, uint32_t at, scheduler, list takers, bint pinned) except -1:
-        """Of several takers those with weight 0 have no part, unless all have it. Returns how many there are."""
+        """Write the takers of one number, and return how many: those with weight 0 have no part, unless all have it."""
         cdef StickyBackend *sticky = &self.sticky_backends[number]
         cdef Taker *taker
         weights = [weight_in_load(scheduler, member) for member in takers]
@@ -238,7 +238,7 @@ cdef class Services:
             self.add_echo(specs)
 
     def with_changes(self, changes):
-        """The same services after changes of their backends' states, and of nothing else.
+        """Return the same services after changes of their backends' states, and of nothing else.
 
         ``changes``: (position of a service, its spec as of ``specs``, positions of the members that differ). Tables,
         lists and what other services choose from are shared with this object; flat arrays are copied.

@@ -34,7 +34,7 @@ class FlowLog:
         self._file = self._open()
 
     def _open(self) -> TextIO:
-        check_place(self._path)
+        check_path(self._path)
         try:
             return open(self._path, "a", encoding="ascii")
         except OSError as error:
@@ -109,7 +109,7 @@ class FlowLog:
         self._file.close()
 
 
-def check_place(path: str) -> None:
+def check_path(path: str) -> None:
     """Raise FastlbError where there can be no log.
 
     A pipe is refused: another program would have to read it before it can be opened, and all the time after.

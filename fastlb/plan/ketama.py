@@ -24,7 +24,7 @@ _shared: WeakValueDictionary[tuple[object, ...], KetamaRing] = WeakValueDictiona
 
 
 def point_counts(weights: Sequence[int], most: int) -> list[int]:
-    """Each backend's points, ``most`` for the heaviest; at least one weight must be above 0."""
+    """Return each backend's points, ``most`` for the heaviest; at least one weight must be above 0."""
     most = max(1, min(most, MAX_POINTS // len(weights)))
     heaviest = max(weights)
     return [-(-most * weight // heaviest) for weight in weights]
@@ -32,12 +32,12 @@ def point_counts(weights: Sequence[int], most: int) -> list[int]:
 
 @lru_cache(maxsize=1 << 14)
 def _hashes(key: str, count: int, seed: int) -> bytes:
-    """Of its points, as KetamaRing takes them: nearly all that a ring costs."""
+    """Return the hashes of a backend's points, as KetamaRing takes them: nearly all that a ring costs."""
     return array("Q", (xxh64_intdigest(f"{key}_{number}".encode(), seed) for number in range(count))).tobytes()
 
 
 def build_ring(keys: Sequence[str], weights: Sequence[int], most: int, seed: int) -> KetamaRing | None:
-    """The ring of these backends, with ``most`` points for the heaviest; None when none of them has a weight.
+    """Return the ring of these backends, with ``most`` points for the heaviest; None when none of them has a weight.
 
     Rings are shared: as long as one with the same content is in use anywhere, it is not built again.
     """

@@ -23,7 +23,7 @@ _shared: WeakValueDictionary[tuple[object, ...], MaglevTable] = WeakValueDiction
 
 
 def is_prime(number: int) -> bool:
-    """By trial division; table sizes are below 2**21."""
+    """Return whether a number is a prime, by trial division; table sizes are below 2**21."""
     return number > 1 and all(number % divisor for divisor in range(2, int(number**0.5) + 1))
 
 
@@ -53,7 +53,7 @@ def build_table(keys: Sequence[str], weights: Sequence[int], size: int, seed: in
 def maglev_table(
     names: Sequence[str], weights: Sequence[int] | None = None, size: int = 65537, seed: int = 0
 ) -> array[int]:
-    """The Maglev table of ``names``: ``size`` indices into ``names``.
+    """Return the Maglev table of ``names``: ``size`` indices into ``names``.
 
     ``names``: unique backend keys, by convention ``address:port``, in any order. ``weights``: whole numbers from 0,
     one a name; 1 each when not given. ``size``: a prime above the number of names. ``seed``: 0..2**64-1.

@@ -78,12 +78,12 @@ class PathMtus:
         return bool(old)
 
     def known(self) -> Mapping[Address, int]:
-        """By backend: the longest packet, outer header included."""
+        """Return the longest packet to each backend that was heard of, outer header included."""
         return {backend: mtu for backend, (mtu, _) in self._heard.items()}
 
 
 def _parse4(packet: bytes) -> _Said | None:
-    """None for another error (RFC 792, RFC 1191 section 4)."""
+    """Return what an ICMP error says; None for another one (RFC 792, RFC 1191 section 4)."""
     header = (packet[0] & 0x0F) * 4 if packet else 0
     icmp = packet[header:]
     if len(icmp) < 28 or icmp[:2] != bytes((_UNREACHABLE, _FRAGMENTATION_NEEDED)):
@@ -97,7 +97,10 @@ def _parse4(packet: bytes) -> _Said | None:
 
 
 def _parse6(icmp: bytes) -> _Said | None:
-    """The same for ICMPv6 (RFC 4443 section 3.2). Tunnels leave in fragments too, to pass what IPv6 promises."""
+    """Return what an ICMPv6 error says; None for another one (RFC 4443 section 3.2).
+
+    Tunnels leave in fragments too, to pass what IPv6 promises.
+    """
     if len(icmp) < 48 or icmp[0] != _PACKET_TOO_BIG:
         return None
     quoted = icmp[8:]

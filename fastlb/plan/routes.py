@@ -98,7 +98,7 @@ def tunnel_sources(plans: Iterable[Plan], own: Callable[[Address], Network | Non
 
 
 def tunnels(view: KernelView, plans: Iterable[Plan]) -> Tunnels:
-    """What tunnels' packets look like, by backend."""
+    """Return what tunnels' packets look like, by backend."""
     plans = list(plans)
     sources = tunnel_sources(plans, lambda address: own_address_towards(view, address))
     found: dict[Address, set[Tunnelled]] = {}

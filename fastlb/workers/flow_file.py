@@ -34,7 +34,7 @@ from fastlb.workers.flow_places import (
     IDENTITY_AT,
     IDENTITY_ROOM,
     REJECTED,
-    check_place,
+    check_path,
     lock,
     network_namespace,
     places,
@@ -250,7 +250,7 @@ def open_file(config: Config, backends: Mapping[str, Any]) -> FlowFile | None:
     problems = []
     for path in sorted(places(config), key=lambda place: not os.path.lexists(place)):
         try:
-            check_place(path)
+            check_path(path)
             return FlowFile(path, identity(config), backends)
         except FlowFileUsedError:
             raise

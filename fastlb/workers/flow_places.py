@@ -60,7 +60,7 @@ def is_in_memory(folder: Path) -> bool:
     return kind & 0xFFFFFFFF in MEMORY_FILE_SYSTEMS
 
 
-def check_place(path: Path) -> None:
+def check_path(path: Path) -> None:
     """Raise FlowFileError where no flow file may be."""
     if not is_in_memory(path.parent):
         raise FlowFileError(f"{path.parent} is not on tmpfs or ramfs; a flow file must be in memory")

@@ -110,7 +110,7 @@ class RecentMap(Map):
     """Entries of any key, their memory taken at once; a full one gives up those that were not used for the longest."""
 
     def __init__(self, name: str, key_size: int, value_size: int, max_entries: int):
-        """As of ``HashMap``. Raises KernelError."""
+        """Make the map, with the meanings that ``HashMap`` gives to its arguments. Raises KernelError."""
         super().__init__(name, _MAP_TYPE_LRU_HASH, key_size, value_size, max_entries, 0)
 
 
@@ -224,7 +224,7 @@ def first_at_egress(interface: int) -> int:
 
 
 def program_id(program_fd: int) -> int:
-    """By which the kernel lists a program. Raises OSError."""
+    """Return the number by which the kernel lists a program. Raises OSError."""
     info = ctypes.create_string_buffer(8)  # type and id, at the beginning of struct bpf_prog_info
     bpf(_INFO_BY_FD, bytearray(struct.pack("=IIQ", program_fd, len(info), ctypes.addressof(info))))
     identity: int = struct.unpack_from("=I", info.raw, 4)[0]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fastlb.control.client import RefusedError, call
-from fastlb.control.server import LINE_LIMIT, ControlServer, check_place
+from fastlb.control.server import LINE_LIMIT, ControlServer, check_path
 from fastlb.errors import ConfigError, ControlError, FastlbError
 from tests.control_sockets import beside_a_server
 
@@ -189,11 +189,11 @@ def test_a_second_one_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
 def test_what_is_no_socket_is_not_touched(tmp_path: Path, make: Any) -> None:
     path = tmp_path / "fastlb.sock"
     make(path)
-    for attempt in (lambda: check_place(path), ControlServer(str(path), COMMANDS).bind):
+    for attempt in (lambda: check_path(path), ControlServer(str(path), COMMANDS).bind):
         with pytest.raises(ControlError, match="is there, and is no socket; give another path"):
             attempt()
     assert path.exists()
-    check_place(tmp_path / "nothing there")
+    check_path(tmp_path / "nothing there")
 
 
 def test_a_place_where_no_socket_can_be(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fastlb.errors import FastlbError
-from fastlb.observe.flow_log import AT_ONCE, FlowLog, check_place
+from fastlb.observe.flow_log import AT_ONCE, FlowLog, check_path
 from tests.balancers import BACKENDS, CLIENT, VIP, Balancer, config, flags, service
 from tests.frames import frame, take_apart
 
@@ -169,7 +169,7 @@ def test_a_log_that_cannot_be_written(tmp_path: Path, place: str, problem: str) 
     """Above all one that would wait for its reader, and for ever."""
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
-    for attempt in (FlowLog, check_place):
+    for attempt in (FlowLog, check_path):
         with pytest.raises(FastlbError, match=rf"^flow_log: {problem}"):
             attempt(str(tmp_path / place))
 

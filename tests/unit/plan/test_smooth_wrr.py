@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from fastlb.plan.smooth_wrr import MOST_TURNS, build_rotation, turns
+from fastlb.plan.smooth_wrr import MAX_TURNS, build_rotation, turns
 
 # Weights; positions in their order
 ORDERS: list[tuple[list[int], list[int]]] = [
@@ -44,7 +44,7 @@ def test_turns_are_exact_and_spread(weights: list[int]) -> None:
 
 def test_turns_of_large_weights_are_scaled() -> None:
     order = Counter(turns([65535, 65534, 1]))
-    assert sum(order.values()) <= MOST_TURNS + 3
+    assert sum(order.values()) <= MAX_TURNS + 3
     assert order[2] == 1
     assert order[0] / sum(order.values()) == pytest.approx(0.5, abs=0.001)
 
@@ -55,7 +55,7 @@ def test_the_least_weight_has_a_turn_in_a_scaled_round() -> None:
     taken = Counter(turns(weights))
     assert {taken[at] for at in range(20, 220, 2)} == {1}
     assert not any(taken[at] for at in range(21, 220, 2))
-    assert sum(taken.values()) <= MOST_TURNS + 120  # each errs by less than one turn
+    assert sum(taken.values()) <= MAX_TURNS + 120  # each errs by less than one turn
 
 
 def test_a_rotation_of_one_content_is_one() -> None:

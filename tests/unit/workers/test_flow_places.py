@@ -18,7 +18,7 @@ from fastlb.workers.flow_places import (
     IDENTITY_AT,
     REJECTED,
     LeftFile,
-    check_place,
+    check_path,
     held_bytes,
     is_in_memory,
     left_files,
@@ -57,10 +57,10 @@ def test_two_control_sockets_of_one_name_have_two_places() -> None:
 
 def test_what_is_in_memory(memory: Path) -> None:
     assert is_in_memory(memory)
-    check_place(memory / "flows")
+    check_path(memory / "flows")
     assert not is_in_memory(Path("/proc"))
     with pytest.raises(FlowFileError, match="/proc is not on tmpfs or ramfs; a flow file must be in memory"):
-        check_place(Path("/proc/flows"))
+        check_path(Path("/proc/flows"))
     with pytest.raises(FlowFileError, match="none: No such file or directory"):
         is_in_memory(memory / "none")
 
