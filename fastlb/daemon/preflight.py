@@ -70,7 +70,7 @@ def check_memory(config: Config, workers: int) -> None:
 
 
 def check_this_host(path: str, config: Config) -> list[str]:
-    """Return notes about what is allowed, and mostly a mistake. Raises FastlbError where `fastlb run` would fail here."""
+    """Return notes on what is allowed, and mostly a mistake; raises FastlbError where `fastlb run` would fail here."""
     check_runnable(path, config)
     watcher = Watcher(lambda _: None)
     view = watcher.start()
@@ -161,8 +161,8 @@ def check_interfaces(config: Config, view: KernelView) -> None:
 
 
 def check_reachable(view: KernelView, plans: Sequence[Plan]) -> None:
-    """Raise FastlbError unless the host's routes allow the plans: dsr backends on-link, no way too narrow, and no backend
-    or VIP prefix that is this host."""
+    """Raise FastlbError unless the host's routes allow the plans: dsr backends on-link, no way too narrow, and no
+    backend or VIP prefix that is this host."""
     problems = own_addresses(view, plans) + not_on_link(view, plans)
     problems += too_narrow(view, plans)
     problems += vips_of_this_host(plans, view.addresses)
