@@ -5,7 +5,7 @@ PY := .venv/bin/python
 PYTEST := $(PY) -m pytest
 JOBS := $(shell nproc)
 # Tests run in as many processes as there are cores; tests/conftest.py says which of them stay together.
-PARALLEL := -n $(JOBS) --dist loadgroup
+PARALLEL := -n $(JOBS) --dist loadscope
 STAMP := .venv/set-up
 TRANSMIT := auto
 WORKERS := 1
