@@ -31,7 +31,7 @@ FORGOTTEN_AT_ONCE = 4096  # buckets, of up to four flows each, that end before t
 SAVED_AT_ONCE = 1000  # backends whose states are written in the event loop; more are written in a thread
 SAVE_EVERY = 1.0  # seconds between two of those, so that a failing rack does not write all states ten times a second
 
-LOG_TIME, LOG_REST = 0.003, 0.002  # seconds of writing the flow log at a time, and until it goes on
+LOG_TIME, LOG_REST = 0.005, 0.001  # seconds of writing the flow log at a time, and until it goes on
 
 Later = Callable[[float, Callable[[], None]], object]
 """Calls a function within the event loop, so many seconds later."""
