@@ -7,9 +7,11 @@ machine's cores for themselves, the others share what is built once.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
@@ -33,3 +35,10 @@ class Groups(LoadScopeScheduling):
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Groups:
     """Give pytest-xdist the scheduler. (Its own groups, ``loadgroup``, do nothing with pytest 9.2.)"""
     return Groups(config, log)
+
+
+@pytest.fixture(autouse=True)
+def logging_as_at_the_start() -> Iterator[None]:
+    """A test that sets up logging, as a command does, leaves nothing of it to the next one in its process."""
+    yield
+    structlog.reset_defaults()

@@ -60,8 +60,9 @@ class Host:
         return self._mirror.start()
 
     def open(self, stack: ExitStack, world: World) -> World:
-        """Ask for the next hops of the first world."""
+        """Ask for the next hops of the first world, and tell of links that are down already."""
         self._follow(world)
+        self._tell_of_links(world)
         return world
 
     def tick(self, now: float) -> None:

@@ -63,8 +63,8 @@ class PacketPath:
             guard.attach(interface, self._data_path.programs.guard_fd)
         self._open_blocks = self._can_open_blocks(config, self._data_path.programs)
         stack.callback(self._offload.close)
+        stack.callback(self._close_workers)  # first: workers that cannot be started are closed, too
         self._open_workers(world)
-        stack.callback(self._close_workers)
         self._follow(world)
         return world
 

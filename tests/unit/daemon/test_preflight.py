@@ -167,10 +167,10 @@ def test_warnings_are_logged(fake_route: FakeRoute, monkeypatch: pytest.MonkeyPa
 ])  # fmt: skip
 def test_places_of_files(tmp_path: Path, setting: str, wrong: str) -> None:
     fine = {"flow_file": "/dev/shm/fastlb-flows", "flow_log": str(tmp_path / "log"), "control": str(tmp_path / "c")}
-    preflight.check_places(config(**fine))
+    preflight.check_paths(config(**fine))
     (tmp_path / "file").touch()
     with pytest.raises(FastlbError):
-        preflight.check_places(config(**fine | {setting: str(tmp_path / wrong)}))
+        preflight.check_paths(config(**fine | {setting: str(tmp_path / wrong)}))
 
 
 NO_BELLS, NO_LUCK = "this kernel has no doorbells", "open blocks cannot be read"
