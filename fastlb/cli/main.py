@@ -14,7 +14,7 @@ from fastlb.errors import FastlbError
 from fastlb.version import __version__
 
 COMMANDS = (run, check, status, conns, trace, drain, reload, stop, schema, guard, decap)
-"""In the order of --help. Each module has `add(commands)`, which adds its command or its commands."""
+"""The modules of the commands, in the order of --help. Each has `add(commands)`, which adds its own."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,7 +17,7 @@ from fastlb.plan.plan import Plan, plan_services, unchanged_plans, update_plan
 from fastlb.plan.tables import services_table
 
 Changed = Mapping[str, Collection[str] | None]
-"""By service, the keys of the backends whose states have changed; None: perhaps all of them."""
+"""Names, by service, the keys of the backends whose states have changed; None: perhaps all of them."""
 
 
 @dataclass(frozen=True)
