@@ -20,7 +20,7 @@ settings.register_profile("busy machine", deadline=None, suppress_health_check=[
 settings.load_profile("busy machine")
 
 TESTS = Path(__file__).parent
-ONE_PROCESS = {"netns", "ext"}
+ONE_PROCESS = {"ext"}
 
 
 class Groups(LoadScopeScheduling):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 
 from fastlb.cli.options import Commands, Run, add_command, add_socket, number, socket_of
-from fastlb.config import drain_time
 from fastlb.control.client import call
 from fastlb.errors import FastlbError
 
@@ -48,6 +47,8 @@ def _add(commands: Commands, name: str, run: Run, summary: str, more: str = "") 
 
 def deadline(text: str) -> float:
     """Return seconds, from "5m" or "300"; for argparse."""
+    from fastlb.config import drain_time  # pydantic, which only this option needs
+
     try:
         return drain_time(float(text) if text.replace(".", "", 1).isdigit() else text)
     except FastlbError as error:

@@ -7,19 +7,35 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
-from fastlb.cli import check, conns, decap, drain, guard, reload, run, schema, status, stop, trace
-from fastlb.cli.options import DEFAULT_SOCKET, ENVIRONMENT
+from fastlb.cli.options import ENVIRONMENT
 from fastlb.errors import FastlbError
+from fastlb.model.names import DEFAULT_CONTROL
 from fastlb.version import __version__
 
-COMMANDS = (run, check, status, conns, trace, drain, reload, stop, schema, guard, decap)
-"""The modules of the commands, in the order of --help. Each has `add(commands)`, which adds its own."""
+COMMANDS = {
+    "run": "run",
+    "check": "check",
+    "status": "status",
+    "conns": "conns",
+    "trace": "trace",
+    "drain": "drain",
+    "enable": "drain",
+    "weight": "drain",
+    "reload": "reload",
+    "stop": "stop",
+    "schema": "schema",
+    "guard": "guard",
+    "decap": "decap",
+}
+"""The commands, in the order of --help, and their modules here. Each has `add(commands)`, which adds its own."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    arguments = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    arguments = parser(*words[:1]).parse_args(words)
     try:
         arguments.run(arguments)
         sys.stdout.flush()
@@ -38,17 +54,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of the whole command line; what it parses has ``run``, which takes the arguments."""
+def parser(first: str = "") -> argparse.ArgumentParser:
+    """Return the parser of the command line; what it parses has ``run``, which takes the arguments.
+
+    When the first word is a command, only its module is imported: the others' would take longer than it.
+    """
     made = argparse.ArgumentParser(
         prog="fastlb", allow_abbrev=False,
         description="A layer-4 load balancer for Linux.",
         epilog="run, check, schema, guard and decap work on their own. All other commands ask a running fastlb over "
         "its control socket: --socket PATH names it, or -c FILE, the configuration that runs, or the environment "
-        f"variable {ENVIRONMENT}; otherwise it is {DEFAULT_SOCKET}. `fastlb COMMAND --help` explains a command.",
+        f"variable {ENVIRONMENT}; otherwise it is {DEFAULT_CONTROL}. `fastlb COMMAND --help` explains a command.",
     )  # fmt: skip
     made.add_argument("--version", action="version", version=f"fastlb {__version__}")
     commands = made.add_subparsers(metavar="COMMAND", required=True)
-    for command in COMMANDS:
-        command.add(commands)
+    modules = [COMMANDS[first]] if first in COMMANDS else dict.fromkeys(COMMANDS.values())
+    for module in modules:
+        import_module(f"fastlb.cli.{module}").add(commands)
     return made

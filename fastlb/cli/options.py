@@ -7,13 +7,11 @@ import os
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from fastlb.config import Config, control_path
+from fastlb.model.names import DEFAULT_CONTROL
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 ENVIRONMENT = "FASTLB_CONTROL"
-DEFAULT_SOCKET = str(Config.model_fields["control"].default)
-
 Run = Callable[[argparse.Namespace], None]
 
 
@@ -51,7 +49,7 @@ def add_socket(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
         "--socket", metavar="PATH",
-        help=f"the control socket of the running fastlb (default: ${ENVIRONMENT}, or {DEFAULT_SOCKET})",
+        help=f"the control socket of the running fastlb (default: ${ENVIRONMENT}, or {DEFAULT_CONTROL})",
     )  # fmt: skip
     where.add_argument(
         "-c", "--config", metavar="FILE",
@@ -62,8 +60,10 @@ def add_socket(parser: argparse.ArgumentParser) -> None:
 def socket_of(arguments: argparse.Namespace) -> str:
     """Return the control socket: by --socket, -c, the environment or the default. Raises ConfigError for -c."""
     if arguments.config:
+        from fastlb.config import control_path  # pydantic takes longer than most commands
+
         return control_path(arguments.config)
-    return arguments.socket or os.environ.get(ENVIRONMENT) or DEFAULT_SOCKET
+    return arguments.socket or os.environ.get(ENVIRONMENT) or DEFAULT_CONTROL
 
 
 def number(least: int, most: int) -> Callable[[str], int]:

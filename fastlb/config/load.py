@@ -26,6 +26,7 @@ from fastlb.config.salvage import salvage_services, salvage_snat
 from fastlb.config.schema import Model, Ring, Service, Timeouts
 from fastlb.config.yaml import Document, Loc, Origin
 from fastlb.errors import ConfigError, Problem
+from fastlb.model.names import DEFAULT_CONTROL
 from fastlb.model.net import PortRange
 
 
@@ -34,9 +35,7 @@ class Config(Model):
 
     interfaces: Annotated[
         tuple[fields.InterfaceName, ...], AfterValidator(all_different), AfterValidator(fields.few_enough)
-    ] = Field(
-        default=(), description="where client packets and NAT replies arrive; fastlb run needs at least one"
-    )
+    ] = Field(default=(), description="where client packets and NAT replies arrive; fastlb run needs at least one")
     vip_address: fields.VipAddress = Field(
         default="none",
         description="none when VIPs are routed to this host; interface when fastlb shall put them on the "
@@ -96,7 +95,7 @@ class Config(Model):
         description="leave it to the kernel or the device to cut GSO packets in tunnels, where they can",
     )
     control: fields.SocketPath = Field(
-        default="/run/fastlb/fastlb.sock",
+        default=DEFAULT_CONTROL,
         description="the Unix socket on which a running fastlb takes commands",
     )
     icmp_echo: fields.Flag = Field(

@@ -7,6 +7,9 @@ from collections.abc import Iterable
 BackendName = tuple[str, str]
 """What a backend is called: the name of its service, and its key there, ``ADDR:PORT``."""
 
+DEFAULT_CONTROL = "/run/fastlb/fastlb.sock"
+"""Where the control socket lies unless the configuration's `control` says otherwise."""
+
 GUARD_NAME = "fastlb_guard"
 """The name of the ingress guard's program, by which a later process finds it again."""
 

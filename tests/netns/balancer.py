@@ -31,6 +31,7 @@ from fastlb.control.client import call
 from fastlb.errors import ConfigError, ControlError
 from fastlb.kernel import guard
 from fastlb.workers import flow_places
+from tests.netns.fork_server import Forked
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 60.0  # seconds until something that should have happened is called missing
@@ -73,7 +74,7 @@ class Balancer:
         self.config_path = directory / "fastlb.yaml"
         self.socket_path = directory / "fastlb.sock"
         self.log_path = directory / "fastlb.log"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Forked | None = None
         self._log_shown = 0
         self.configure(config)
 
@@ -109,8 +110,10 @@ class Balancer:
         assert until(lambda: self._answers() or not self.running), "it neither answers nor ends"
         assert self.running, f"exit code {self._process.returncode}: {self.log_path.read_text()}"
 
-    def launch(self, **popen: Any) -> subprocess.Popen[bytes]:
-        """Start it and do not wait; the caller ends it."""
+    def launch(self, **popen: Any) -> subprocess.Popen[bytes] | Forked:
+        """Start it and do not wait; the caller ends it. With options for Popen it is a process of its own."""
+        if not popen:
+            return Forked(["run", "-c", str(self.config_path)], self.namespace, self.log_path)
         command = [sys.executable, "-m", "fastlb", "run", "-c", str(self.config_path)]
         with self.log_path.open("ab") as log:
             options = {"cwd": ROOT, "stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, **popen}

@@ -213,7 +213,8 @@ def test_weight_0_gets_nothing_until_enabled(lab: Lab, balancer: Balancer, sched
     command(balancer, "weight", scheduler, address(usual, "eth0", 4), "0")
     assert usual not in shares(lab, PORTS[scheduler], 100)
     command(balancer, "enable", scheduler, address(usual, "eth0", 4))
-    assert usual in shares(lab, PORTS[scheduler], 200)
+    # By response times it may be the slowest for a while, and then gets few: it gets some again, that is all.
+    assert until(lambda: usual in shares(lab, PORTS[scheduler], 200))
 
 
 def test_another_weight_is_kept_over_a_reload(lab: Lab, balancer: Balancer) -> None:

@@ -347,7 +347,8 @@ def loaded_with() -> set[str]:
     """Return the modules of the kernel that come with what embedders and the small commands import."""
     found = set()
     for module in ("fastlb", "fastlb.cli.main"):
-        code = f"import sys, {module}; print(*(name for name in sys.modules if name.startswith('fastlb.kernel.')))"
+        loaded = "print(*(name for name in sys.modules if name.startswith('fastlb.kernel.')))"
+        code = f"import sys; from {module} import *; {loaded}"
         run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
         found |= {f"{module} loads {room_of(name.removeprefix('fastlb.'))}" for name in run.stdout.split()}
     return found

@@ -93,5 +93,15 @@ def test_only_what_runs_loads_netlink_and_ebpf() -> None:
     assert done.stdout == "[]\n"
 
 
+@pytest.mark.parametrize("command", ["status", "drain", "reload", "stop"])
+def test_what_only_asks_does_without_the_configuration_s_models(command: str) -> None:
+    look = (
+        f"import sys; from fastlb.cli.main import parser; parser({command!r});"
+        "print([name for name in sys.modules if name.startswith(('pydantic', 'yaml', 'fastlb.config'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[]\n"
+
+
 def test_an_option_may_be_abbreviated_as_ever() -> None:
     assert parser().parse_args(["stop", "--hand"]).handover

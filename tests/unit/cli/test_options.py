@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from fastlb.cli.main import parser
-from fastlb.cli.options import DEFAULT_SOCKET, ENVIRONMENT, number, socket_of
+from fastlb.cli.options import ENVIRONMENT, number, socket_of
 from fastlb.errors import ConfigError
+from fastlb.model.names import DEFAULT_CONTROL
 
 ELSEWHERE = "/run/elsewhere.sock"
 
@@ -17,14 +18,14 @@ ELSEWHERE = "/run/elsewhere.sock"
 @pytest.mark.parametrize(
     ("words", "environment", "expected"),
     [
-        ([], None, DEFAULT_SOCKET),
-        ([], "", DEFAULT_SOCKET),
+        ([], None, DEFAULT_CONTROL),
+        ([], "", DEFAULT_CONTROL),
         ([], ELSEWHERE, ELSEWHERE),
         (["--socket", "/run/named.sock"], None, "/run/named.sock"),
         (["--socket", "/run/named.sock"], ELSEWHERE, "/run/named.sock"),
         (["-c", "named.yaml"], None, "/run/configured.sock"),
         (["-c", "named.yaml"], ELSEWHERE, "/run/configured.sock"),
-        (["-c", "unnamed.yaml"], ELSEWHERE, DEFAULT_SOCKET),
+        (["-c", "unnamed.yaml"], ELSEWHERE, DEFAULT_CONTROL),
     ],
 )
 def test_which_socket(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -235,7 +236,7 @@ def test_other_threads_keep_off(stage: Stage, opened: Open) -> None:
 
 
 def test_who_has_died_and_who_is_stuck(stage: Stage, opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [1000.0]
+    now = [time.monotonic()]
     monkeypatch.setattr(workers.time, "monotonic", lambda: now[0])
     made = opened(3)
     assert made.dead() == [], "nobody has started"
