@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import re
 
 from fastlb.cli.options import Commands, Run, add_command, add_socket, number, socket_of
 from fastlb.control.client import call
 from fastlb.errors import FastlbError
 
 MAX_WEIGHT = 65535
+_NUMBER = re.compile(r"[0-9]+\.?[0-9]*|\.[0-9]+")
 
 
 def add(commands: Commands) -> None:
@@ -50,7 +52,7 @@ def deadline(text: str) -> float:
     from fastlb.config import drain_time  # pydantic, which only this option needs
 
     try:
-        return drain_time(float(text) if text.replace(".", "", 1).isdigit() else text)
+        return drain_time(float(text) if _NUMBER.fullmatch(text) else text)
     except FastlbError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

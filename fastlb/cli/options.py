@@ -70,6 +70,8 @@ def number(least: int, most: int) -> Callable[[str], int]:
     """Return a parser of whole numbers from ``least`` to ``most``, for argparse; 0x10 is 16."""
 
     def parse(text: str) -> int:
+        if not text.isascii():  # int() takes the digits of other scripts
+            raise ValueError("invalid literal")
         value = int(text, 0)
         if not least <= value <= most:
             raise argparse.ArgumentTypeError(f"{text} is not in {least}..{most}")

@@ -13,6 +13,7 @@ from typing import Any
 import structlog
 
 from fastlb.config import drain_time
+from fastlb.config.refusal import show
 from fastlb.control.balancer import Balancer
 from fastlb.control.server import Command
 from fastlb.control.slices import run_in_slices
@@ -108,7 +109,7 @@ class Commands:
     async def _set_weight(self, request: Mapping[str, Any]) -> dict[str, str]:
         name, weight = self._named(request), request.get("weight")
         if not isinstance(weight, int) or isinstance(weight, bool) or not 0 <= weight <= MAX_WEIGHT:
-            raise FastlbError(f"a weight is a whole number from 0 to {MAX_WEIGHT}, not {weight!r}")
+            raise FastlbError(f"a weight is a whole number from 0 to {MAX_WEIGHT}, not {show(weight)}")
         self._balancer.operator.set_weight(name, weight)
         return await self._in_force("weight set", name, weight=weight)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import socket
 from collections.abc import Callable, Mapping
@@ -18,11 +17,13 @@ from typing import Any
 import structlog
 
 from fastlb.control.client import is_answered
+from fastlb.control.requests import check_arguments, parse_request
 from fastlb.control.slices import run_in_slices
 from fastlb.errors import ControlError, FastlbError
 from fastlb.model.encoding import encode
 
 LINE_LIMIT = 1 << 16  # bytes of a request
+FOLDER_MODE = 0o755  # of directories that are made; a umask may take more away, and none lets others write
 
 Command = Callable[[Mapping[str, Any]], Any]
 """Takes a request and returns its result, or an awaitable of it; raises FastlbError to refuse."""
@@ -50,7 +51,8 @@ class ControlServer:
             raise ControlError(f"another fastlb is running: it answers on {self._path}")
         try:
             self._made = [folder for folder in self._path.parents if not folder.exists()]
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            for folder in reversed(self._made):
+                folder.mkdir(FOLDER_MODE, exist_ok=True)
             if self._path.is_socket():
                 self._path.unlink()
             self._socket = _listen(self._path)
@@ -83,19 +85,25 @@ class ControlServer:
         writer.close()
 
     async def _answer(self, line: bytes) -> dict[str, Any]:
+        name = ""
         try:
-            request = json.loads(line)
-            command = self._commands[request["command"]]
-        except (ValueError, KeyError, TypeError):
-            return {"ok": False, "error": f"unknown request; commands are: {', '.join(sorted(self._commands))}"}
-        try:
-            result = command(request)
+            request = parse_request(line)
+            name = self._name_of(request)
+            check_arguments(name, request)
+            result = self._commands[name](request)
             return {"ok": True, "result": await result if isawaitable(result) else result}
         except FastlbError as error:
             return {"ok": False, "error": str(error), "exit_code": error.exit_code}
         except Exception as error:  # a fault of fastlb's own: whoever asks must not wait in vain
-            log.exception("a command failed", command=request["command"])
+            log.exception("a command failed", command=name)
             return {"ok": False, "error": f"fastlb failed at this: {type(error).__name__}: {error}", "exit_code": 1}
+
+    def _name_of(self, request: Mapping[str, Any]) -> str:
+        """Return the name of the command that is asked for; raises ControlError where there is none of this name."""
+        name = request.get("command")
+        if not isinstance(name, str) or name not in self._commands:
+            raise ControlError(f"unknown request; commands are: {', '.join(sorted(self._commands))}")
+        return name
 
 
 def _listen(path: Path) -> socket.socket:

@@ -7,6 +7,7 @@ be found by what a server's own log shows. `time` is when the flow began, or whe
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,6 +22,7 @@ from fastlb.model.steps import Steps, finish
 from fastlb.plan.plan import Plan
 
 MAX_LINES = 20_000  # of each worker in one `write`
+FILE_MODE = 0o644  # of a new file, less what the umask takes away
 AT_ONCE = 100  # lines between two places where writing may be interrupted: about a millisecond
 
 
@@ -36,7 +38,7 @@ class FlowLog:
     def _open(self) -> TextIO:
         check_path(self._path)
         try:
-            return open(self._path, "a", encoding="ascii")
+            return open(self._path, "a", encoding="ascii", opener=_open_for_its_owner)
         except OSError as error:
             raise FastlbError(f"flow_log: {self._path}: {error.strerror}") from None
 
@@ -107,6 +109,11 @@ class FlowLog:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _open_for_its_owner(path: str, flags: int) -> int:
+    """Open a file that, when it is new, nobody but its owner may write, whatever the umask leaves to others."""
+    return os.open(path, flags, FILE_MODE)
 
 
 def check_path(path: str) -> None:

@@ -47,7 +47,7 @@ def test_deadlines(text: str, seconds: float) -> None:
     assert deadline(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "soon", "-5m", "5 parsecs"])
+@pytest.mark.parametrize("text", ["", "soon", "-5m", "5 parsecs", "٣٠٠", "３００", "³⁰⁰", "٥m", ".", "nan", "1e3"])
 def test_what_is_no_deadline(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError):
         deadline(text)

@@ -57,7 +57,7 @@ def test_numbers_out_of_range(text: str) -> None:
         number(0, 9)(text)
 
 
-@pytest.mark.parametrize("text", ["", "nine", "1.5"])
+@pytest.mark.parametrize("text", ["", "nine", "1.5", "٨", "８", "०", "⁸", "٠x٨"])
 def test_what_is_no_number(text: str) -> None:
     with pytest.raises(ValueError, match="invalid literal"):
         number(0, 9)(text)

@@ -347,3 +347,40 @@ def test_the_time_of_a_drain(given: object, seconds: float) -> None:
 def test_what_is_no_time_of_a_drain(given: object) -> None:
     with pytest.raises(FastlbError, match="it must be a time from 0s to 168h"):
         drain_time(given)
+
+
+ZEROS = {"arabic": "٠", "devanagari": "०", "fullwidth": "０", "mathematical": "\U0001d7ce"}
+WITH_DIGITS: list[tuple[str, dict[str, Any]]] = [
+    ("services[0].port", {"services": [service(port="80-90")]}),
+    ("services[0].port", {"services": [service(port="80")]}),
+    ("services[0].vip", {"services": [service(vip="203.0.113.10")]}),
+    ("services[0].vip", {"services": [service(vip="2001:db8::1")]}),
+    ("services[0].vip", {"services": [service(vip="203.0.113.0/28")]}),
+    ("services[0].backends[0].address", {"services": [service(backends=[{"address": "10.0.0.1"}])]}),
+    ("services[0].allow[0]", {"services": [service(allow=["10.0.0.0/8"])]}),
+    ("services[0].check.interval", {"services": [service(check={"type": "tcp", "interval": "500ms"})]}),
+    ("services[0].slow_start.window", {"services": [service(slow_start={"window": "5m"})]}),
+    ("snat[0]", {"snat": ["10.3.0.5"]}),
+    ("snat_ports", {"snat_ports": "1024-2047"}),
+    ("flows", {"flows": "64"}),
+    ("workers", {"workers": "1"}),
+    ("timeouts.udp", {"timeouts": {"udp": "1.5s"}}),
+    ("ring.block_size", {"ring": {"block_size": "256KiB"}}),
+    ("ring.spin", {"ring": {"spin": "50us"}}),
+]
+
+
+@pytest.mark.parametrize("zero", ZEROS.values(), ids=ZEROS)
+@pytest.mark.parametrize(("path", "data"), WITH_DIGITS, ids=[path for path, _ in WITH_DIGITS])
+def test_digits_of_other_scripts_are_no_numbers(path: str, data: dict[str, Any], zero: str) -> None:
+    """Python's int(), float() and str.isdigit() take them."""
+    table = {ord(digit): chr(ord(zero) + value) for value, digit in enumerate("0123456789")}
+
+    def foreign(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: foreign(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return [foreign(each) for each in value]
+        return value.translate(table) if isinstance(value, str) else value
+
+    assert path in [found for found, _ in messages_of(foreign(data))]

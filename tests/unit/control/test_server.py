@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import stat
 from collections.abc import Mapping
@@ -41,7 +42,11 @@ def fail(request: Mapping[str, Any]) -> None:
 
 
 COMMANDS = {"echo": echo, "later": echo_later, "refuse": refuse, "refuse later": refuse_later, "fail": fail}
-UNKNOWN = {"ok": False, "error": "unknown request; commands are: echo, fail, later, refuse, refuse later"}
+UNKNOWN = "unknown request; commands are: echo, fail, later, refuse, refuse later"
+
+
+def refused(says: str) -> dict[str, Any]:
+    return {"ok": False, "error": says, "exit_code": 1}
 
 
 async def answers(path: Path, *lines: bytes) -> list[Any]:
@@ -69,18 +74,28 @@ async def answers(path: Path, *lines: bytes) -> list[Any]:
             b'{"command": "fail"}',
             {"ok": False, "error": "fastlb failed at this: KeyError: 'nobody thought of it'", "exit_code": 1},
         ),
-        (b'{"command": "dance"}', UNKNOWN),
-        (b"{}", UNKNOWN),
-        (b"[]", UNKNOWN),
-        (b"status", UNKNOWN),
-        (b'{"command": []}', UNKNOWN),
-        (b"\xff\xfe", UNKNOWN),
+        (b'{"command": "dance"}', refused(UNKNOWN)),
+        (b"{}", refused(UNKNOWN)),
+        (b'{"command": []}', refused(UNKNOWN)),
+        (b"[]", refused("unreadable request: found a list; it must be an object with a command")),
+        (b"[" * (LINE_LIMIT - 1), refused("unreadable request: it is nested too deeply")),
+        (b'{"command": "echo", "word": ' + b"[" * 30_000, refused("unreadable request: it is nested too deeply")),
     ],
 )
 def test_answers(tmp_path: Path, request_line: bytes, answer: dict[str, Any]) -> None:
     path = tmp_path / "fastlb.sock"
     found = beside_a_server(path, COMMANDS, lambda: answers(path, request_line + b"\n", request_line + b"\n"))
     assert found == [answer, answer]
+
+
+def test_nonsense_is_answered_and_the_conversation_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "fastlb.sock"
+    lines = (b"status\n", b"\xff\xfe\n", b"\n", b"NaN\n", b'{"command": "later"}\n')
+    *nonsense, last = beside_a_server(path, COMMANDS, lambda: answers(path, *lines))
+    for answer in nonsense:
+        assert not answer["ok"]
+        assert answer["error"].startswith("unreadable request, which must be a line of JSON: ")
+    assert last["ok"]
 
 
 def test_a_line_that_is_too_long_ends_the_conversation_only(tmp_path: Path) -> None:
@@ -215,3 +230,17 @@ def test_refusals_reach_the_client_with_their_exit_code(tmp_path: Path) -> None:
 
     error = beside_a_server(path, COMMANDS, ask)
     assert (str(error), error.exit_code) == ("fastlb.yaml:1: flows: is too much", 2)
+
+
+@pytest.mark.parametrize("umask", [0, 0o022, 0o077])
+def test_nothing_that_is_made_can_be_written_by_others(tmp_path: Path, umask: int) -> None:
+    path = tmp_path / "outer" / "inner" / "fastlb.sock"
+    server = ControlServer(str(path), COMMANDS)
+    before = os.umask(umask)
+    try:
+        server.bind()
+    finally:
+        os.umask(before)
+    modes = [stat.S_IMODE(made.stat().st_mode) for made in (path.parent.parent, path.parent, path)]
+    server.close()
+    assert modes == [0o755 & ~umask, 0o755 & ~umask, 0o600]

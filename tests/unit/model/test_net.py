@@ -36,6 +36,8 @@ def test_a_host_in_front_of_a_port() -> None:
         ("10.0.0.1:http", "is not ADDRESS:PORT"),
         ("fd00::1:80", "is not ADDRESS:PORT"),
         ("10.0.0.1:80 ", "is not ADDRESS:PORT"),
+        ("10.0.0.1:٨٠", "is not ADDRESS:PORT"),
+        ("１０.0.0.1:80", "does not appear to be an IPv4 or IPv6 address"),
         ("10.0.0.256:80", "does not appear to be an IPv4 or IPv6 address"),
         ("[web]:80", "does not appear to be an IPv4 or IPv6 address"),
     ],

@@ -122,6 +122,16 @@ def test_lines_are_written_once_and_added_to_what_is_there(tmp_path: Path) -> No
     assert [line["event"] for line in lines_in(path)] == ["from before", "start", "start"]
 
 
+@pytest.mark.parametrize("umask", [0, 0o022, 0o077])
+def test_nobody_else_can_write_to_it(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        FlowLog(str(tmp_path / "log")).close()
+    finally:
+        os.umask(before)
+    assert (tmp_path / "log").stat().st_mode & 0o777 == 0o644 & ~umask
+
+
 def test_a_file_that_was_renamed_keeps_its_lines(tmp_path: Path) -> None:
     path, balancer = tmp_path / "log", balancer_of("nat")
     log = FlowLog(str(path))
