@@ -114,8 +114,6 @@ class Balancer:
         self.lifecycle.move(State.RUNNING)
         with ExitStack() as stack:
             stack.callback(self._loop.end)
-            self._lag.open()
-            stack.callback(self._lag.close)
             await self._first_neighbours()
             warn(self.world.configuration.config, self.world.configuration.plans, self.world.view, len(self.pipelines))
             await self._control.serve()
@@ -124,6 +122,8 @@ class Balancer:
             signal.signal(signal.SIGHUP, lambda *_: self._loop.hand_over(lambda: self._loop.begin_task(self.reload)))
             self.parts.backends.open(stack, self.world)
             self._tell_that_it_runs()
+            self._lag.open()
+            stack.callback(self._lag.close)
             while not self.lifecycle.ends:
                 await self._turn()
 

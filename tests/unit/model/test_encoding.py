@@ -1,4 +1,4 @@
-"""JSON in steps is what json.dumps makes of the same value."""
+"""JSON in steps says what json.dumps says of the same value, in one line."""
 
 from __future__ import annotations
 
@@ -17,12 +17,20 @@ VALUES: list[Any] = [
     {"ok": True, "result": {"services": [{"name": "web", "backends": [SMALL] * 300}], "counters": {"drops": {"x": 1}}}},
     [{"name": str(number), "backends": [SMALL] * number} for number in range(60)],
     [[1, [2, {"a": [3] * 100}]], {}],
+    {"n": float("inf"), "text": "\u2028\x00"},
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("value", VALUES, ids=[f"value {at}" for at in range(len(VALUES))])
 def test_json(value: Any) -> None:
-    assert finish(encode(value)) == json.dumps(value).encode()
+    text = finish(encode(value))
+    assert json.loads(text) == json.loads(json.dumps(value))
+    assert b"\n" not in text
+
+
+def test_a_name_that_is_no_text_is_escaped() -> None:
+    """As Python names a file whose bytes are not UTF-8."""
+    assert json.loads(finish(encode({"file": ["\udcff", "ä"], "\udcfe": 1}))) == {"file": ["\udcff", "ä"], "\udcfe": 1}
 
 
 def test_a_long_list_is_encoded_in_many_steps() -> None:
