@@ -3,8 +3,9 @@
 First one backend after the other gets weight 0 while SYNs come for its service: how much processor time the event loop
 spends on it (above what it spends on nothing), and when the last new flow comes to the backend.
 
-Then the file is reloaded with another tenth of the backends, one in each service: by itself, and by turns with nothing
-while 50,000 packets a second of one more service pass. The event loop is on the generator's core where there are two,
+Then the file is reloaded with another tenth of the backends: once all of a tenth of the services, once one in each, so
+that all tables are built again. Both by themselves; the first also by turns with nothing while 50,000 packets a second
+of one more service pass. The event loop is on the generator's core where there are two,
 so that both are slower than alone; stamps tell what packets wait in the balancer.
 """
 
@@ -48,6 +49,7 @@ def run(pairs: int) -> None:
                 raise RigError(f"no answer within {START:g} s")
         changes = [change(rig, load, lb, number) for number in range(CHANGES)]
         alone = [reload(rig, lb, turn) for turn in range(1, max(TURNS, pairs) + 1)]
+        spread = [reload(rig, lb, turn, spread=True) for turn in range(1, max(TURNS, pairs) + 1)]
         generator = load.Load(rig.sender(), rig.frames(checksum=False))
         found: dict[str, list[Distribution]] = {QUIET: [], RELOADING: []}
         loaded = []
@@ -59,15 +61,20 @@ def run(pairs: int) -> None:
                     reloading = thread.submit(later, rig, lb, turn)
                     found[RELOADING].append(passing(rig, load, generator))
                     loaded.append(reloading.result())
-    tell(changes, alone, loaded, found)
+    tell(changes, alone, spread, loaded, found)
 
 
-def configured(turn: int) -> list[dict[str, Any]]:
-    """SERVICES services, whose first backends differ from turn to turn, and the one that the load is for."""
+def configured(turn: int, *, spread: bool = False) -> list[dict[str, Any]]:
+    """SERVICES services, a tenth of whose backends are other ones from turn to turn, and the one that the load is for.
+
+    ``spread``: one backend of each service, and not all of a tenth of the services. No turn has a backend of the one
+    before it, so that no table of that is still there.
+    """
     count = SERVICES * EACH
     many = services(count, SERVICES, {})
-    for at, service in enumerate(many):
-        service["backends"][0]["address"] = address_of(count + turn % 2 * SERVICES + at)
+    backends = [each for service in many for each in service["backends"]]
+    for at, backend in enumerate(backends[::EACH] if spread else backends[:SERVICES]):
+        backend["address"] = address_of(count + turn % 3 * SERVICES + at)
     plain: dict[str, Any] = {"name": "discard", "vip": "203.0.113.20", "port": 9, "protocol": "udp", "forward": "dsr"}
     return [plain | {"backends": [{"address": "10.3.0.11"}]}, *many]
 
@@ -104,9 +111,9 @@ def loop_seconds(lb: Balancer) -> float:
 # --- a reload --------------------------------------------------------------------------------------------------------
 
 
-def reload(rig: Rig, lb: Balancer, turn: int) -> float:
+def reload(rig: Rig, lb: Balancer, turn: int, *, spread: bool = False) -> float:
     """Seconds from the request to the answer."""
-    write_config(rig, configured(turn))
+    write_config(rig, configured(turn, spread=spread))
     asked = time.monotonic()
     lb.ask("reload")
     return time.monotonic() - asked
@@ -137,8 +144,8 @@ def passing(rig: Rig, load: Any, generator: Any) -> Distribution:
 
 
 def tell(
-    changes: Sequence[tuple[float, float, float]], alone: Sequence[float], loaded: Sequence[float],
-    found: dict[str, list[Distribution]],
+    changes: Sequence[tuple[float, float, float]], alone: Sequence[float], spread: Sequence[float],
+    loaded: Sequence[float], found: dict[str, list[Distribution]],
 ) -> None:  # fmt: skip
     """The tables, the targets, JSON and the picture."""
     title = f"{BUSY}, {SERVICES:,} services, {SERVICES * EACH:,} backends: latency in µs, medians of {len(alone)} turns"
@@ -153,12 +160,14 @@ def tell(
         Goal("one backend changes: the loop's time", Spread.of(loop), LOOP_BOUND, at_most=True, unit=" s"),
         Goal("one backend changes: the last new flow", Spread.of(flows), FLOW_BOUND, at_most=True, unit=" s"),
         Goal("reload: answer, without load", Spread.of(alone), RELOAD_BOUND, at_most=True, unit=" s"),
+        Goal("reload: answer, one of each service", Spread.of(spread), RELOAD_BOUND, at_most=True, unit=" s"),
         Goal("reload: answer, under load", Spread.of(loaded), RELOAD_BOUND, at_most=True, unit=" s"),
         Goal("reload: p99 beside before", Spread.of(ratio), LATENCY_BOUND, at_most=True, unit=" times"),
         Goal("reload: packets lost", Spread.of(each.lost for each in found[RELOADING]), 0, at_most=True),
     ]
     print_table(GOAL_COLUMNS, [(name, shown, *rest) for name, shown, *rest in (goal.row() for goal in goals)])
-    values = {"loop": loop, "answer": answers, "flow": flows, "alone": alone, "loaded": loaded,
+    values = {"loop": loop, "answer": answers, "flow": flows, "alone": alone, "spread": spread,
+              "loaded": loaded,
               "latency": {name: [each._asdict() for each in turns] for name, turns in found.items()},
               "goals": [asdict(goal) for goal in goals]}  # fmt: skip
     bars = [Bar(f"p99, {name}", Spread.of(each.p99 for each in turns)) for name, turns in found.items()]

@@ -12,7 +12,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from typing import Literal, TypeVar
 
 from fastlb.config.refusal import refusal, show
-from fastlb.model.net import Address, Network, PortRange, parse_endpoint
+from fastlb.model.net import Address, Network, PortRange, address_of, parse_endpoint
 
 MAX_SOURCES = 255  # source addresses of one IP version, as in sourceport.pxd
 MAX_SOCKET_PATH = 107  # bytes of sun_path, unix(7)
@@ -51,8 +51,7 @@ def parse_address(value: object) -> Address:
         return value
     if not isinstance(value, str):
         raise ValueError("not an address")
-    address: Address = ip_address(value)
-    return address
+    return address_of(value)
 
 
 def _kind_of(address: Address) -> str | None:

@@ -6,6 +6,7 @@ of `fastlb.model.modes` and `fastlb.model.checks` tell modes, schedulers and typ
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import Annotated
 
@@ -17,13 +18,15 @@ from fastlb.model.checks import CHECKS
 from fastlb.model.match import ANY_PORT, PORT_BITS, Block, blocks_of
 from fastlb.model.modes import HASHES, MODES, SCHEDULERS, TUNNELS, TWO_WAY
 from fastlb.model.names import listed
-from fastlb.model.net import Network, PortRange, endpoint_text
+from fastlb.model.net import Network, PortRange, host_text
 
 SourcePrefixes = Annotated[tuple[fields.ClientNetwork, ...], AfterValidator(all_different)]
 
 _TWO_WAY = listed(TWO_WAY)
 _TUNNELS = listed(TUNNELS)
 _ONE_FAMILY = listed(name for name, mode in MODES.items() if not mode.is_tunnel)
+
+_host_text = lru_cache(maxsize=1 << 17)(host_text)  # a backend's name is asked for again and again
 
 
 class Model(BaseModel):
@@ -210,7 +213,7 @@ class Service(Model):
 
         A port that was not given is the service's; with port "any", or a range, it is 0.
         """
-        return endpoint_text(backend.address, backend.port or self.single_port)
+        return f"{_host_text(backend.address)}:{backend.port or self.single_port}"
 
     def policy(self, *, leaves: bool, down: bool) -> str:
         """Return what becomes of the flows of a backend that leaves, is down, or both: keep, rehash or reset."""
