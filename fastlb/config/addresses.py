@@ -201,7 +201,7 @@ def port_range(value: object) -> PortRange:
 
 def file_path(value: str) -> str:
     """Return the value if it is an absolute path; ValueError for anything else."""
-    if not value.startswith("/") or "\0" in value:
+    if not value.startswith("/") or b"\0" in os.fsencode(value):  # which refuses what no name can hold
         raise ValueError("not a path")
     return value
 

@@ -21,6 +21,7 @@ from pydantic import AfterValidator, Field, ValidationError
 from fastlb.config import fields
 from fastlb.config.addresses import all_different, few_sources
 from fastlb.config.faults import dotted, sentence
+from fastlb.config.files import clashing_files
 from fastlb.config.rules import broken_rules
 from fastlb.config.salvage import salvage_services, salvage_snat
 from fastlb.config.schema import Model, Ring, Service, Timeouts
@@ -114,7 +115,7 @@ class Config(Model):
 def load_config(path: str | os.PathLike[str]) -> Config:
     """Read and check a YAML file; raises ConfigError with every Problem found."""
     document = Document.read(os.fspath(path))
-    return _validate(document.data, document)
+    return _validate(document.data, document, os.fspath(path))
 
 
 def control_path(path: str | os.PathLike[str]) -> str:
@@ -135,7 +136,7 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
 
 
-def _validate(data: object, origin: Origin) -> Config:
+def _validate(data: object, origin: Origin, written_in: str | None = None) -> Config:
     """Return the Config, or raise ConfigError with everything that is wrong, in the order of the text."""
     faults = list(origin.faults.items())
     config = None
@@ -147,6 +148,7 @@ def _validate(data: object, origin: Origin) -> Config:
         faults += _rules_of_the_rest(data, {loc for loc, _ in faults})
     else:
         faults += broken_rules(config.services, config.snat, config.vip_address, config.maglev_size)
+        faults += clashing_files(config.control, config.flow_file, config.flow_log, written_in)
     if faults or config is None:
         raise ConfigError(_problems(faults, origin))
     return config

@@ -21,14 +21,14 @@ def refusal(message: str) -> PydanticCustomError:
     return PydanticCustomError("fastlb", "{message}", {"message": message})
 
 
-def show(value: object) -> str:
-    """Return a value as a message shows it; never the contents of a container, which may be vast."""
+def show(value: object, most: int = MAX_SHOWN) -> str:
+    """Return a value as a message shows it, up to ``most`` characters of text; never the contents of a container."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        short = value if len(value) <= MAX_SHOWN else f"{value[:MAX_SHOWN]}…"
+        short = value if len(value) <= most else f"{value[:most]}…"
         return json.dumps(short, ensure_ascii=False).encode(errors="backslashreplace").decode()
     if isinstance(value, int | float):
         return repr(value)

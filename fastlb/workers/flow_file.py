@@ -29,11 +29,11 @@ from fastlb._core import FlowMemory, Services, flow_layout
 from fastlb.config import Config
 from fastlb.errors import FlowFileError, FlowFileUsedError
 from fastlb.model.clock import flow_clock
+from fastlb.model.files import set_aside
 from fastlb.version import __version__
 from fastlb.workers.flow_places import (
     IDENTITY_AT,
     IDENTITY_ROOM,
-    REJECTED,
     check_path,
     lock,
     network_namespace,
@@ -218,7 +218,7 @@ class FlowFile:
 
     def _set_aside(self, fault: str) -> None:
         """Give the file another name, for whoever wants to find out what is wrong with it, and close it."""
-        rejected = self.path.with_name(self.path.name + REJECTED)
+        rejected = set_aside(self.path)
         os.replace(self.path, rejected)
         log.warning("a flow file is set aside, and its flows are not taken over", reason=fault, file=str(rejected))
         self._release()

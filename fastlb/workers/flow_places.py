@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
-import hashlib
 import os
 import stat
 import struct
@@ -16,10 +15,9 @@ from pathlib import Path
 
 from fastlb.config import Config
 from fastlb.errors import FlowFileError, FlowFileUsedError
+from fastlb.model.files import REJECTED, SHARED_MEMORY, flow_file_places, set_aside
 from fastlb.workers.flow_records import unseal
 
-SHARED_MEMORY = Path("/dev/shm")
-REJECTED = ".rejected"  # behind the name of a file that was set aside
 MEMORY_FILE_SYSTEMS = {0x01021994: "tmpfs", 0x858458F6: "ramfs"}  # statfs(2), f_type
 LOCK_PATIENCE = 2.0  # seconds: the kernel gives a killed process's lock back only when it has taken that down
 IDENTITY_AT, IDENTITY_ROOM = 4096, (2 << 20) - 4096  # where a file says what it is, and in how many bytes at most
@@ -41,13 +39,7 @@ class LeftFile:
 
 def places(config: Config) -> list[Path]:
     """Return where a file of this configuration may be, the best place first; none with ``flow_file: none``."""
-    if config.flow_file == "none":
-        return []
-    if config.flow_file != "auto":
-        return [Path(config.flow_file)]
-    control = Path(config.control)
-    digest = hashlib.sha256(os.fsencode(control)).hexdigest()[:12]
-    return [control.with_name(control.name + ".flows"), SHARED_MEMORY / f"fastlb-{control.stem}-{digest}.flows"]
+    return flow_file_places(config.flow_file, config.control, SHARED_MEMORY)
 
 
 def is_in_memory(folder: Path) -> bool:
@@ -113,7 +105,7 @@ def left_files(config: Config | None = None) -> list[LeftFile]:
     """
     own = places(config or Config())
     others = [path for path in SHARED_MEMORY.glob("fastlb-*.flows*") if _is_of_this_namespace(path)]
-    named = {path for place in own for path in (place, place.with_name(place.name + REJECTED))}
+    named = {path for place in own for path in (place, set_aside(place))}
     return [found for path in sorted({*named, *others}) if (found := _inspect(path)) is not None]
 
 

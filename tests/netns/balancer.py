@@ -30,6 +30,7 @@ from fastlb.config import Config
 from fastlb.control.client import call
 from fastlb.errors import ConfigError, ControlError
 from fastlb.kernel import guard
+from fastlb.model.files import set_aside
 from fastlb.workers import flow_places
 from tests.netns.fork_server import Forked
 
@@ -177,7 +178,7 @@ class Balancer:
         """Where its flow table may be, and where one that was set aside is."""
         with suppress(ConfigError):
             found = flow_places.places(Config.from_dict(self.config))
-            return [each for path in found for each in (path, path.with_name(path.name + flow_places.REJECTED))]
+            return [each for path in found for each in (path, set_aside(path))]
         return []
 
     def logs(self) -> list[dict[str, Any]]:

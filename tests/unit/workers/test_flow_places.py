@@ -13,10 +13,10 @@ import pytest
 
 from fastlb.config import Config
 from fastlb.errors import FlowFileError, FlowFileUsedError
+from fastlb.model.files import REJECTED
 from fastlb.workers import flow_places
 from fastlb.workers.flow_places import (
     IDENTITY_AT,
-    REJECTED,
     LeftFile,
     check_path,
     held_bytes,
