@@ -14,11 +14,11 @@ COVERED := tests/unit tests/property tests/ext --ignore=tests/ext/test_embed.py 
 	tests/netns/test_frames.py tests/netns/test_worker.py
 FLOOR := 94
 
-.PHONY: help demo interop test stage build lint docs bench asan coverage clean
+.PHONY: help demo interop test test-long stage build lint docs bench asan coverage clean
 
 help: ## this list
 	@echo "fastlb: make one of"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' Makefile
 
 demo: build ## traffic through a lab of network namespaces, verified (root, or sudo; TRANSMIT=xdp|sendmmsg forces the way out, WORKERS=2)
 	tools/as_root.sh $(PY) netns-lab/demo.py --transmit $(TRANSMIT) --workers $(WORKERS)
@@ -34,6 +34,9 @@ test: build ## all tests; those in namespaces need root, or sudo
 	else \
 		set -x; $(PYTEST) $(PARALLEL) tests --ignore=tests/netns && set +x && tools/as_root.sh $(PYTEST) tests/netns; \
 	fi
+
+test-long: build ## the tests that are marked long, for minutes; `make test` runs them for seconds (root, or sudo)
+	tools/as_root.sh $(PYTEST) --long -m long tests
 
 stage: $(STAMP) ## the turn of edit, build and test: make stage STAGE=conntrack builds quickly and runs that stage's tests
 	@FASTLB_PROFILE=quick $(PY) setup.py --quiet build_ext --inplace

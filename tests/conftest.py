@@ -23,6 +23,17 @@ TESTS = Path(__file__).parent
 ONE_PROCESS = {"ext"}
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Give pytest --long, with which tests marked `long` run for minutes."""
+    parser.addoption("--long", action="store_true", help="run the tests that are marked long for minutes")
+
+
+@pytest.fixture
+def long(request: pytest.FixtureRequest) -> bool:
+    """Tell a test that is marked long whether it has minutes."""
+    return bool(request.config.getoption("--long"))
+
+
 class Groups(LoadScopeScheduling):
     """Hands tests out to processes group by group."""
 
