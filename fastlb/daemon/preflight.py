@@ -14,12 +14,14 @@ from fastlb.daemon import leftovers
 from fastlb.errors import ConfigError, FastlbError, KernelError
 from fastlb.health.target import targets_of
 from fastlb.kernel import cpus
+from fastlb.kernel.capabilities import missing_capabilities, needed_capabilities
 from fastlb.kernel.ebpf.classifier import Classifier
 from fastlb.kernel.limits import file_need, file_shortage, hard_file_limit
 from fastlb.kernel.mirror import Watcher
 from fastlb.kernel.netlink import run_in_thread
 from fastlb.kernel.source_ports import check_source_ports
 from fastlb.model.hostview import KernelView
+from fastlb.model.names import listed
 from fastlb.observe import flow_log
 from fastlb.plan.ids import BackendIds
 from fastlb.plan.keys import vips_of_this_host
@@ -41,13 +43,14 @@ log = structlog.get_logger()
 
 
 def check_privileges() -> None:
-    """Raw sockets, traffic control and eBPF need root, or CAP_NET_RAW, CAP_NET_ADMIN and CAP_BPF."""
-    needed = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13}
+    """Raw sockets, traffic control and eBPF need root, or some capabilities; raises KernelError."""
     with open("/proc/self/status") as status:
         effective = next(int(line.split()[1], 16) for line in status if line.startswith("CapEff:"))
-    missing = [name for name, bit in needed.items() if not effective >> bit & 1]
-    if missing:
-        raise KernelError(f"fastlb run needs root: {' and '.join(missing)} missing")
+    with open("/proc/sys/kernel/cap_last_cap") as highest:
+        last = int(highest.read())
+    if missing := missing_capabilities(effective, last):
+        needed = listed(needed_capabilities(last))
+        raise KernelError(f"fastlb run needs root: {listed(missing)} missing (without root it needs {needed})")
 
 
 def check_runnable(path: str, config: Config) -> None:

@@ -35,7 +35,7 @@ from topology import ADDRESSES, APPLICATIONS, BACKENDS, VIPS, Lab, add_address, 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
 
 CLSACT, INGRESS = 0xFFFF_0000, 0xFFFF_FFF2
-CAP_NET_ADMIN, CAP_NET_RAW, PR_CAPBSET_DROP = 12, 13, 24
+CAP_NET_ADMIN, CAP_NET_RAW, CAP_SYS_ADMIN, CAP_PERFMON, PR_CAPBSET_DROP = 12, 13, 21, 38, 24
 WEB = APPLICATIONS[0]
 GUARD = {"program fastlb_guard"}
 GUARD |= {f"map fastlb_{name}" for name in ("vips", "replies", "locals", "masks", "datagram", "to_host")}
@@ -535,6 +535,13 @@ REFUSED_STARTS = [
         1,
         ["needs root: CAP_NET_RAW missing"],
         id="no raw sockets",
+    ),
+    pytest.param(
+        {},
+        {"preexec_fn": partial(without_capabilities, CAP_SYS_ADMIN, CAP_PERFMON)},
+        1,
+        [r"needs root: CAP_PERFMON missing \(without root it needs CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF and CAP_P"],
+        id="no additions to pointers in eBPF",
     ),
     pytest.param(
         {"control": "/proc/nowhere/fastlb.sock"}, {}, 1, ["cannot open the control socket"], id="control socket nowhere"

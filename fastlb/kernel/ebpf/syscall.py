@@ -40,6 +40,8 @@ _HINTS = {
     errno.ENOMEM: "free some memory, or raise RLIMIT_MEMLOCK (kernels before 5.11 count maps against it)",
 }
 
+_FOR_ROOT = "prohibited for !root"  # the verifier's words where CAP_PERFMON is missing
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
@@ -175,6 +177,8 @@ def load_program(kind: int, code: bytes, name: str) -> int:
         # The log ends in statistics ("processed 9 insns ..."): the line before them is the objection.
         objections = [line for line in lines if not line.startswith(("processed ", "verification time "))]
         verdict = f"; the verifier says: {objections[-1]}" if objections else ""
+        if _FOR_ROOT in verdict:
+            verdict = f" (this needs root, or CAP_PERFMON){verdict}"
         raise _failed(f"cannot load the program {name}", error, verdict) from error
 
 

@@ -28,7 +28,7 @@ from tests.unit.daemon.worlds import CHECKED, INTERFACES, world_of, written
 fake_route = fakes.fake_route
 WEB = service("nat", name="web")
 ALL_CAPABILITIES = 0x1FF_FFFF_FFFF
-CAP_NET_ADMIN, CAP_NET_RAW = 12, 13
+CAP_NET_ADMIN, CAP_NET_RAW, CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF = 12, 13, 21, 38, 39
 
 Proc = Callable[..., None]
 
@@ -40,6 +40,7 @@ def proc(monkeypatch: pytest.MonkeyPatch) -> Proc:
     def tell(capabilities: int = ALL_CAPABILITIES, free: int = 1 << 20) -> None:
         files = {
             "/proc/self/status": f"Name:\tfastlb\nCapEff:\t{capabilities:016x}\n",
+            "/proc/sys/kernel/cap_last_cap": "40\n",
             "/proc/meminfo": f"MemTotal: 1 kB\nMemAvailable: {free << 10} kB\n",
         }
         monkeypatch.setattr(preflight, "open", lambda path: io.StringIO(files[path]), raising=False)
@@ -50,13 +51,15 @@ def proc(monkeypatch: pytest.MonkeyPatch) -> Proc:
 @pytest.mark.parametrize(("without", "missing"), [
     ((), None), ((CAP_NET_ADMIN,), "CAP_NET_ADMIN missing"), ((CAP_NET_RAW,), "CAP_NET_RAW missing"),
     ((CAP_NET_RAW, CAP_NET_ADMIN), "CAP_NET_ADMIN and CAP_NET_RAW missing"),
+    ((CAP_SYS_ADMIN, CAP_PERFMON), "CAP_PERFMON missing"), ((CAP_PERFMON, CAP_BPF), None),
 ])  # fmt: skip
 def test_privileges(proc: Proc, without: tuple[int, ...], missing: str | None) -> None:
     proc(ALL_CAPABILITIES & ~sum(1 << bit for bit in without))
     if missing is None:
         preflight.check_privileges()
         return
-    with pytest.raises(KernelError, match=f"^fastlb run needs root: {missing}$"):
+    needed = "without root it needs CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF and CAP_PERFMON"
+    with pytest.raises(KernelError, match=rf"^fastlb run needs root: {missing} \({needed}\)$"):
         preflight.check_privileges()
 
 

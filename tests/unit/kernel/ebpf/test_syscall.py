@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import platform
+import struct
 import time
 from contextlib import ExitStack
 
@@ -104,6 +106,21 @@ def test_a_shared_value_is_memory_of_both(bpf_kernel: BpfKernel) -> None:
 def test_refusals_say_what_would_help(bpf_kernel: BpfKernel, refused: int, message: str) -> None:
     bpf_kernel.refused[LOAD] = refused
     with pytest.raises(KernelError, match=message):
+        syscall.load_program(SCHED_CLS, code(), "name")
+
+
+def test_what_the_verifier_refuses_to_all_but_root(bpf_kernel: BpfKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = b"0: R3 tried to add, pointer arithmetic with it prohibited for !root\nprocessed 9 insns\n"
+
+    def refuse(command: int, attr: bytes | bytearray) -> int:
+        size, log = struct.unpack_from("=4xIQ", attr, 24)
+        if log:
+            ctypes.memmove(log, words, min(size, len(words) + 1))
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(syscall, "bpf", refuse)
+    says = r"Permission denied \(this needs root, or CAP_PERFMON\); the verifier says: 0: R3"
+    with pytest.raises(KernelError, match=says):
         syscall.load_program(SCHED_CLS, code(), "name")
 
 
