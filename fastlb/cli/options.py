@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+from fastlb.control.locate import socket_of_process
 from fastlb.model.names import DEFAULT_CONTROL
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -55,10 +56,19 @@ def add_socket(parser: argparse.ArgumentParser) -> None:
         "-c", "--config", metavar="FILE",
         help="the configuration that the running fastlb uses; its `control` names the socket",
     )  # fmt: skip
+    where.add_argument(
+        "--pid", type=number(1, (1 << 31) - 1), metavar="PID",
+        help="the process of the running fastlb, whatever its configuration says by now",
+    )  # fmt: skip
 
 
 def socket_of(arguments: argparse.Namespace) -> str:
-    """Return the control socket: by --socket, -c, the environment or the default. Raises ConfigError for -c."""
+    """Return the control socket: by --pid, -c, --socket, the environment or the default.
+
+    Raises ConfigError for -c, ControlError for --pid.
+    """
+    if arguments.pid:
+        return socket_of_process(arguments.pid)
     if arguments.config:
         from fastlb.config import control_path  # pydantic takes longer than most commands
 

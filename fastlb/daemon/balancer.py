@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import signal
 import time
 from contextlib import ExitStack
 from typing import Any
@@ -21,16 +20,26 @@ import structlog
 from fastlb._core import Pipeline
 from fastlb.control.commands import Commands
 from fastlb.control.server import ControlServer
+from fastlb.daemon import signals
 from fastlb.daemon.backends import Backends
 from fastlb.daemon.configuration import Configuration
 from fastlb.daemon.current import Current
 from fastlb.daemon.lifecycle import Lifecycle, State
-from fastlb.daemon.loop import Loop, on_stop_signals
+from fastlb.daemon.loop import Loop
 from fastlb.daemon.parts import Parts
-from fastlb.daemon.preflight import check_host, check_memory, check_privileges, check_runnable, plan_cores, warn
+from fastlb.daemon.preflight import (
+    check_host,
+    check_memory,
+    check_privileges,
+    check_runnable,
+    missing_interfaces,
+    plan_cores,
+    warn,
+)
 from fastlb.daemon.world import Marks, World
 from fastlb.health.lag import LoopLag
 from fastlb.kernel.limits import raise_file_limit
+from fastlb.model.hostview import KernelView
 from fastlb.plan.backends import BackendStates
 from fastlb.plan.ids import BackendIds
 from fastlb.plan.ways import find_ways
@@ -38,6 +47,7 @@ from fastlb.plan.ways import find_ways
 TICK = 0.1  # seconds between the ticks of all parts
 REST = 0.02  # seconds between two plans: what changes within them is planned together
 FIRST_NEIGHBOURS = 1.0  # seconds that the start waits for next hops to be resolved
+LOOK_EVERY = 0.05  # seconds between two looks whether an interface has come
 
 log = structlog.get_logger()
 
@@ -45,9 +55,9 @@ log = structlog.get_logger()
 class Balancer:
     """A balancer: its parts, its lifecycle, and the world that they go by. `Commands` drives it."""
 
-    def __init__(self, path: str) -> None:
-        """Read the configuration; raises ConfigError."""
-        self._path = path
+    def __init__(self, path: str, waits: bool = False) -> None:
+        """Read the configuration; raises ConfigError. ``waits``: the start waits for interfaces that come late."""
+        self._path, self._waits = path, waits
         self._states = BackendStates()
         self._configuration = Configuration.load(path, BackendIds(), self._states)
         self.started = time.monotonic()
@@ -60,13 +70,14 @@ class Balancer:
 
         Raises FastlbError when the balancer cannot start, or fails; nothing is left behind then that it has made.
         """
+        signals.hold_reload()  # until it runs
         config = self._configuration.config
         check_runnable(self._path, config)
         check_privileges()
         cores = plan_cores(config)
         check_memory(config, len(cores.workers))
         raise_file_limit()
-        on_stop_signals(lambda *_: self.stop())
+        signals.on_stop(self.stop)
         self.parts = Parts.make(self.lifecycle, self._marks, cores, self._loop.hand_over, self._abandon)
         self.lifecycle.move(State.OPENING)
         with ExitStack() as stack:
@@ -74,8 +85,7 @@ class Balancer:
                 if self._open(stack):
                     asyncio.run(self._serve())
             finally:
-                on_stop_signals(signal.SIG_IGN)  # another one must not cut the taking down short
-                signal.signal(signal.SIGHUP, signal.SIG_IGN)
+                signals.ignore()  # another one must not cut the taking down short
                 self.lifecycle.move(State.STOPPING)
         self.lifecycle.move(State.STOPPED)
         if self.lifecycle.failure is not None:
@@ -94,7 +104,9 @@ class Balancer:
         stack.callback(self._control.close)
         self._control.bind()
         self.parts.host.claim_interfaces(stack, config.interfaces)
-        view = self.parts.host.start(stack)
+        view = self._wait_for_interfaces(self.parts.host.start(stack))
+        if self.lifecycle.ends:
+            return False
         check_host(config, self._configuration.plans, view)
         ways = find_ways(config, self._configuration.plans, view, {})
         world = World(self._configuration, view, self._states, {}, ways)
@@ -104,8 +116,22 @@ class Balancer:
             world = part.open(stack, world)
         self._current = Current(self._path, world, self._marks, self.parts)
         if self.lifecycle.ends:
-            self.lifecycle.keeps = False
+            self.lifecycle.keeps = self.lifecycle.handover
         return not self.lifecycle.ends
+
+    def _wait_for_interfaces(self, view: KernelView) -> KernelView:
+        """Return a view of the host that has all interfaces, when they are there or a stop was asked for."""
+        config = self._configuration.config
+        missing = missing_interfaces(config, view) if self._waits else []
+        if missing:
+            there = sorted(link.name for link in view.links.values())
+            log.warning("waiting for interfaces that do not exist yet", interfaces=missing, there=there)
+            self.parts.manager.waits(missing)
+        while missing and not self.lifecycle.ends:
+            time.sleep(LOOK_EVERY)
+            view = self._marks.view or view
+            missing = missing_interfaces(config, view)
+        return view
 
     # --- the event loop ------------------------------------------------------------------------------------
 
@@ -119,11 +145,11 @@ class Balancer:
             await self._control.serve()
             for version, listener in self.parts.path_mtus.listeners.items():
                 loop.add_reader(listener, self.parts.path_mtus.hear, version)
-            signal.signal(signal.SIGHUP, lambda *_: self._loop.hand_over(lambda: self._loop.begin_task(self.reload)))
             self.parts.backends.open(stack, self.world)
             self._tell_that_it_runs()
             self._lag.open()
             stack.callback(self._lag.close)
+            signals.on_reload(lambda: self._loop.hand_over(lambda: self._loop.begin_task(self.reload)))
             while not self.lifecycle.ends:
                 await self._turn()
 
@@ -177,7 +203,8 @@ class Balancer:
 
     async def reload(self) -> None:
         """Go over to what the configuration's file says now, or raise FastlbError."""
-        await self._current.reload()
+        with self.parts.manager.reloading():
+            await self._current.reload()
 
     def describe(self) -> dict[str, Any]:
         """Return what parts tell of themselves, for `fastlb status`."""

@@ -43,6 +43,7 @@ class Lifecycle:
         self.state = State.LOADED
         self.keeps = False  # what stays over a crash is left to the next process
         self.failure: FastlbError | None = None
+        self.handover = False  # the stop that was asked for last leaves what stays over a crash
         self._stop_wanted = False
 
     def move(self, to: State) -> None:
@@ -51,12 +52,12 @@ class Lifecycle:
             raise ValueError(f"a balancer does not go from {self.state.name} to {to.name}")
         self.state = to
         if to is State.RUNNING:
-            self.keeps = False  # from here on a stop takes everything down
+            self.keeps = self.handover  # from here on a stop takes everything down, unless it hands over
 
     def stop(self, handover: bool = False) -> None:
         """Ask for the end; with ``handover``, what stays over a crash stays."""
         self._stop_wanted = True
-        self.keeps = handover
+        self.keeps = self.handover = handover
 
     def fail(self, error: FastlbError) -> None:
         """Ask for the end because of an error, which `Balancer.run` raises after it; the first one counts."""

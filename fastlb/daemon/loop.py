@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 from collections.abc import Callable, Coroutine
-from types import FrameType
 from typing import Any
 
 from fastlb.errors import FastlbError
@@ -58,9 +56,3 @@ class Loop:
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._due.wait(), seconds)
         self._due.clear()
-
-
-def on_stop_signals(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> None:
-    """Set what SIGTERM and SIGINT do from now on."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, handler)

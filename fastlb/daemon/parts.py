@@ -13,6 +13,7 @@ from fastlb.daemon.packet_path import PacketPath
 from fastlb.daemon.part import Part
 from fastlb.daemon.path_mtus import PathMtuErrors
 from fastlb.daemon.publisher import Publisher
+from fastlb.daemon.service_manager import ServiceManager
 from fastlb.daemon.vips import Vips
 from fastlb.daemon.world import DataPath, Marks
 from fastlb.kernel import cpus
@@ -29,6 +30,7 @@ class Parts:
     path_mtus: PathMtuErrors
     packet_path: PacketPath
     vips: Vips
+    manager: ServiceManager
     backends: Backends
 
     @classmethod
@@ -50,12 +52,13 @@ class Parts:
             path_mtus=PathMtuErrors(marks),
             packet_path=PacketPath(data_path, lifecycle, cores, abandon),
             vips=Vips(lifecycle),
+            manager=ServiceManager(),
             backends=Backends(data_path, marks),
         )
 
     def before_the_loop(self) -> list[Part]:
         """Return those that are opened before the event loop runs, in order."""
-        return [self.host, self.flows, self.publisher, self.path_mtus, self.packet_path, self.vips]
+        return [self.host, self.flows, self.publisher, self.path_mtus, self.packet_path, self.vips, self.manager]
 
     def in_order(self) -> list[Part]:
         """Return all of them, in order."""

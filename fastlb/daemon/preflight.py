@@ -153,12 +153,18 @@ def check_host(config: Config, plans: Sequence[Plan], view: KernelView) -> None:
     check_source_ports(config.snat, config.snat_ports, view.addresses)
 
 
+def missing_interfaces(config: Config, view: KernelView) -> list[str]:
+    """Return the configured interfaces that do not exist."""
+    there = {link.name for link in view.links.values()}
+    return [name for name in config.interfaces if name not in there]
+
+
 def check_interfaces(config: Config, view: KernelView) -> None:
     """Every interface must exist, and have Ethernet addresses."""
     links = {link.name: link for link in view.links.values()}
+    for name in missing_interfaces(config, view):
+        raise KernelError(f"interface {name} does not exist; there are: {', '.join(sorted(links))}")
     for name in config.interfaces:
-        if name not in links:
-            raise KernelError(f"interface {name} does not exist; there are: {', '.join(sorted(links))}")
         if not any(links[name].mac):  # lo has one, of zeros
             raise KernelError(f"interface {name} has no MAC address; fastlb works on Ethernet interfaces")
 

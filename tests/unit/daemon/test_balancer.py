@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,10 @@ from tests.balancers import service
 from tests.unit.daemon.worlds import written
 
 WEB, API = service("nat", name="web"), service("nat", name="api", port=81)
-BEFORE_THE_LOOP = ["host", "flows", "publisher", "path_mtus", "packet_path", "vips"]
+BEFORE_THE_LOOP = ["host", "flows", "publisher", "path_mtus", "packet_path", "vips", "manager"]
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
 NAMES = [*BEFORE_THE_LOOP, "backends"]
+HANDED_OVER = "stopped; guard, VIPs and flows stay"
 UNRESOLVED = hostviews.view(neighbours={})
 
 
@@ -75,6 +78,15 @@ class FakePart:
 
     def give_up(self) -> None:
         self.done.append("give up VIPs")
+
+    def waits(self, interfaces: Sequence[str]) -> None:
+        self.done.append(f"wait for {' '.join(interfaces)}")
+
+    @contextmanager
+    def reloading(self) -> Iterator[None]:
+        self.done.append("reload")
+        yield
+        self.done.append("reloaded")
 
 
 class FakeParts:
@@ -129,7 +141,7 @@ class Stage:
 
 @pytest.fixture
 def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     staged = Stage(tmp_path)
     for check in ("check_privileges", "check_memory", "raise_file_limit", "warn"):
         monkeypatch.setattr(balancers, check, lambda *_: None)
@@ -222,14 +234,28 @@ def test_a_stop_by_a_signal(stage: Stage, number: signal.Signals) -> None:
     stage.last.append(lambda: signal.raise_signal(number))
     stage.run()
     assert stage.state is State.STOPPED
-    assert {signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)} == {signal.SIG_IGN}
+    assert {signal.getsignal(each) for each in SIGNALS} == {signal.SIG_IGN}
 
 
 def test_a_handover(stage: Stage) -> None:
     stage.last.append(lambda: stage.balancer.stop(handover=True))
     stage.run()
     assert stage.balancer.lifecycle.keeps
-    assert stage.logs[-1]["event"] == "stopped; guard, VIPs and flows stay"
+    assert stage.logs[-1]["event"] == HANDED_OVER
+
+
+@pytest.mark.parametrize("at", range(len(NAMES)))
+def test_a_handover_by_a_signal(stage: Stage, at: int) -> None:
+    """At any time: what another process has left is not taken down by one that does not run yet."""
+
+    def hand_over(world: World) -> World:
+        signal.raise_signal(signal.SIGUSR2)
+        return world
+
+    stage.parts.named[NAMES[at]].on_open = hand_over
+    stage.run()
+    assert (stage.state, stage.balancer.lifecycle.keeps) == (State.STOPPED, True)
+    assert stage.logs[-1]["event"] == HANDED_OVER
 
 
 def test_a_failure_is_raised_after_all_is_taken_down(stage: Stage) -> None:
@@ -269,8 +295,75 @@ def test_a_reload_by_a_signal(stage: Stage) -> None:
 
     stage.last.append(reload)
     stage.run()
+    assert [word for word in stage.parts.done if "reload" in word] == ["reload", "reloaded"]
     assert "prepare" in stage.parts.done
     assert [line["event"] for line in stage.logs] == ["running", "reloaded", "stopped"]
+
+
+@pytest.mark.parametrize("at", BEFORE_THE_LOOP)
+def test_a_reload_that_is_asked_for_during_the_start(stage: Stage, at: str) -> None:
+    """The file was read before: it is read again when the balancer runs."""
+
+    def reload(world: World) -> World:
+        stage.write(WEB, API)
+        os.kill(os.getpid(), signal.SIGHUP)
+        return world
+
+    def stop_when_reloaded() -> None:
+        names = [plan.name for plan in stage.balancer.world.configuration.plans]
+        stage.last.append(stage.balancer.stop if names == ["web", "api"] else stop_when_reloaded)
+
+    stage.parts.named[at].on_open = reload
+    stage.last.append(stop_when_reloaded)
+    stage.run()
+    assert [line["event"] for line in stage.logs] == ["running", "reloaded", "stopped"]
+
+
+LATE = hostviews.view(links={index: link for index, link in hostviews.LINKS.items() if link.name != "eth1"})
+
+
+@pytest.fixture
+def waiting(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    """A balancer that waits for interfaces, on a host that lacks one of them."""
+    stage.balancer = Balancer(str(stage.file), waits=True)
+    monkeypatch.setattr(stage.parts.named["host"], "start", lambda _: LATE)
+    return stage
+
+
+def test_interfaces_that_come_late(waiting: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told once, and nothing is opened before they are there."""
+    looks: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 3:
+            assert waiting.parts.done == ["claim eth0 eth1", "wait for eth1"]
+            waiting.parts.marks.view = hostviews.view()
+
+    monkeypatch.setattr(balancers.time, "sleep", sleep)
+    waiting.last.append(waiting.balancer.stop)
+    waiting.run()
+    assert len(looks) == 3
+    assert waiting.parts.named["host"].worlds[0].view.links == hostviews.LINKS
+    first, *others = waiting.logs
+    assert (first["event"], first["interfaces"]) == ("waiting for interfaces that do not exist yet", ["eth1"])
+    assert [line["event"] for line in others] == ["running", "stopped"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_stop_while_it_waits(
+    waiting: Stage, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    monkeypatch.setattr(balancers.time, "sleep", lambda _: signal.raise_signal(number))
+    waiting.run()
+    assert [word for word in waiting.parts.done if "open" in word] == []
+    assert (waiting.state, waiting.balancer.lifecycle.keeps) == (State.STOPPED, number == signal.SIGUSR2)
+
+
+def test_without_waiting_a_missing_interface_is_refused(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage.parts.named["host"], "start", lambda _: LATE)
+    with pytest.raises(KernelError, match="interface eth1 does not exist"):
+        stage.run()
 
 
 def test_the_start_waits_for_next_hops(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,6 +63,13 @@ def test_a_stop_after_a_handover_takes_all_down() -> None:
     assert not lifecycle.keeps
 
 
+def test_a_handover_before_the_balancer_runs_is_one() -> None:
+    lifecycle = lifecycle_in(State.OPENING)
+    lifecycle.stop(handover=True)
+    lifecycle.move(State.RUNNING)
+    assert (lifecycle.keeps, lifecycle.handover) == (True, True)
+
+
 def test_what_was_taken_over_is_kept_until_the_balancer_runs() -> None:
     lifecycle = lifecycle_in(State.OPENING)
     lifecycle.keeps = True

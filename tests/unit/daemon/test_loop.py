@@ -1,27 +1,15 @@
-"""loop.py: functions are handed over from any thread, rests end when something is due, stop signals are set."""
+"""loop.py: functions are handed over from any thread, rests end when something is due."""
 
 from __future__ import annotations
 
 import asyncio
-import signal
 import threading
 import time
-from collections.abc import Iterator
 
-import pytest
-
-from fastlb.daemon.loop import Loop, on_stop_signals
+from fastlb.daemon.loop import Loop
 from fastlb.errors import FastlbError
 
 LONG = 60.0  # seconds that no test waits
-
-
-@pytest.fixture
-def restored_signals() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def test_without_a_loop_functions_run_at_once() -> None:
@@ -105,14 +93,3 @@ def test_tasks() -> None:
         return done
 
     assert asyncio.run(run()) == ["refused", "last"]
-
-
-def test_stop_signals(restored_signals: None) -> None:
-    got: list[int] = []
-    on_stop_signals(lambda number, _: got.append(number))
-    signal.raise_signal(signal.SIGTERM)
-    signal.raise_signal(signal.SIGINT)
-    assert got == [signal.SIGTERM, signal.SIGINT]
-    on_stop_signals(signal.SIG_IGN)
-    signal.raise_signal(signal.SIGTERM)
-    assert len(got) == 2

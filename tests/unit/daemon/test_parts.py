@@ -10,11 +10,12 @@ from fastlb.daemon.packet_path import PacketPath
 from fastlb.daemon.parts import Parts
 from fastlb.daemon.path_mtus import PathMtuErrors
 from fastlb.daemon.publisher import Publisher
+from fastlb.daemon.service_manager import ServiceManager
 from fastlb.daemon.vips import Vips
 from fastlb.daemon.world import DataPath, Marks
 from fastlb.kernel import cpus
 
-ORDER = [Host, Flows, Publisher, PathMtuErrors, PacketPath, Vips, Backends]
+ORDER = [Host, Flows, Publisher, PathMtuErrors, PacketPath, Vips, ServiceManager, Backends]
 
 
 def made(marks: Marks | None = None) -> Parts:

@@ -118,6 +118,7 @@ INTERFACE_FAULTS = [
 @pytest.mark.parametrize(("interfaces", "problem"), INTERFACE_FAULTS)
 def test_links(interfaces: list[str], problem: str | None) -> None:
     conf, view = config(interfaces=interfaces), hostviews.view()
+    assert preflight.missing_interfaces(conf, view) == [name for name in interfaces if name == "eth7"]
     if problem is None:
         preflight.check_interfaces(conf, view)
         return
