@@ -26,10 +26,10 @@ from fastlb.daemon.configuration import Configuration
 from fastlb.daemon.current import Current
 from fastlb.daemon.lifecycle import Lifecycle, State
 from fastlb.daemon.loop import Loop
+from fastlb.daemon.memory import check_memory
 from fastlb.daemon.parts import Parts
 from fastlb.daemon.preflight import (
     check_host,
-    check_memory,
     check_privileges,
     check_runnable,
     missing_interfaces,

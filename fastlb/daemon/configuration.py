@@ -9,6 +9,7 @@ from functools import cached_property
 
 from fastlb._core import Services
 from fastlb.config.load import Config, load_config
+from fastlb.daemon.memory import check_plans
 from fastlb.model.match import Keys
 from fastlb.plan.backends import BackendStates
 from fastlb.plan.ids import BackendIds
@@ -32,8 +33,12 @@ class Configuration:
 
     @classmethod
     def load(cls, path: str, ids: BackendIds, states: BackendStates) -> Configuration:
-        """Read a file, let ``states`` go over to it, and plan it; raises ConfigError."""
+        """Read a file, let ``states`` go over to it, and plan it.
+
+        Raises ConfigError, and KernelError when there is no memory for it.
+        """
         config, now = load_config(path), time.monotonic()
+        check_plans(config)
         states.apply_config(config, now)
         return cls.of(config, ids, states, now)
 

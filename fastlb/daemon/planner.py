@@ -10,6 +10,7 @@ from typing import ParamSpec, TypeVar
 
 from fastlb.config.load import load_config
 from fastlb.daemon.configuration import Configuration
+from fastlb.daemon.memory import check_plans
 from fastlb.daemon.preflight import check_reachable
 from fastlb.daemon.world import Marks, World
 from fastlb.errors import FastlbError
@@ -75,6 +76,7 @@ def reloaded(path: str, world: World, states: BackendStates) -> World:
     refused = list(restart_reasons(before.config, config))
     if refused:
         raise FastlbError("a reload cannot change " + "; ".join(refused) + "; restart fastlb instead")
+    check_plans(config, before.config)
     known = dict(states.by_backend)
     states.apply_config(config, now)
     differing = {name[0] for name, state in states.by_backend.items() if known.get(name) is not state}

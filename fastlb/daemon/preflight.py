@@ -11,6 +11,7 @@ import structlog
 from fastlb.config import Config
 from fastlb.control import server
 from fastlb.daemon import leftovers
+from fastlb.daemon.memory import check_memory, check_plans
 from fastlb.errors import ConfigError, FastlbError, KernelError
 from fastlb.health.target import targets_of
 from fastlb.kernel import cpus
@@ -36,9 +37,6 @@ from fastlb.plan.reachability import (
 )
 from fastlb.workers import flow_places, selftest
 
-FLOW_BYTES = 86  # of the flow table, hot and cold, for each of config.flows
-SLOT_BYTES = 8  # of the affinity table, for each of config.affinity_entries
-
 log = structlog.get_logger()
 
 
@@ -59,25 +57,13 @@ def check_runnable(path: str, config: Config) -> None:
         raise ConfigError.at(path, "interfaces", "fastlb run needs at least one interface, as in interfaces: [eth0]")
 
 
-def check_memory(config: Config, workers: int) -> None:
-    """The kernel hands out memory for rings until none is left for anybody else: refuse what there is not."""
-    rings = config.ring.block_size * config.ring.blocks * len(config.interfaces) * workers >> 20
-    slots = config.affinity_entries * SLOT_BYTES
-    table = max(0, config.flows * FLOW_BYTES - flow_places.held_bytes(config)) + slots >> 20
-    with open("/proc/meminfo") as meminfo:
-        free = next(int(line.split()[1]) for line in meminfo if line.startswith("MemAvailable:")) >> 10
-    if rings > free:
-        raise KernelError(f"the receive rings take {rings} MiB, and {free} MiB are free; try fewer ring.blocks")
-    if rings + table > free:
-        raise KernelError(f"a full flow table takes {table} MiB, and {free} MiB are free; try fewer flows")
-
-
 def check_this_host(path: str, config: Config) -> list[str]:
     """Return notes on what is allowed, and mostly a mistake; raises FastlbError where `fastlb run` would fail here."""
     check_runnable(path, config)
     watcher = Watcher(lambda _: None)
     view = watcher.start()
     watcher.close()
+    check_plans(config)
     plans = plan_services(config, BackendIds(), 0.0)
     check_host(config, plans, view)
     allowed = len(os.sched_getaffinity(0))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,22 @@ def test_which_socket(
     if environment is not None:
         monkeypatch.setenv(ENVIRONMENT, environment)
     assert socket_of(parser().parse_args(["status", *words])) == expected
+
+
+def test_the_socket_of_a_process(tmp_path: Path) -> None:
+    """Whatever a file or the environment says."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "fastlb.sock"))
+        listener.listen()
+        arguments = parser().parse_args(["reload", "--pid", str(os.getpid())])
+        assert socket_of(arguments) == str(tmp_path / "fastlb.sock")
+
+
+@pytest.mark.parametrize("other", [["-c", "x"], ["--socket", "x"]])
+def test_a_process_or_something_else(other: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parser().parse_args(["reload", "--pid", "7", *other])
+    assert "not allowed with argument" in capsys.readouterr().err
 
 
 def test_a_configuration_that_is_not_there(tmp_path: Path) -> None:

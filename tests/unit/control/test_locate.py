@@ -51,5 +51,5 @@ def test_a_process_without_one(tmp_path: Path, listens: bool) -> None:
 
 
 def test_a_process_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ControlError, match="^cannot look into process 77: No such file or directory$"):
+    with pytest.raises(ControlError, match=r"^cannot look into process 77: No such file or directory$"):
         socket_of_process(77, tmp_path)

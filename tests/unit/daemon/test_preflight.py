@@ -15,9 +15,10 @@ import pytest
 import structlog
 
 from fastlb.config import Config
-from fastlb.daemon import leftovers, preflight
+from fastlb.daemon import leftovers, memory, preflight
 from fastlb.errors import ConfigError, FastlbError, KernelError
 from fastlb.kernel import guard
+from fastlb.kernel.cgroup import MemoryLimit
 from fastlb.model.hostview import KernelView
 from tests import fake_route as fakes
 from tests import hostviews
@@ -35,15 +36,16 @@ Proc = Callable[..., None]
 
 @pytest.fixture
 def proc(monkeypatch: pytest.MonkeyPatch) -> Proc:
-    """Say what /proc tells of this process's capabilities and of memory that is free, in MiB."""
+    """Say what /proc tells of this process's capabilities, and that there is memory without end."""
 
-    def tell(capabilities: int = ALL_CAPABILITIES, free: int = 1 << 20) -> None:
+    def tell(capabilities: int = ALL_CAPABILITIES) -> None:
         files = {
             "/proc/self/status": f"Name:\tfastlb\nCapEff:\t{capabilities:016x}\n",
             "/proc/sys/kernel/cap_last_cap": "40\n",
-            "/proc/meminfo": f"MemTotal: 1 kB\nMemAvailable: {free << 10} kB\n",
         }
         monkeypatch.setattr(preflight, "open", lambda path: io.StringIO(files[path]), raising=False)
+        monkeypatch.setattr(memory, "free_on_host", lambda: 1 << 20)
+        monkeypatch.setattr(memory, "memory_limits", list)
 
     return tell
 
@@ -67,25 +69,6 @@ def test_interfaces_are_needed() -> None:
     preflight.check_runnable("file", config(interfaces=INTERFACES))
     with pytest.raises(ConfigError, match="fastlb run needs at least one interface"):
         preflight.check_runnable("file", config())
-
-
-RING = {"block_size": "1MiB", "blocks": 64}
-
-
-@pytest.mark.parametrize(("free", "problem"), [
-    (1000, None),
-    (255, r"^the receive rings take 256 MiB, and 255 MiB are free; try fewer ring\.blocks$"),
-    (300, r"^a full flow table takes \d+ MiB, and 300 MiB are free; try fewer flows$"),
-])  # fmt: skip
-def test_memory(proc: Proc, free: int, problem: str | None) -> None:
-    """Two workers with rings on two interfaces, and a table of 1 million flows."""
-    proc(free=free)
-    conf = config(interfaces=INTERFACES, ring=RING, flows=1 << 20, flow_file="none")
-    if problem is None:
-        preflight.check_memory(conf, 2)
-        return
-    with pytest.raises(KernelError, match=problem):
-        preflight.check_memory(conf, 2)
 
 
 def test_cores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,6 +229,23 @@ def test_notes_about_this_host(tmp_path: Path, proc: Proc, monkeypatch: pytest.M
     links[3] = replace(links[3], up=False)
     notes = checked(tmp_path, proc, monkeypatch, hostviews.view(links=links), workers=3)
     assert notes[:2] == ["interface is down: eth1", "workers share cores: 3 on 2"]
+
+
+@pytest.mark.parametrize(("check", "refusal"), [
+    ("check_plans", "the tables of 1 services take"), ("check_memory", "a full flow table takes"),
+])  # fmt: skip
+def test_memory_of_this_host(
+    tmp_path: Path, proc: Proc, monkeypatch: pytest.MonkeyPatch, check: str, refusal: str
+) -> None:
+    """What a start would refuse for want of memory."""
+
+    def limited(*arguments: Any) -> None:
+        monkeypatch.setattr(memory, "memory_limits", lambda: [MemoryLimit("memory.max", 1, 0)])
+        getattr(memory, check)(*arguments)
+
+    monkeypatch.setattr(preflight, check, limited)
+    with pytest.raises(KernelError, match=f"{refusal} .* MiB in memory.max leaves 0 MiB"):
+        checked(tmp_path, proc, monkeypatch, hostviews.view(), flows=2_000_000, maglev_size=1048573)
 
 
 def test_this_host_is_refused(tmp_path: Path, proc: Proc, monkeypatch: pytest.MonkeyPatch) -> None:
