@@ -19,4 +19,7 @@ def add(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Return when the new configuration holds; raises FastlbError when it is refused."""
-    print(f"reloaded: {count_of(call(socket_of(arguments), 'reload')['services'], 'service')}")
+    answer = call(socket_of(arguments), "reload")
+    print(f"reloaded: {count_of(answer['services'], 'service')}")
+    for warning in answer.get("warnings", ()):  # a fastlb that runs may be older
+        print(f"warning: {warning}")

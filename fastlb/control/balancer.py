@@ -60,7 +60,7 @@ class Balancer(Protocol):
         ``counters`` of rings and ways out, ``passed`` to the host, ``flow_file``, ``vips``, ``event_loop``."""
     async def follow(self) -> None:
         """Have the data path follow what has changed about backends."""
-    async def reload(self) -> None:
-        """Go over to what the configuration's file says now, or raise FastlbError."""
+    async def reload(self) -> Sequence[str]:
+        """Go over to what the configuration's file says now, and return warnings about it, or raise FastlbError."""
     def stop(self, handover: bool) -> None:
         """Begin to stop; with ``handover``, what stays over a crash stays."""

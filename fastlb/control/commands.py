@@ -124,9 +124,9 @@ class Commands:
 
     # --- all of it -----------------------------------------------------------------------------------------
 
-    async def _reload(self, request: Mapping[str, Any]) -> dict[str, int]:
-        await self._balancer.reload()
-        return self._balancer.world.configuration.summary()
+    async def _reload(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        warnings = await self._balancer.reload()
+        return {**self._balancer.world.configuration.summary(), "warnings": list(warnings)}
 
     def _stop(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Stop as by SIGTERM; with ``handover``, what stays over a crash stays, and the answer says what that is."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -201,10 +202,10 @@ class Balancer:
         """Have the data path follow what has changed about backends."""
         await self._current.follow()
 
-    async def reload(self) -> None:
-        """Go over to what the configuration's file says now, or raise FastlbError."""
+    async def reload(self) -> Sequence[str]:
+        """Go over to what the configuration's file says now, and return warnings about it, or raise FastlbError."""
         with self.parts.manager.reloading():
-            await self._current.reload()
+            return await self._current.reload()
 
     def describe(self) -> dict[str, Any]:
         """Return what parts tell of themselves, for `fastlb status`."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import structlog
 
@@ -17,6 +17,7 @@ from fastlb.daemon.reloads import Reloads
 from fastlb.daemon.world import Marks, World
 from fastlb.errors import FastlbError
 from fastlb.model.names import BackendName
+from fastlb.observe.losses import describe_losses
 from fastlb.plan.backends import BackendState
 
 log = structlog.get_logger()
@@ -45,17 +46,20 @@ class Current:
                 log.error("a change was not taken over", error=str(error))
             self.world = world
 
-    async def reload(self) -> None:
-        """Go over to what the file says now; a refusal is logged and raised, and nothing has changed then."""
-        await self._reloads.ask()
+    async def reload(self) -> Sequence[str]:
+        """Go over to what the file says now, and return warnings about it; a refusal is logged and raised, and nothing
+        has changed then."""
+        return await self._reloads.ask()
 
-    async def _reload_once(self) -> None:
+    async def _reload_once(self) -> Sequence[str]:
         await self.follow()  # so that the plans that the new ones begin with are those of the states
         self._timed.clear()
         states = self.world.states.copy()
         earlier = dict(states.by_backend)
         try:
             fresh = await planner.beside(planner.reloaded, self._path, self.world, states)
+            configs = self.world.configuration.config, fresh.configuration.config
+            warnings = await planner.beside(describe_losses, *configs)
             async with self._changing:
                 began = dict(self.world.states.by_backend)
                 await self._install(await planner.caught_up(fresh, self.world, earlier), began)
@@ -65,6 +69,9 @@ class Current:
         for service in self._timed:  # the new plans are of the time when the file was read
             self._marks.mark_service(service)
         log.info("reloaded", **self.world.configuration.summary())
+        for problem in warnings:
+            log.warning("a reload took nearly all away", problem=problem)
+        return warnings
 
     async def _install(self, world: World, began: Mapping[BackendName, BackendState]) -> None:
         """Go over to another configuration. What takes long with many backends is done beside the event loop: to tell

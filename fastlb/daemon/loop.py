@@ -36,7 +36,7 @@ class Loop:
         with contextlib.suppress(RuntimeError):  # the loop has just been closed
             loop.call_soon_threadsafe(function)
 
-    def begin_task(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def begin_task(self, work: Callable[[], Coroutine[Any, Any, object]]) -> None:
         """Do something that takes time; a FastlbError of it was logged by then."""
 
         async def run() -> None:

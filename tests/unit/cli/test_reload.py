@@ -23,6 +23,16 @@ def test_reloaded(services: int, expected: str, tmp_path: Path, capsys: pytest.C
     assert capsys.readouterr().out == expected
 
 
+def test_warnings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "fastlb.sock"
+    answer = {"services": 1, "backends": 2, "warnings": ["9 of 10 services are gone", "it rains"]}
+    with serving(path, {"reload": lambda request: answer}):
+        assert main(["reload", "--socket", str(path)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "reloaded: 1 service", "warning: 9 of 10 services are gone", "warning: it rains",
+    ]  # fmt: skip
+
+
 def test_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def refuse(request: Any) -> None:
         raise ConfigError.at("fastlb.yaml:3", "flows", "is too much")

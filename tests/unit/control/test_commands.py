@@ -35,15 +35,16 @@ GUARD = {"guard_fragment": 3}
 RINGS = {"transmitted": 5, "ring_drops": 1}
 
 
-async def reloaded() -> None:
+async def reloaded() -> list[str]:
     await asyncio.sleep(0)
+    return ["it rains"]
 
 
 class Balancer:
     """What the daemon is to commands: a data path of one worker, and a record of what was asked of it."""
 
     def __init__(
-        self, *services: dict[str, Any], reload: Callable[[], Awaitable[None]] = reloaded, **settings: Any
+        self, *services: dict[str, Any], reload: Callable[[], Awaitable[list[str]]] = reloaded, **settings: Any
     ) -> None:
         self.bare = balancers.Balancer(balancers.config(*services, interfaces=["eth0"], **settings))
         self.pipelines = [self.bare.pipeline]
@@ -217,13 +218,13 @@ def test_refusals_change_nothing(command: str, arguments: dict[str, Any], says: 
 # --- all of it -------------------------------------------------------------------------------------------------------
 
 
-async def refuse() -> None:
+async def refuse() -> list[str]:
     await asyncio.sleep(0)
     raise FastlbError("a reload cannot change flows: 1 -> 2; restart fastlb instead")
 
 
 def test_reload() -> None:
-    assert ask(Balancer(service("nat")), "reload") == {"services": 1}
+    assert ask(Balancer(service("nat")), "reload") == {"services": 1, "warnings": ["it rains"]}
 
 
 def test_a_reload_that_is_refused() -> None:

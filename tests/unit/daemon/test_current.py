@@ -321,6 +321,21 @@ def test_what_time_brings_while_the_file_is_read(stage: Stage, monkeypatch: pyte
     assert not stage.marks.due
 
 
+def test_a_reload_that_takes_nearly_all_away(stage: Stage) -> None:
+    """It holds, and everybody is told: who reads the log, and who asked."""
+    others = [service("nat", name=f"api{number}", port=81 + number) for number in range(4)]
+    written(stage.file, WEB, *others)
+    asyncio.run(stage.current.reload())
+    written(stage.file, WEB)
+    with structlog.testing.capture_logs() as logs:
+        (warning,) = asyncio.run(stage.current.reload())
+    assert warning.startswith("4 of 5 services and 12 of 15 backends are gone with this reload; ")
+    assert [(line["event"], line.get("problem")) for line in logs if line["log_level"] == "warning"] == [
+        ("a reload took nearly all away", warning)
+    ]
+    assert [plan.name for plan in stage.current.world.configuration.plans] == ["web"]
+
+
 def test_many_reloads_at_once(stage: Stage) -> None:
     """Every one is answered, and the file as the last one left it is what runs."""
     loads: list[str] = []

@@ -89,6 +89,19 @@ def test_a_refusal_is_for_those_who_shared_it() -> None:
     assert last is None
 
 
+def test_an_answer_is_for_those_who_shared_it() -> None:
+    async def run() -> list[object]:
+        answers = iter("ab")
+
+        async def once() -> str:
+            return next(answers)
+
+        reloads = Reloads(once)
+        return [*await asyncio.gather(reloads.ask(), reloads.ask()), await reloads.ask()]
+
+    assert asyncio.run(run()) == ["a", "a", "b"]
+
+
 def test_who_gives_up_waiting_does_not_end_the_reload() -> None:
     async def run() -> None:
         file = File()
