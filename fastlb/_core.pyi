@@ -98,6 +98,7 @@ class _BackendStats(TypedDict):
     reply_packets: int
     reply_bytes: int
     new_flows: int
+    answered_flows: int
     active_flows: int
 
 class _DecapCounters(TypedDict):

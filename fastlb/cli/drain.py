@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from fastlb.cli.options import Commands, Run, add_command, add_socket, number, socket_of
+from fastlb.cli.text import FATES, flows_with_fate
 from fastlb.control.client import call
 from fastlb.errors import FastlbError
 
@@ -59,20 +62,34 @@ def deadline(text: str) -> float:
 
 def run_drain(arguments: argparse.Namespace) -> None:
     """Send no new flows to a backend."""
-    print("draining: " + _change(arguments, "drain", deadline=arguments.deadline))
+    _change(arguments, "draining", "drain", True, deadline=arguments.deadline)
 
 
 def run_enable(arguments: argparse.Namespace) -> None:
     """Undo drain and weight."""
-    print("enabled: " + _change(arguments, "enable"))
+    _change(arguments, "enabled", "enable", False)
 
 
 def run_weight(arguments: argparse.Namespace) -> None:
     """Give a backend another weight."""
-    print(f"weight {arguments.number}: " + _change(arguments, "weight", weight=arguments.number))
+    _change(arguments, f"weight {arguments.number}", "weight", arguments.number == 0, weight=arguments.number)
 
 
-def _change(arguments: argparse.Namespace, command: str, **more: float | None) -> str:
-    """Return the names of the backend that was changed: that of its service, and its own."""
-    named = call(socket_of(arguments), command, service=arguments.service, backend=arguments.backend, **more)
-    return f"{named['service']} {named['backend']}"
+def _change(
+    arguments: argparse.Namespace, done: str, command: str, leaves: bool, **more: float | None
+) -> None:
+    """Have a backend changed, and print its service, its key, and what follows for flows, its own if it ``leaves``."""
+    answer = call(socket_of(arguments), command, service=arguments.service, backend=arguments.backend, **more)
+    flows = flows_in_words(answer) if leaves else ""
+    print(f"{done}: {answer['service']} {answer['backend']}{flows}")
+    if answer.get("takers") == 0:
+        print(f"no backend of {answer['service']} takes new flows now")
+
+
+def flows_in_words(answer: Mapping[str, Any]) -> str:
+    """Return what becomes of the flows of a backend; nothing where it has none."""
+    if not answer.get("flows"):
+        return ""
+    said = f"; {flows_with_fate(answer['flows'], answer['fate'])}"
+    later = answer.get("after_deadline")
+    return said if later in (None, answer["fate"]) else f"{said}; at the deadline, those left {FATES[later][1]}"

@@ -5,6 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 
+FATES = {  # of one flow, and of several
+    "stay": ("stays until it ends", "stay until they end"),
+    "move": ("moves to another backend", "move to other backends"),
+    "end": ("ends", "end"),
+}
+"""What becomes of the flows of a backend that leaves, by the word for it."""
+
 
 def table(heads: Iterable[object], rows: Iterable[Sequence[object]]) -> str:
     """Return columns as wide as their widest cell, under their heads."""
@@ -18,6 +25,11 @@ def table(heads: Iterable[object], rows: Iterable[Sequence[object]]) -> str:
 def count_of(number: int, what: str) -> str:
     """Return "1 flow", or "2 flows"."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def flows_with_fate(flows: int, fate: str) -> str:
+    """Return "1 flow stays until it ends", or "2 flows stay until they end"."""
+    return f"{count_of(flows, 'flow')} {FATES[fate][flows != 1]}"
 
 
 def nonzero(counts: Mapping[str, int]) -> str:

@@ -174,7 +174,7 @@ class Service(Model):
         default=None, description="a backend that is new or works again comes to its weight by and by"
     )
     on_leave: fields.OnLeave = Field(
-        default="rehash",
+        default="keep",
         description="what becomes of the flows of a backend that was taken out of the configuration, or whose drain "
         "has ended: keep, they stay until they are over (after a drain: rehash); rehash, each goes to another backend "
         "with its next packet; reset, the client's next packet of each TCP connection gets a RST (udp: rehash)",

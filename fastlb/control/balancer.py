@@ -10,6 +10,7 @@ from fastlb.model.hostview import KernelView
 from fastlb.model.names import BackendName
 from fastlb.observe.status import Pipelines
 from fastlb.plan.backends import BackendStates
+from fastlb.plan.leaving import Reloaded
 from fastlb.plan.plan import Plan
 
 
@@ -60,7 +61,10 @@ class Balancer(Protocol):
         ``counters`` of rings and ways out, ``passed`` to the host, ``flow_file``, ``vips``, ``event_loop``."""
     async def follow(self) -> None:
         """Have the data path follow what has changed about backends."""
-    async def reload(self) -> Sequence[str]:
-        """Go over to what the configuration's file says now, and return warnings about it, or raise FastlbError."""
+    async def reload(self) -> Reloaded:
+        """Go over to what the configuration's file says now, or raise FastlbError.
+
+        Returns warnings about it, and the flows of the backends that it takes out.
+        """
     def stop(self, handover: bool) -> None:
         """Begin to stop; with ``handover``, what stays over a crash stays."""

@@ -24,9 +24,11 @@ from fastlb.model.names import BackendName, owner_of_shard
 from fastlb.model.net import Address
 from fastlb.observe import flows, status, trace
 from fastlb.observe.explanation import Context
+from fastlb.plan.leaving import fate_after_drain, fate_of, totals
 from fastlb.version import __version__
 
 MAX_WEIGHT = 65535
+MAX_LEFT = 1000  # backends that a reload took out, and its answer names
 TOLD = ("interfaces", "transmit", "tunnel_offload", "open_blocks", "workers")  # of `Balancer.describe`, for status
 HANDED_OVER = ("interfaces", "vips", "flow_file")  # of the same, for who stops it with a handover
 
@@ -95,18 +97,18 @@ class Commands:
 
     # --- the operator's word ---------------------------------------------------------------------------------
 
-    async def _drain(self, request: Mapping[str, Any]) -> dict[str, str]:
+    async def _drain(self, request: Mapping[str, Any]) -> dict[str, Any]:
         name, after = self._named(request), request.get("deadline")
         seconds = None if after is None else drain_time(after)
         self._balancer.operator.drain(name, seconds)
         return await self._in_force("draining", name, **({} if seconds is None else {"seconds": seconds}))
 
-    async def _enable(self, request: Mapping[str, Any]) -> dict[str, str]:
+    async def _enable(self, request: Mapping[str, Any]) -> dict[str, Any]:
         name = self._named(request)
         self._balancer.operator.enable(name)
         return await self._in_force("enabled", name)
 
-    async def _set_weight(self, request: Mapping[str, Any]) -> dict[str, str]:
+    async def _set_weight(self, request: Mapping[str, Any]) -> dict[str, Any]:
         name, weight = self._named(request), request.get("weight")
         if not isinstance(weight, int) or isinstance(weight, bool) or not 0 <= weight <= MAX_WEIGHT:
             raise FastlbError(f"a weight is a whole number from 0 to {MAX_WEIGHT}, not {show(weight)}")
@@ -116,17 +118,39 @@ class Commands:
     def _named(self, request: Mapping[str, Any]) -> BackendName:
         return self._balancer.world.states.find(str(request.get("service")), str(request.get("backend")))
 
-    async def _in_force(self, event: str, name: BackendName, **more: object) -> dict[str, str]:
-        """Answer when the data path goes by it."""
+    async def _in_force(self, event: str, name: BackendName, **more: object) -> dict[str, Any]:
+        """Answer when the data path goes by it: with what becomes of the backend's flows, and who takes new ones."""
         await self._balancer.follow()
-        log.info(event, service=name[0], backend=name[1], **more)
-        return {"service": name[0], "backend": name[1]}
+        found = self._flows_of(name)
+        log.info(event, service=name[0], backend=name[1], **more, flows=found["flows"], fate=found["fate"])
+        return {"service": name[0], "backend": name[1]} | found
+
+    def _flows_of(self, name: BackendName) -> dict[str, Any]:
+        """Return how many ``flows`` a backend has and their ``fate``: stay, move or end.
+
+        ``after_deadline``: that of those that are left when its drain ends. ``takers``: how many backends of the
+        service take new flows now.
+        """
+        world, now = self._balancer.world, time.monotonic()
+        plan = next((plan for plan in world.configuration.plans if plan.name == name[0]), None)
+        member = next((each for each in plan.members if each.key == name[1]), None) if plan else None
+        if plan is None or member is None:  # a reload took it out meanwhile
+            return {"flows": 0, "fate": "end", "after_deadline": None, "takers": plan.takers if plan else 0}
+        state = world.states.of(*name)
+        return {
+            "flows": sum(pipeline.backend_stats(member.id)["active_flows"] for pipeline in self._balancer.pipelines),
+            "fate": fate_of(state, plan.service, now),
+            "after_deadline": fate_after_drain(state, plan.service, now),
+            "takers": plan.takers,
+        }
 
     # --- all of it -----------------------------------------------------------------------------------------
 
     async def _reload(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        warnings = await self._balancer.reload()
-        return {**self._balancer.world.configuration.summary(), "warnings": list(warnings)}
+        """Reload; the answer has the backends with flows that it took out, and how many flows stay, move and end."""
+        warnings, left = await self._balancer.reload()
+        named = {"left": [each._asdict() for each in left[:MAX_LEFT]], "flows": totals(left)} if left else {}
+        return {**self._balancer.world.configuration.summary(), "warnings": list(warnings), **named}
 
     def _stop(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Stop as by SIGTERM; with ``handover``, what stays over a crash stays, and the answer says what that is."""

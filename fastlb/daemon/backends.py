@@ -15,9 +15,10 @@ from fastlb.health.checker import Checker
 from fastlb.health.results import CheckResult, OnTrouble, Report
 from fastlb.model.modes import SCHEDULERS
 from fastlb.model.names import BackendName
-from fastlb.observe.changes import Change, summarize_changes
+from fastlb.observe.changes import Change, summarize_changes, summarize_takers
 from fastlb.plan.backends import BackendStates
 from fastlb.plan.ids import BackendIds
+from fastlb.plan.plan import Plan
 
 DROP_EVERY = 1.0  # seconds between looks at the flows of removed backends
 RESPONSES_EVERY = 5.0  # seconds between plans by the response times of checks
@@ -47,11 +48,14 @@ class Backends:
         self._changes: list[Change] = []  # not logged yet
         self._looked = self._responses_at = time.monotonic()  # when drains and slow starts were last looked at
         self._drop_at = 0.0
+        self._plans: Sequence[Plan] = ()
+        self._idle: dict[str, None] = {}  # services of which no backend takes new flows, as they were told of
 
     def open(self, stack: ExitStack, world: World) -> World:
         """Begin to check what the world configures, within the running event loop."""
         stack.callback(self._checks.close)
         self._go_by(world)
+        self._tell_of_takers(world)
         self._checks.apply_config(world.configuration.config)
         return world
 
@@ -79,6 +83,18 @@ class Backends:
             self._checks.apply_config(world.states.config)
         changes, self._changes = self._changes, []
         for level, event, fields in summarize_changes(changes):
+            getattr(log, level)(event, **fields)
+        self._tell_of_takers(world)
+
+    def _tell_of_takers(self, world: World) -> None:
+        """Log services that have lost their last backend for new flows, and those that have one again."""
+        if world.configuration.plans is self._plans:
+            return
+        self._plans, before = world.configuration.plans, self._idle
+        self._idle = {plan.name: None for plan in self._plans if not plan.takers}
+        again = [name for name in before if name in world.states.services and name not in self._idle]
+        lost = [name for name in self._idle if name not in before]
+        for level, event, fields in (*summarize_takers(lost, some=False), *summarize_takers(again, some=True)):
             getattr(log, level)(event, **fields)
 
     # --- the operator ------------------------------------------------------------------------------------------

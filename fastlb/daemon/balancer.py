@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -43,6 +42,7 @@ from fastlb.kernel.limits import raise_file_limit
 from fastlb.model.hostview import KernelView
 from fastlb.plan.backends import BackendStates
 from fastlb.plan.ids import BackendIds
+from fastlb.plan.leaving import Reloaded
 from fastlb.plan.ways import find_ways
 
 TICK = 0.1  # seconds between the ticks of all parts
@@ -202,8 +202,8 @@ class Balancer:
         """Have the data path follow what has changed about backends."""
         await self._current.follow()
 
-    async def reload(self) -> Sequence[str]:
-        """Go over to what the configuration's file says now, and return warnings about it, or raise FastlbError."""
+    async def reload(self) -> Reloaded:
+        """Go over to what the configuration's file says now, or raise FastlbError; return what is to be told of it."""
         with self.parts.manager.reloading():
             return await self._current.reload()
 

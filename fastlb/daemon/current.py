@@ -19,6 +19,7 @@ from fastlb.errors import FastlbError
 from fastlb.model.names import BackendName
 from fastlb.observe.losses import describe_losses
 from fastlb.plan.backends import BackendState
+from fastlb.plan.leaving import Leaving, Reloaded, leaving, summary
 
 log = structlog.get_logger()
 
@@ -46,12 +47,14 @@ class Current:
                 log.error("a change was not taken over", error=str(error))
             self.world = world
 
-    async def reload(self) -> Sequence[str]:
-        """Go over to what the file says now, and return warnings about it; a refusal is logged and raised, and nothing
-        has changed then."""
+    async def reload(self) -> Reloaded:
+        """Go over to what the file says now, and return warnings about it and the flows of backends that it takes out.
+
+        A refusal is logged and raised, and nothing has changed then.
+        """
         return await self._reloads.ask()
 
-    async def _reload_once(self) -> Sequence[str]:
+    async def _reload_once(self) -> Reloaded:
         await self.follow()  # so that the plans that the new ones begin with are those of the states
         self._timed.clear()
         states = self.world.states.copy()
@@ -62,7 +65,9 @@ class Current:
             warnings = await planner.beside(describe_losses, *configs)
             async with self._changing:
                 began = dict(self.world.states.by_backend)
-                await self._install(await planner.caught_up(fresh, self.world, earlier), began)
+                fresh = await planner.caught_up(fresh, self.world, earlier)
+                left = await planner.beside(self._leaving, fresh)
+                await self._install(fresh, began)
         except FastlbError as error:
             log.error("reload refused; nothing was changed", problems=str(error).splitlines())
             raise
@@ -71,7 +76,14 @@ class Current:
         log.info("reloaded", **self.world.configuration.summary())
         for problem in warnings:
             log.warning("a reload took nearly all away", problem=problem)
-        return warnings
+        if left:
+            log.info("flows of backends that left", **summary(left))
+        return Reloaded(warnings, left)
+
+    def _leaving(self, fresh: World) -> Sequence[Leaving]:
+        """Return the flows of backends that this world has no more; they are counted under the numbers of now."""
+        numbers, flows_of = self.world.configuration.ids.by_name, self._parts.data_path.flows_of
+        return leaving(self.world.states, fresh.states, lambda name: flows_of(numbers[name]), time.monotonic())
 
     async def _install(self, world: World, began: Mapping[BackendName, BackendState]) -> None:
         """Go over to another configuration. What takes long with many backends is done beside the event loop: to tell

@@ -16,7 +16,10 @@ in the form of Schindelhauer and Schomaker, 2005), so that few clients move when
 chosen one, unless the number that it has is pinned: that one tells its own service which of several backends the client
 has, and must not be forgotten.
 
-A slot ends when its timeout has passed since the client's last new flow. A full bucket gives up what ends first.
+A slot ends when its timeout has passed since the client's last new flow. Over TCP only a connection that was
+established counts: its SYN alone has a client that nothing is known of remembered for TRIAL_TICKS, so that connections
+that begin together stay together, and renews nothing. Else a client whose connections fail would be bound to the
+backend that they fail at. A full bucket gives up what ends first.
 Two workers that place a client in the same instant try for the same slot, and the slower one takes the word of the
 faster. Only when another slot of the bucket changes in between may both write; then the first that is met counts, and
 the other is never read again.
@@ -41,6 +44,7 @@ cdef enum:
     STICKY_BITS = 18
     END_SHIFT = TAG_BITS + STICKY_BITS
     TICK_BITS = 8            # of the milliseconds: a tick is 256 ms
+    TRIAL_TICKS = 12         # three seconds, until a connection is established
     CLEAR_BITS = 19          # of the milliseconds, nine minutes, in which all is cleared that has ended
 
 
@@ -81,9 +85,14 @@ cdef inline bint is_free(uint64_t slot, uint64_t tick) noexcept nogil:
     return slot == 0 or ticks_left(slot, tick) <= 0
 
 
-cdef inline uint64_t new_slot(const Client *client, const Affinity *by, uint32_t sticky) noexcept nogil:
+cdef inline uint64_t new_slot(const Client *client, uint32_t ticks, uint32_t sticky) noexcept nogil:
     must(0 < sticky < 1 << STICKY_BITS)
-    return (client.tick + by.ticks) << END_SHIFT | <uint64_t>sticky << TAG_BITS | client.tag
+    return (client.tick + ticks) << END_SHIFT | <uint64_t>sticky << TAG_BITS | client.tag
+
+
+cdef inline uint32_t first_ticks(const Affinity *by, bint proven) noexcept nogil:
+    """Return for how long a client's first flow has it remembered, before anything shows that the flow works."""
+    return by.ticks if proven or by.ticks < TRIAL_TICKS else TRIAL_TICKS
 
 
 cdef inline Client client_of(
@@ -196,11 +205,12 @@ cdef inline void note_affine(const FlowTable *flows, const Service *service, bin
 
 cdef inline uint32_t sticky_or_scheduled(
         AffinityTable *table, SchedulerState *state, const FlowTable *flows, const ServiceTable *services,
-        const Service *service, Cursor *cursor, uint64_t hashed, Addr addr, uint32_t now) noexcept nogil:
+        const Service *service, Cursor *cursor, uint64_t hashed, Addr addr, bint proven, uint32_t now) noexcept nogil:
     """Return the backend id of a client's new flow: where its last one went, else the scheduler's choice, which the
     client then sticks to; 0 when the scheduler has none.
 
-    Bounded: TRIES looks at the bucket.
+    `proven`: nothing more will show that the flow works, so that it counts at once (UDP). Bounded: TRIES looks at the
+    bucket.
     """
     cdef const Affinity *by = service.affinity
     cdef Client client = client_of(table, by, flows.key, addr, now)
@@ -214,19 +224,38 @@ cdef inline uint32_t sticky_or_scheduled(
         slot = slot_for(&client, &seen)
         taker = taker_of(by, &client, seen if is_of(seen, &client) else 0)
         if taker != NULL and takes_one_more(flows, taker):
-            # if not, another has renewed it
-            compare_and_swap_u64(slot, seen, new_slot(&client, by, sticky_to_keep(by, services, seen, taker)))
+            if proven:           # if the swap fails, another has renewed it
+                compare_and_swap_u64(slot, seen, new_slot(&client, by.ticks, sticky_to_keep(by, services, seen, taker)))
             table.placed += 1
             note_affine(flows, service, True)
             return taker.backend
         held = is_of(seen, &client)
         if chosen == 0:
             chosen = scheduled_backend(state, flows, service, cursor, hashed)
-        if chosen == 0 or compare_and_swap_u64(slot, seen, new_slot(&client, by, services.sticky_numbers[chosen])):
+        if chosen == 0 or compare_and_swap_u64(
+                slot, seen, new_slot(&client, first_ticks(by, proven), services.sticky_numbers[chosen])):
             break
     if chosen != 0 and held:
         note_affine(flows, service, False)
     return chosen
+
+
+cdef inline void learn_client(
+        AffinityTable *table, const FlowTable *flows, const ServiceTable *services, const Service *service,
+        uint32_t backend, Addr addr, uint32_t now) noexcept nogil:
+    """Remember a client whose connection to `backend` was established now, unless it has another backend meanwhile."""
+    cdef const Affinity *by = service.affinity
+    cdef Client client = client_of(table, by, flows.key, addr, now)
+    cdef uint64_t seen
+    cdef uint64_t *slot = slot_for(&client, &seen)
+    cdef const Taker *taker = taker_of(by, &client, seen if is_of(seen, &client) else 0)
+    cdef uint32_t sticky = services.sticky_numbers[backend]
+    if taker != NULL:
+        if taker.backend != backend:
+            return
+        sticky = sticky_to_keep(by, services, seen, taker)
+    if sticky != 0:              # 0: the backend was removed
+        compare_and_swap_u64(slot, seen, new_slot(&client, by.ticks, sticky))
 
 
 # --- clearing ---------------------------------------------------------------------------------------------------------

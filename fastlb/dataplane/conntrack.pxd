@@ -627,6 +627,7 @@ cdef inline void touch(FlowTable *table, FlowEntry *entry, const Packet *p, bint
         state = next_udp_state(before, p.leg == LEG_CLIENT, two_way)
     if unlikely(state != before):
         table.stats[backend_of(entry)].active_flows += <int>is_over(before) - <int>is_over(state)
+        table.stats[backend_of(entry)].answered_flows += before == FLOW_SYN and (p.leg != LEG_CLIENT or not two_way)
     entry.packed = entry.packed & ((1 << STATE_SHIFT) - 1) | state << STATE_SHIFT
     entry.seen = now
 

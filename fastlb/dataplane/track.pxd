@@ -6,9 +6,9 @@ The client's leg, the reply leg of the NAT modes, and ICMP errors, which change 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 from fastlb.dataplane.admission cimport may_go_by_hash, may_make_entry, note_no_tokens, source_may_begin, spend_entry
-from fastlb.dataplane.affinity cimport affine_backend, sticky_or_scheduled
+from fastlb.dataplane.affinity cimport affine_backend, learn_client, sticky_or_scheduled
 from fastlb.dataplane.conntrack cimport (
-    FLOW_PICKED_UP, FLOW_SYN, FlowEntry, backend_of, be_vport_of, conflicts, enter_flow, entry_number, find_by_port,
+    FLOW_ESTABLISHED, FLOW_PICKED_UP, FLOW_SYN, FLOW_SYN_ACK, FlowEntry, backend_of, be_vport_of, conflicts, enter_flow, entry_number, find_by_port,
     find_flow, find_reply, find_room, first_state, forget, has_expired, is_over, is_stale, pool_of, serves, state_of,
     touch, tuple_of)
 from fastlb.dataplane.flowhash cimport fingerprint as flow_fingerprint
@@ -65,7 +65,8 @@ cdef inline uint32_t backend_of_new_flow(
     """Return the backend id of a new flow; 0 if the service has none, or none with room."""
     if unlikely(service.affinity != NULL):
         return sticky_or_scheduled(
-            &pipe.affinity, &pipe.schedulers, &pipe.flows, snap.services, service, cursor, hashed, p.src, now)
+            &pipe.affinity, &pipe.schedulers, &pipe.flows, snap.services, service, cursor, hashed, p.src,
+            p.protocol != PROTO_TCP, now)
     return scheduled_backend(&pipe.schedulers, &pipe.flows, service, cursor, hashed)
 
 
@@ -298,13 +299,24 @@ cdef inline FlowEntry *find_prefetched(PipelineState *pipe, const Packet *p) noe
     return find_flow(&pipe.flows, p.shard, p.fingerprint)
 
 
+cdef inline void step_of_client(
+        PipelineState *pipe, const Snapshot *snap, FlowEntry *entry, const Packet *p, uint32_t now) noexcept nogil:
+    """Step a flow's state by a packet of the client's; a connection that it establishes has the client remembered."""
+    cdef const Service *service = &snap.services.services[p.service]
+    cdef uint32_t before = state_of(entry)
+    touch(&pipe.flows, entry, p, translates(service), now)
+    if unlikely(before == FLOW_SYN or before == FLOW_SYN_ACK) and service.affinity != NULL:
+        if state_of(entry) == FLOW_ESTABLISHED:
+            learn_client(&pipe.affinity, &pipe.flows, snap.services, service, p.backend, p.src, now)
+
+
 cdef inline int track_client(PipelineState *pipe, const Snapshot *snap, Packet *p, uint32_t now) noexcept nogil:
     """Set the packet's backend. The reason tells how it was found, or why there is none."""
     cdef FlowEntry *entry = find_prefetched(pipe, p)
     if likely(entry != NULL):
         if likely(still_holds(snap, entry, p, now) and has_its_source(pipe, snap, entry, p)):
             p.backend = backend_of(entry)
-            touch(&pipe.flows, entry, p, translates(&snap.services.services[p.service]), now)
+            step_of_client(pipe, snap, entry, p, now)
             return VIA_CONNTRACK
         if unlikely(is_to_reset(snap, entry, p, now)):
             return DROP_BACKEND_LEFT

@@ -362,4 +362,5 @@ cdef struct BackendStats:
     uint64_t reply_packets
     uint64_t reply_bytes
     uint64_t new_flows
+    uint64_t answered_flows  # of TCP
     int64_t active_flows

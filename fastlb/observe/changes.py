@@ -43,6 +43,17 @@ def summarize_changes(changes: Iterable[Change]) -> Iterator[Event]:
             yield _describe_many(state, alike)
 
 
+def summarize_takers(services: Sequence[str], some: bool) -> Iterator[Event]:
+    """Yield what to log of services for which no backend takes new flows from now on, or ``some`` does again."""
+    level: Level = "info" if some else "warning"
+    event = "backends take new flows again" if some else "no backend takes new flows"
+    if len(services) <= MAX_LINES:
+        for name in services:
+            yield level, event, {"service": name}
+    else:
+        yield level, event, {"count": len(services), "services": list(services[:MAX_NAMES])}
+
+
 def _level(state: str) -> Level:
     return "warning" if state == "down" else "info"
 

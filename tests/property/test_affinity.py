@@ -15,12 +15,13 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from fastlb._core import AffinityMemory, FlowMemory, Pipeline
-from tests.balancers import BACKENDS, KEY, VIP, Balancer, config
-from tests.frames import SYN, frame
+from tests.balancers import BACKENDS, KEY, VIP, Balancer, config, reply_to
+from tests.frames import ACK, SYN, frame
 
 CLIENTS = ("10.1.0.2", "10.1.0.9", "10.1.1.2", "10.1.1.9", "10.2.0.2")
 PORTS = (80, 443)  # of the two services
 TIMEOUT = 20.0
+TRIAL = 12 * 0.256  # seconds that a client is remembered by a flow that is not established
 TICKS = 0.6  # seconds by which a slot may outlive its timeout
 WORKERS = 2
 H1, H2, H3 = BACKENDS[4]
@@ -42,6 +43,7 @@ backends = st.sampled_from([(port, backend) for port, listed in HAVE.items() for
 steps = st.one_of(
     st.tuples(st.just("flow"), st.sampled_from(CLIENTS), st.sampled_from(PORTS)),
     st.tuples(st.just("flow"), st.sampled_from(CLIENTS), st.sampled_from(PORTS)),
+    st.tuples(st.just("attempt"), st.sampled_from(CLIENTS), st.sampled_from(PORTS)),
     st.tuples(st.just("pause"), st.floats(0.1, 30.0, allow_nan=False)),
     st.tuples(st.just("drain"), backends),
     st.tuples(st.just("enable"), backends),
@@ -112,12 +114,20 @@ class Site:
     # --- steps
 
     def flow(self, client: str, port: int) -> None:
+        """A connection that is established at once."""
+        self.attempt(client, port, fails=False)
+
+    def send(self, raw: bytes) -> tuple[str, bytes | None, str | None]:
+        [taken] = [sent for worker in self.workers if (sent := worker.send(raw, self.now))[0] != "wrong_worker"]
+        return taken
+
+    def attempt(self, client: str, port: int, fails: bool = True) -> None:
+        """A SYN, which nobody answers if it ``fails``."""
         self.sport += 1
-        raw = frame(client, self.sport, VIP[4], port, flags=SYN)
-        [(reason, backend)] = [
-            (reason, backend) for worker in self.workers
-            for reason, _, backend in [worker.send(raw, self.now)] if reason != "wrong_worker"
-        ]  # fmt: skip
+        reason, sent, backend = self.send(frame(client, self.sport, VIP[4], port, flags=SYN))
+        if sent is not None and not fails:
+            self.send(reply_to(sent))
+            self.send(frame(client, self.sport, VIP[4], port, flags=ACK))
         found = (port, (backend.rsplit(":", 1)[0], int(backend.rsplit(":", 1)[1]))) if backend else None
         client = str(ip_network(f"{ip_address(client)}/{self.prefix}", strict=False))
         known, until = self.remembered.get(client, (None, 0.0))
@@ -128,14 +138,15 @@ class Site:
             assert found in takers
             weights = tuple((name, self.weight(name)) for name in takers)
             assert self.hashed.setdefault((client, weights), found) == found
-            self.remembered[client] = known if self.is_held(known) else found, self.now + TIMEOUT
+            if not fails:
+                self.remembered[client] = known if self.is_held(known) else found, self.now + TIMEOUT
             return
         candidates = [name for name in self.of(port) if self.weight(name) and name not in self.drained]
         if found is None:
             assert (reason, candidates) == ("no_backend", [])
         else:
             assert found in candidates
-            self.remembered[client] = found, self.now + TIMEOUT
+            self.remembered[client] = found, self.now + (TRIAL if fails else TIMEOUT)
 
     def pause(self, seconds: float) -> None:
         self.now += seconds

@@ -124,7 +124,7 @@ def test_trace_follows_a_drained_flow() -> None:
     dp.reload(config(service("dsr", backends=[{"address": BACKENDS[4][0], "weight": 0}, {"address": BACKENDS[4][1]}])))
     assert dp.trace(CLIENT[4], 40000, VIP[4], 80, "tcp").backend == "10.3.0.11:80"
     assert dp.trace(CLIENT[4], 40001, VIP[4], 80, "tcp").backend == "10.3.0.12:80"
-    dp.reload(config(service("dsr", backends=[{"address": BACKENDS[4][1]}])))
+    dp.reload(config(service("dsr", backends=[{"address": BACKENDS[4][1]}], on_leave="rehash")))
     gone = dp.trace(CLIENT[4], 40000, VIP[4], 80, "tcp")
     assert (gone.backend, gone.why, gone.state) == ("10.3.0.12:80", "maglev", None)
 
@@ -199,12 +199,14 @@ def test_a_slow_start_goes_on_by_itself() -> None:
 
 def test_a_number_that_is_used_again_starts_from_zero() -> None:
     """Long after a backend left, another one gets its number: neither its counters nor its flows come with it."""
+    leaving = {"on_leave": "rehash"}
     dp = datapath(service("dsr", backends=[{"address": BACKENDS[4][0]}]), timeouts={"tcp_established": "1h"})
     for flags in (2, ACK):
         dp.process(frame(CLIENT[4], 40000, VIP[4], 80, flags=flags), now=0)
-    dp.reload(config(service("dsr", backends=[{"address": BACKENDS[4][1]}]), timeouts={"tcp_established": "1h"}), now=1)
+    alone = service("dsr", backends=[{"address": BACKENDS[4][1]}], **leaving)
+    dp.reload(config(alone, timeouts={"tcp_established": "1h"}), now=1)
     both = [{"address": BACKENDS[4][1]}, {"address": BACKENDS[4][2]}]
-    dp.reload(config(service("dsr", backends=both), timeouts={"tcp_established": "1h"}), now=100)
+    dp.reload(config(service("dsr", backends=both, **leaving), timeouts={"tcp_established": "1h"}), now=100)
     shown = dp.stats()["services"][0]["backends"]
     assert [(row["backend"], row["packets"], row["new_flows"], row["active_flows"]) for row in shown] == [
         ("10.3.0.12:80", 0, 0, 0),

@@ -122,14 +122,19 @@ class Running:
             assert stayed is not bool(moves), (name, sport)
 
 
+@pytest.mark.parametrize("policy", ["rehash", None])
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_change_of_services(change: str) -> None:
+def test_a_change_of_services(change: str, policy: str | None) -> None:
+    """Flows of a backend that left stay, unless another policy was chosen."""
     running = Running()
     apply, concerned = CHANGES[change]
     listed = deepcopy(services())
     apply(listed)
+    if policy is not None:
+        for each in listed.values():
+            each.setdefault("on_leave", policy)
     running.reload(listed)
-    running.check(concerned)
+    running.check(concerned if policy else {(name, backend) for name, backend in concerned if backend is None})
 
 
 @pytest.mark.parametrize("change", COMMON)

@@ -42,6 +42,28 @@ def test_requests(
     assert capsys.readouterr().out == expected
 
 
+ANSWERS = [  # what a balancer answers beside the names; what is printed
+    ({"flows": 0, "fate": "stay", "after_deadline": None, "takers": 2}, "draining: web b:80\n"),
+    ({"flows": 1, "fate": "stay", "after_deadline": None, "takers": 2},
+     "draining: web b:80; 1 flow stays until it ends\n"),
+    ({"flows": 4, "fate": "stay", "after_deadline": "end", "takers": 0},
+     "draining: web b:80; 4 flows stay until they end; at the deadline, those left end\n"
+     "no backend of web takes new flows now\n"),
+    ({"flows": 2, "fate": "move", "after_deadline": "move", "takers": 1},
+     "draining: web b:80; 2 flows move to other backends\n"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("answer", "expected"), ANSWERS)
+def test_what_becomes_of_flows(
+    answer: dict[str, Any], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "fastlb.sock"
+    with serving(path, {"drain": lambda request: {"service": "web", "backend": "b:80"} | answer}):
+        assert main(["drain", "web", "b", "--socket", str(path)]) == 0
+    assert capsys.readouterr().out == expected
+
+
 @pytest.mark.parametrize(("text", "seconds"), [("5m", 300.0), ("300", 300.0), ("1.5", 1.5), ("2h", 7200.0)])
 def test_deadlines(text: str, seconds: float) -> None:
     assert deadline(text) == seconds

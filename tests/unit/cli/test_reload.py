@@ -33,6 +33,19 @@ def test_warnings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ]  # fmt: skip
 
 
+def test_flows_of_backends_that_were_taken_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    left = [{"service": "web", "backend": f"b{n}", "flows": n, "fate": "stay"} for n in range(1, 23)]
+    path = tmp_path / "fastlb.sock"
+    with serving(path, {"reload": lambda request: {"services": 1, "backends": 7, "left": left}}):
+        assert main(["reload", "--socket", str(path)]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[:3] == [
+        "reloaded: 1 service", "removed: web b1; 1 flow stays until it ends",
+        "removed: web b2; 2 flows stay until they end",
+    ]  # fmt: skip
+    assert (len(told), told[-1]) == (22, "and 2 backends more")
+
+
 def test_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def refuse(request: Any) -> None:
         raise ConfigError.at("fastlb.yaml:3", "flows", "is too much")

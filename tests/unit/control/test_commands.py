@@ -19,6 +19,7 @@ from fastlb.control.commands import Commands
 from fastlb.errors import FastlbError
 from fastlb.model.hostview import KernelView, Link, Route
 from fastlb.observe.status import AT_ONCE, split_counters
+from fastlb.plan.leaving import Leaving, Reloaded
 from fastlb.version import __version__
 from tests import balancers
 from tests.balancers import BACKENDS, CLIENT, VIP, flags, service
@@ -35,16 +36,16 @@ GUARD = {"guard_fragment": 3}
 RINGS = {"transmitted": 5, "ring_drops": 1}
 
 
-async def reloaded() -> list[str]:
+async def reloaded() -> Reloaded:
     await asyncio.sleep(0)
-    return ["it rains"]
+    return Reloaded(["it rains"], [Leaving("web", "b1", 3, "stay"), Leaving("web", "b2", 4, "stay")])
 
 
 class Balancer:
     """What the daemon is to commands: a data path of one worker, and a record of what was asked of it."""
 
     def __init__(
-        self, *services: dict[str, Any], reload: Callable[[], Awaitable[list[str]]] = reloaded, **settings: Any
+        self, *services: dict[str, Any], reload: Callable[[], Awaitable[Reloaded]] = reloaded, **settings: Any
     ) -> None:
         self.bare = balancers.Balancer(balancers.config(*services, interfaces=["eth0"], **settings))
         self.pipelines = [self.bare.pipeline]
@@ -175,13 +176,50 @@ def test_a_backend_is_changed(
     command: str, arguments: dict[str, Any], expected: tuple[str, int, float | None], balancer: Balancer
 ) -> None:
     named = ask(balancer, command, service="web", backend=BACKENDS[4][0], **arguments)
-    assert named == {"service": "web", "backend": f"{BACKENDS[4][0]}:8080"}
+    assert (named["service"], named["backend"]) == ("web", f"{BACKENDS[4][0]}:8080")
     assert balancer.asked == ["follow"]
     shown = state(balancer)
     left = shown["drain_remaining"]
     full = shown["weight"] if command == "weight" else balancer.bare.settings.services[0].backends[0].weight
     assert (shown["state"], full) == expected[:2]
     assert left == (None if expected[2] is None else pytest.approx(expected[2], abs=30))
+
+
+FATE_OF_DRAINED = [  # protocol, on_leave, a deadline; what becomes of the flows now, and at the deadline
+    ("tcp", "keep", None, "stay", None), ("tcp", "rehash", None, "stay", None), ("tcp", "reset", None, "stay", None),
+    ("tcp", "keep", "5m", "stay", "move"), ("tcp", "rehash", "5m", "stay", "move"),
+    ("tcp", "reset", "5m", "stay", "end"), ("udp", "reset", "5m", "stay", "move"),
+    ("udp", "keep", "5m", "stay", "move"),
+    ("tcp", "keep", 0, "move", "move"), ("tcp", "reset", 0, "end", "end"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize(("protocol", "on_leave", "deadline", "fate", "later"), FATE_OF_DRAINED)
+def test_a_drain_says_what_becomes_of_the_flows(
+    protocol: str, on_leave: str, deadline: str | int | None, fate: str, later: str | None, version: int
+) -> None:
+    web = service("nat", version, protocol, name="web", on_leave=on_leave)
+    balancer = Balancer(web)
+    sent = [balancer.bare.send(frame(CLIENT[version], port, VIP[version], 80, protocol, flags=flags("S")))[2]
+            for port in range(40000, 40012)]  # fmt: skip
+    key = balancer.bare.plans[0].keys[0]
+    found = ask(balancer, "drain", service="web", backend=key, deadline=deadline)
+    assert found == {
+        "service": "web", "backend": key, "flows": sent.count(key), "fate": fate, "after_deadline": later, "takers": 2,
+    }  # fmt: skip
+    assert sent.count(key) > 0
+
+
+@pytest.mark.parametrize("forward", ["nat", "fullnat", "dsr", "ipip", "gre", "gue"])
+@pytest.mark.parametrize(("command", "more"), [("drain", {}), ("weight", {"weight": 0})])
+def test_the_last_backend_for_new_flows(command: str, more: dict[str, Any], forward: str) -> None:
+    balancer = Balancer(service(forward, name="web"), snat=["192.0.2.77"])
+    left = []
+    for key in balancer.bare.plans[0].keys:
+        left.append(ask(balancer, command, service="web", backend=key, **more)["takers"])
+    assert left == [2, 1, 0]
+    assert ask(balancer, "enable", service="web", backend=key)["takers"] == 1
 
 
 def test_enable_undoes_drain_and_weight(balancer: Balancer) -> None:
@@ -218,13 +256,18 @@ def test_refusals_change_nothing(command: str, arguments: dict[str, Any], says: 
 # --- all of it -------------------------------------------------------------------------------------------------------
 
 
-async def refuse() -> list[str]:
+async def refuse() -> Reloaded:
     await asyncio.sleep(0)
     raise FastlbError("a reload cannot change flows: 1 -> 2; restart fastlb instead")
 
 
 def test_reload() -> None:
-    assert ask(Balancer(service("nat")), "reload") == {"services": 1, "warnings": ["it rains"]}
+    assert ask(Balancer(service("nat")), "reload") == {
+        "services": 1, "warnings": ["it rains"], "flows": {"stay": 7},
+        "left": [
+            {"service": "web", "backend": f"b{n}", "flows": flows, "fate": "stay"} for n, flows in ((1, 3), (2, 4))
+        ],
+    }  # fmt: skip
 
 
 def test_a_reload_that_is_refused() -> None:

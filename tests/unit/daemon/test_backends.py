@@ -121,7 +121,7 @@ def test_many_changes_are_one_line() -> None:
     stage = Stage(world_of(*(service("nat", name=f"s{n}", port=80 + n, **CHECKED) for n in range(MAX_LINES))))
     stage.checked(*((f"s{n}", key, None) for n in range(MAX_LINES) for key in KEYS))
     assert stage.woken == 1
-    assert stage.follow() == ["backends down"]
+    assert stage.follow() == ["backends down", *["no backend takes new flows"] * MAX_LINES]
 
 
 def test_checks_that_cannot_be_made_are_told_of() -> None:

@@ -19,7 +19,7 @@ from fastlb.daemon.world import Marks, World
 from fastlb.errors import FastlbError
 from tests import hostviews
 from tests.balancers import service
-from tests.unit.daemon.worlds import KEYS, world_of, written
+from tests.unit.daemon.worlds import KEYS, data_path_of, world_of, written
 
 WEB = service("nat", name="web", check={"type": "tcp", "fall": 1, "rise": 1})
 API = service("nat", name="api", port=81)
@@ -74,6 +74,7 @@ class Stage:
         self.flows, self.publisher = FakeFlows("flows", self.done), FakePart("publisher", self.done)
         self.backends = FakePart("backends", self.done)
         self.file, self.marks, self.first = tmp_path / "fastlb.yaml", Marks(), world_of(*(services or (WEB, API)))
+        self.data_path = data_path_of(self.first)
         self.current = Current(written(self.file, WEB, API), self.first, self.marks, self._parts())
         self.read = 0
 
@@ -81,7 +82,7 @@ class Stage:
         stage = self
 
         class InOrder:
-            flows, publisher = stage.flows, stage.publisher
+            flows, publisher, data_path = stage.flows, stage.publisher, stage.data_path
 
             def in_order(self) -> list[FakePart]:
                 return [stage.flows, stage.publisher, stage.backends]
@@ -328,7 +329,7 @@ def test_a_reload_that_takes_nearly_all_away(stage: Stage) -> None:
     asyncio.run(stage.current.reload())
     written(stage.file, WEB)
     with structlog.testing.capture_logs() as logs:
-        (warning,) = asyncio.run(stage.current.reload())
+        (warning,) = asyncio.run(stage.current.reload()).warnings
     assert warning.startswith("4 of 5 services and 12 of 15 backends are gone with this reload; ")
     assert [(line["event"], line.get("problem")) for line in logs if line["log_level"] == "warning"] == [
         ("a reload took nearly all away", warning)

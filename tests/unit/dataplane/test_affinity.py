@@ -43,6 +43,23 @@ def hosts(dp: Datapath, client: str, sports: Iterable[int], dport: int = 80, now
     return [host_of(each.backend) for each in dp.process_batch([syn(client, sport, dport) for sport in sports], now)]
 
 
+def connect(dp: Datapath, client: str, sports: Iterable[int], dport: int = 80, now: float = 0.0) -> list[str]:
+    """The backends' keys of new flows, each of which is established at once."""
+    keys = []
+    for sport in sports:
+        sent = dp.process(syn(client, sport, dport), now)
+        keys.append(sent.backend or "none")
+        if sent.backend:
+            dp.process(reply_to(sent.frames[0]), now)  # in one-way modes nobody's answer
+            dp.process(syn(client, sport, dport, "A"), now)
+    return keys
+
+
+def connected_hosts(dp: Datapath, client: str, sports: Iterable[int], dport: int = 80, now: float = 0.0) -> list[str]:
+    """The backends' addresses of new flows, each of which is established at once."""
+    return [host_of(key) for key in connect(dp, client, sports, dport, now)]
+
+
 def affine(lb: Balancer, client: str = CLIENT[4], dport: int = 80) -> Any:
     """What the table knows of a client."""
     found = explain_tuple(lb.pipeline, ip_address(client), 1, ip_address(VIP[4]), dport, 6, lb.pipeline.now_ms)
@@ -267,14 +284,14 @@ def test_a_client_whose_backend_is_full_is_placed_anew() -> None:
 def test_timeouts(timeout: int, pause: float, stays: bool, start: float) -> None:
     """Also where milliseconds, and the ticks of slots, come round."""
     dp = datapath(site(affinity=STICKY | {"timeout": timeout}))
-    [before] = hosts(dp, CLIENT[4], [1000], now=start)
+    [before] = connected_hosts(dp, CLIENT[4], [1000], now=start)
     [after] = hosts(dp, CLIENT[4], [1001], now=start + pause)
     assert (after == before) == stays
 
 
 def test_each_new_flow_renews_it() -> None:
     dp = datapath(site(affinity=STICKY | {"timeout": 10}))
-    seen = {hosts(dp, CLIENT[4], [1000 + step], now=9.0 * step)[0] for step in range(20)}
+    seen = {connected_hosts(dp, CLIENT[4], [1000 + step], now=9.0 * step)[0] for step in range(20)}
     assert len(seen) == 1
     dp.process(syn(sport=1019, letters="A"), now=9 * 19 + 9)  # a packet of a flow that is there does not
     assert set(hosts(dp, CLIENT[4], [2000], now=9 * 19 + 11)).isdisjoint(seen)
@@ -283,17 +300,17 @@ def test_each_new_flow_renews_it() -> None:
 @pytest.mark.parametrize("step", [-1.0, -299.0, -3600.0, -86400.0])
 def test_a_clock_that_steps_back_lets_nobody_go(step: float) -> None:
     dp = datapath(site())
-    before = hosts(dp, CLIENT[4], [1000], now=200_000.0)
-    assert hosts(dp, CLIENT[4], [1001], now=200_000.0 + step) == before
-    assert hosts(dp, CLIENT[4], [1002], now=200_000.0 + step + 299) == before
+    before = connected_hosts(dp, CLIENT[4], [1000], now=200_000.0)
+    assert connected_hosts(dp, CLIENT[4], [1001], now=200_000.0 + step) == before
+    assert connected_hosts(dp, CLIENT[4], [1002], now=200_000.0 + step + 299) == before
     assert hosts(dp, CLIENT[4], [1003], now=200_000.0 + step + 299 + 301) != before
 
 
 def test_a_new_timeout_holds_from_the_next_flow_on() -> None:
     dp = datapath(site())
-    before = hosts(dp, CLIENT[4], [1000])
+    before = connected_hosts(dp, CLIENT[4], [1000])
     dp.reload(config(site(affinity=STICKY | {"timeout": 10})))
-    assert hosts(dp, CLIENT[4], [1001], now=100.0) == before
+    assert connected_hosts(dp, CLIENT[4], [1001], now=100.0) == before
     assert hosts(dp, CLIENT[4], [1002], now=111.0) != before
 
 
@@ -306,6 +323,66 @@ def test_what_has_ended_is_cleared_and_never_comes_back() -> None:
     for minute in range(0, 40, 2):
         dp.process_batch([], now=60.0 * minute)
     assert hosts(dp, CLIENT[4], [1001], now=round_of_ticks) != before
+
+
+# ---- what is learnt of connections that are established, and of others
+
+TRIAL = 12 * 0.256  # seconds that a client is remembered by its SYN alone
+WAYS_TO_FAIL = {  # what comes after the SYN, and would establish nothing
+    "nothing": [], "the SYN again": ["S"], "a RST of the client's": ["R"],
+}  # fmt: skip
+EVERY_MODE = ["nat", "fullnat", "dsr", "ipip", "gre", "gue"]
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("after", WAYS_TO_FAIL.values(), ids=WAYS_TO_FAIL)
+@pytest.mark.parametrize("forward", EVERY_MODE)
+def test_a_flow_that_was_never_established_binds_nobody(forward: str, after: list[str], version: int) -> None:
+    """Flows that begin together stay together; but whoever tries again a little later is placed anew."""
+    sources = ["192.0.2.77", "2001:db8::77"]
+    dp = datapath(site("rr", forward, version), snat=sources)
+    seen = []
+    for attempt in range(3):
+        now = 4.0 * attempt
+        together = [dp.process(syn(CLIENT[version], 1000 * (attempt + 1) + n), now + n / 10) for n in range(5)]
+        for letters in after:
+            dp.process(syn(CLIENT[version], 1000 * (attempt + 1), letters=letters), now + 1)
+        assert len({each.backend for each in together}) == 1
+        seen.append(together[0].backend)
+    assert len(set(seen)) == 3
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("forward", ["nat", "dsr"])
+def test_a_client_whose_backend_answers_no_more_is_let_go(forward: str, version: int) -> None:
+    """It was bound by connections of before; those that fail do not renew that, however many there are."""
+    dp = datapath(site("rr", forward, version, affinity=STICKY | {"timeout": 10}))
+    before = connected_hosts(dp, CLIENT[version], [1000])
+    for second in range(1, 10):
+        assert hosts(dp, CLIENT[version], [1000 + second], now=float(second)) == before
+    assert hosts(dp, CLIENT[version], [2000], now=10 + HALF) != before
+
+
+def test_the_last_connection_to_be_established_counts() -> None:
+    """One that took longer than its client was remembered is learnt, unless the client has another backend by then."""
+    dp = datapath(site("rr"))
+    late = dp.process(syn(sport=1000)).backend
+    dp.process(syn(sport=1000, letters="A"), now=TRIAL + 1)
+    assert dp.process(syn(sport=1001), now=200.0).backend == late
+    other = dp.process(syn("10.9.0.9", 1000)).backend
+    [placed] = connect(dp, "10.9.0.9", [1001], now=TRIAL + 1)
+    assert placed != other
+    dp.process(syn("10.9.0.9", 1000, letters="A"), now=TRIAL + 2)
+    assert dp.process(syn("10.9.0.9", 1002), now=200.0).backend == placed
+
+
+def test_a_removed_backend_teaches_nothing() -> None:
+    dp = datapath(site("rr", name="web"))
+    sent = dp.process(syn())
+    left = [{"address": each} for each in BACKENDS[4] if each != host_of(sent.backend)]
+    dp.reload(config(site("rr", name="web", backends=left)), now=1.0)
+    assert dp.process(syn(letters="A"), now=2.0).backend == sent.backend  # which it keeps
+    assert host_of(dp.process(syn(sport=2000), now=2.0).backend) != host_of(sent.backend)
 
 
 # ---- the table
@@ -350,6 +427,8 @@ def test_a_full_set_gives_up_the_client_whose_time_is_up_first() -> None:
     lb.reload(settings)
     clients = [f"10.9.0.{number}" for number in range(1, 10)]
     placed = {client: lb.send(syn(client), now=number)[2] for number, client in enumerate(clients)}
+    for number, client in enumerate(clients):
+        lb.send(syn(client, letters="A"), now=number)
     assert lb.pipeline.affinity_slots() == (8, 8)
     known = {client: affine(lb, client) for client in clients}
     assert known.pop("10.9.0.1") is None
@@ -422,8 +501,8 @@ def test_first_and_later_flows_have_the_same_shares() -> None:
 
 def test_a_flow_without_an_entry_goes_to_the_very_backend() -> None:
     """Whatever the scheduler and the hash say: also where they would name the other one at its address."""
-    dp = datapath(site("rr", "nat", backends=at(81, 82)), timeouts={"tcp_syn": 1})
-    first = {client: backends_of(dp, client, [1000])[0] for client in MANY[:60]}
+    dp = datapath(site("rr", "nat", backends=at(81, 82)), timeouts={"tcp_established": 1})
+    first = {client: connect(dp, client, [1000])[0] for client in MANY[:60]}
     later = {client: dp.process(syn(client, 1000, letters="A"), now=20.0) for client in first}
     assert {each.reason for each in later.values()} == {"maglev"}
     assert {client: each.backend for client, each in later.items()} == first
@@ -440,7 +519,7 @@ def test_one_of_several_that_takes_no_new_clients(gone: dict[str, Any] | None) -
         client: f"{A}:81" if backend == f"{A}:82" else backend for client, backend in first.items()
     }  # fmt: skip
     dp.reload(config(site("rr", "nat", backends=left)))
-    assert {client: backends_of(dp, client, [2000])[0] for client in first} == expected
+    assert {client: connect(dp, client, [2000])[0] for client in first} == expected
     dp.reload(config(site("rr", "nat", backends=PAIR)))
     assert {client: backends_of(dp, client, [3000])[0] for client in first} == expected
     assert {backends_of(dp, client, [1000])[0] for client in MANY[90:120]} == {f"{A}:81", f"{A}:82", f"{B}:80"}
@@ -488,7 +567,7 @@ def test_a_group_with_one_and_with_several_at_an_address(order: tuple[int, int])
 def test_what_the_hash_has_chosen_is_remembered() -> None:
     """Also when weights would have it choose another one since."""
     dp = datapath(*one_and_several())
-    first = {client: (hosts(dp, client, [1000]), backends_of(dp, client, [1000], 443)) for client in MANY[:200]}
+    first = {client: (connected_hosts(dp, client, [1000]), connect(dp, client, [1000], 443)) for client in MANY[:200]}
     dp.reload(config(*one_and_several((1, 3))))
     for client, (host, backend) in first.items():
         assert (hosts(dp, client, [2000]), backends_of(dp, client, [2000], 443)) == (host, backend)
@@ -523,15 +602,16 @@ def test_one_without_room_among_several() -> None:
 
 def test_a_flow_without_an_entry_goes_where_its_client_does() -> None:
     """What `rr` had placed goes on there, though Maglev names another one."""
-    dp = datapath(site("rr", "nat"), timeouts={"tcp_syn": 1})
-    first = hosts(dp, CLIENT[4], range(1000, 1020))
+    dp = datapath(site("rr", "nat"), timeouts={"tcp_established": 1})
+    first = connected_hosts(dp, CLIENT[4], range(1000, 1020))
     later = dp.process_batch([syn(sport=sport, letters="A") for sport in range(1000, 1020)], now=20.0)
     assert [each.reason for each in later] == ["maglev"] * 20
     assert [host_of(each.backend) for each in later] == first
 
 
 def test_a_reply_without_an_entry_is_explained_by_affinity() -> None:
-    dp = datapath(site("rr", "nat"), timeouts={"tcp_syn": 1})
+    dp = datapath(site("rr", "nat"), timeouts={"tcp_established": 1, "tcp_syn": 1})
+    connect(dp, CLIENT[4], [999])
     sent = [dp.process(syn(sport=sport)) for sport in range(1000, 1020)]
     back = [dp.process(reply_to(each.frames[0], "A"), now=20.0) for each in sent]
     assert [(each.reason, each.backend) for each in back] == [("maglev", each.backend) for each in sent]
@@ -579,6 +659,7 @@ def test_what_is_told_of_a_client() -> None:
     lb = Balancer(config(site("rr", name="a"), site("rr", name="b", port=443, affinity=None)))
     assert affine(lb) is None
     key = lb.send(syn(), now=100.0)[2]
+    lb.send(syn(letters="A"), now=100.0)
     known = affine(lb)
     assert known is not None
     assert lb.keys[known["backend"]] == key
@@ -613,7 +694,7 @@ def test_trace_says_why_a_client_is_placed_anew() -> None:
     assert (full.reason, full.backend) == (dp.process(syn(sport=2000)).reason, None)
     dp.reload(config(site(name="web", backends=capped[2:])))
     assert told().startswith("affinity: the client's former backend takes none, so rr: turn 1 of 1")
-    dp.process(syn(sport=1002))
+    connect(dp, CLIENT[4], [1002])
     dp.reload(config(site(name="web")))
     assert told() == "affinity: the client's last flow went to 10.3.0.13:80; remembered for 300 s more"
 

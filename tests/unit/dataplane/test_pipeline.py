@@ -300,6 +300,7 @@ def test_packets_and_bytes_are_counted_once_where_they_belong() -> None:
         "reply_packets": 1,
         "reply_bytes": len(frames[1]),
         "new_flows": 1,
+        "answered_flows": 1,
         "active_flows": 1,
     }
 

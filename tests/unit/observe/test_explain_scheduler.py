@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fastlb import Datapath
-from tests.balancers import BACKENDS, CLIENT, VIP, config, datapath, flags, service
+from tests.balancers import BACKENDS, CLIENT, VIP, config, datapath, flags, reply_to, service
 from tests.explanations import says
 from tests.frames import frame, mac_of
 
@@ -51,7 +51,8 @@ def test_a_client_that_sticks_to_a_backend_without_weight(scheduler: str) -> Non
     """The only one: the scheduler has nobody to name."""
     web = service("nat", scheduler=scheduler, backends=WEIGHTED[:1], affinity={"timeout": "60s"})
     dp = datapath(web)
-    dp.process(frame(CLIENT[4], 1000, VIP[4], 80))
+    dp.process(reply_to(dp.process(frame(CLIENT[4], 1000, VIP[4], 80)).frames[0]))
+    dp.process(frame(CLIENT[4], 1000, VIP[4], 80, flags=flags("A")))
     dp.reload(config(web | {"backends": [WEIGHTED[0] | {"weight": 0}]}))
     assert says(dp, "scheduler").startswith("affinity: the client's last flow went to 10.3.0.11:80; remembered for 6")
     told = dp.trace(CLIENT[4], 40000, VIP[4], 80, "tcp")

@@ -118,9 +118,12 @@ def test_expired_flows_are_not_shown() -> None:
     assert balancer.pipeline.flow_count() == 4  # the sweep has not met them yet
 
 
-def test_a_backend_that_left_takes_its_flows_along() -> None:
+def test_a_backend_that_left_takes_its_flows_along_unless_they_stay() -> None:
     balancer = filled()
+    before = [flow for flow in shown(balancer) if flow.startswith("web")]
     balancer.reload(config(service("nat", name="web", backends=[])))
+    assert shown(balancer) == before != []
+    balancer.reload(config(service("nat", name="web", backends=[], on_leave="rehash")))
     assert shown(balancer) == []
 
 

@@ -52,7 +52,7 @@ def test_flows_and_their_memory() -> None:
 # --- services and their backends -------------------------------------------------------------------------------------
 
 WEB = service("nat", name="web", no_backend="drop")
-COUNTED = ("packets", "bytes", "reply_packets", "reply_bytes", "new_flows", "active_flows")
+COUNTED = ("packets", "bytes", "reply_packets", "reply_bytes", "new_flows", "answered_flows", "active_flows")
 
 
 def test_a_service_and_its_backends() -> None:
