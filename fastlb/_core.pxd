@@ -7,14 +7,15 @@ from fastlb.dataplane.conntrack cimport FlowTable
 from fastlb.dataplane.decap cimport Decap
 from fastlb.dataplane.flowlog cimport FlowLog
 from fastlb.dataplane.fragment cimport FragmentNote
+from fastlb.dataplane.hostroutes cimport KEY_ROOM, Enclosing, ParsedRoute
 from fastlb.dataplane.inspect cimport FlowFilter
 from fastlb.dataplane.publish cimport Publication
 from fastlb.dataplane.ring cimport RxRing
 from fastlb.dataplane.sourceport cimport SourcePool
 from fastlb.dataplane.state cimport PipelineState
 from fastlb.dataplane.types cimport (
-    BATCH, Affinity, Backend, BackendStats, Candidate, Hop, MaskList, Packet, RouteTable, Service, ServiceTable,
-    Snapshot, StickyBackend, Taker)
+    BATCH, Affinity, Backend, BackendStats, Candidate, Hop, Intervals, MaskList, Packet, RouteTable, Service,
+    ServiceTable, Snapshot, StickyBackend, Taker)
 from fastlb.dataplane.worker cimport WorkerState
 from fastlb.dataplane.xsk cimport Xsk
 
@@ -89,14 +90,71 @@ cdef class Services:
     cdef void free_shared(self) noexcept
 
 
+cdef class Prefixes:
+    cdef uint64_t *hi
+    cdef uint64_t *lo                 # NULL: all are 0
+    cdef uint32_t *meta               # prefix length, number of the attributes
+    cdef uint64_t count
+    cdef uint64_t room
+
+    cdef int reserve(self, uint64_t room) except -1
+    cdef int need_lo(self) except -1
+    cdef int append(self, uint64_t hi, uint64_t lo, uint32_t meta) except -1
+    cdef uint64_t lo_of(self, uint64_t at) noexcept nogil
+    cdef uint64_t place(self, uint64_t hi, uint64_t lo, uint32_t length, bint behind, uint64_t end) noexcept nogil
+    cdef void settle_last(self) noexcept nogil
+    cdef bint is_ahead(self, uint64_t at, uint64_t hi, uint64_t lo, uint32_t meta) noexcept nogil
+    cdef int copy(self, Prefixes other, uint64_t begin, uint64_t end) except -1
+    cdef Prefixes changed(self, list changes)
+    cdef list numbers(self, uint64_t hi, uint64_t lo, uint32_t length)
+
+
+cdef class HostRoutes:
+    cdef Prefixes prefixes4
+    cdef Prefixes prefixes6
+    cdef uint64_t *rank               # by number of the attributes; the least is the best
+    cdef uint32_t *way
+    cdef uint32_t number_count
+    cdef Intervals intervals4
+    cdef Intervals intervals6
+    cdef readonly list ways
+    cdef frozenset used               # (index, way) of those that any address has
+    cdef object make
+
+    cdef int finish(self, make, list ways, list choices) except -1
+    cdef void divide(self, Prefixes prefixes, Intervals *table) noexcept nogil
+    cdef void end_prefix(self, Intervals *table, const Enclosing *stack, uint32_t depth) noexcept nogil
+    cdef uint32_t best(self, Prefixes prefixes, uint64_t *at) noexcept nogil
+    cdef int note_used(self) except -1
+    cdef object made(self, version, uint64_t at, Prefixes prefixes, uint32_t way)
+
+
+cdef class RouteStore:
+    cdef Prefixes prefixes4
+    cdef Prefixes prefixes6
+    cdef dict changes4                # since the last `table`: (hi, lo, length) -> numbers
+    cdef dict changes6
+    cdef dict numbers                 # by attributes
+    cdef readonly list described      # by number
+    cdef object describe
+    cdef ParsedRoute route            # that was parsed last
+    cdef uint8_t last_key[KEY_ROOM]   # the attributes that were numbered last
+    cdef uint32_t last_length
+    cdef uint32_t last_number
+
+    cdef uint32_t number(self, const uint8_t *message, uint32_t size) except? 0xFFFFFFFF
+    cdef int add(self, Prefixes prefixes, uint32_t number) except -1
+    cdef list removed(self, list known, uint32_t number)
+    cdef list added(self, list known, uint32_t number, uint16_t flags)
+
+
 cdef class Routes:
     cdef RouteTable table
+    cdef HostRoutes host              # keeps its intervals alive
 
-    cdef int allocate(self, size_t hops, size_t prefixes, size_t neighbours, uint32_t backend_limit) except -1
+    cdef int allocate(self, size_t hops, size_t ways, size_t neighbours, uint32_t backend_limit) except -1
     cdef int set_hop(self, Hop *hop, tuple described) except -1
     cdef int set_source(self, uint32_t backend, network) except -1
-    cdef int add_prefix(self, uint32_t index, network, uint32_t ifindex, position) except -1
-    cdef int set_lengths(self, prefixes) except -1
 
 
 cdef class PublishedSnapshot:

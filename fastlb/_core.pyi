@@ -1,8 +1,8 @@
 """The extension module's Python face. The stages behind it are fastlb/dataplane/*.pxd."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Protocol, TypedDict, final
+from typing import Any, Protocol, TypedDict, final
 
 from typing_extensions import Buffer, NotRequired, Self
 
@@ -221,11 +221,44 @@ class Choices:
     ) -> Self: ...
 
 @final
+class Prefixes:
+    def __new__(cls, room: int = ...) -> Self: ...
+
+@final
+class HostRoutes:
+    @staticmethod
+    def of(routes: Iterable[tuple[_Network, Any]], make: Callable[..., Any]) -> HostRoutes: ...
+    @property
+    def ways(self) -> list[Any]: ...
+    @property
+    def ways_in_use(self) -> frozenset[Any]: ...
+    def find(self, address: _Address) -> Any: ...
+    def __iter__(self) -> Iterator[Any]: ...
+    def __len__(self) -> int: ...
+
+class _Described(Protocol):
+    @property
+    def metric(self) -> int: ...
+    @property
+    def same(self) -> object: ...
+
+@final
+class RouteStore:
+    def __new__(cls, describe: Callable[[bytes], _Described]) -> Self: ...
+    @property
+    def described(self) -> list[Any]: ...
+    def load(self, data: bytes, family: int) -> int | None: ...
+    def apply(self, data: bytes, offset: int, late: bool = ...) -> int: ...
+    def table(
+        self, make: Callable[..., Any], ways: list[Any], choices: Sequence[tuple[int, int] | None]
+    ) -> HostRoutes: ...
+
+@final
 class Routes:
     def __new__(
         cls,
         hops: Sequence[tuple[bytes, bytes, int, int, str | None]],
-        prefixes: Sequence[tuple[_Network, int, int | None]],
+        prefixes: Sequence[tuple[_Network, int, int | None]] | tuple[HostRoutes, Sequence[tuple[int, int | None]]],
         neighbours: Mapping[tuple[int, _Address], int],
         backends: Mapping[int, int],
         sources: Mapping[int, _Network] | None = ...,

@@ -12,9 +12,9 @@ from struct import pack, unpack
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memset
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcmp, memcpy, memmove, memset
 
 from fastlb.dataplane.abi cimport (
     AF_PACKET, AF_XDP, EBUSY, EFD_CLOEXEC, EFD_NONBLOCK, ENOBUFS, ETH_P_ALL, MADV_COLLAPSE, MADV_HUGEPAGE,
@@ -43,10 +43,12 @@ from fastlb.dataplane.flowhash cimport SHARDS, flow_hash, shard_of
 from fastlb.dataplane.flowlog cimport FlowEvent, FlowLog
 from fastlb.dataplane.fragment cimport (
     HELD_BYTES, MAX_HELD, SETS, WAYS, FragmentNote, FragmentState, HeldFragment, free_slot, release_claimed)
+from fastlb.dataplane.hostroutes cimport (
+    INDEX_BITS, INDEX_FROM, KEY_ROOM, NO_WAY, Enclosing, ParsedRoute, begins_behind, find_way)
 from fastlb.dataplane.inspect cimport FlowCopy, copy_entry, count_flows, next_flow
 from fastlb.dataplane.lookup cimport MISSING, find, key_meta, table_free, table_init, table_put
 from fastlb.dataplane.machine cimport (
-    assert_equal, bswap16, bswap32, load_acquire_u32, load_acquire_u64, spin_pause, store_release_u32)
+    assert_equal, bswap16, bswap32, bswap64, load_acquire_u32, load_acquire_u64, spin_pause, store_release_u32)
 from fastlb.dataplane.maglev cimport MAX_MEMBERS, Permutation, permute, populate
 from fastlb.dataplane.mode cimport is_tunnel, outer_length
 from fastlb.dataplane.pipeline cimport is_turned_away, must_check_held, next_settled, run_batch, sweep_tables
@@ -59,7 +61,7 @@ from fastlb.dataplane.reserve cimport entry_to_replace, only_reserve_left, prove
 from fastlb.dataplane.ring cimport (
     BLOCK_HEADER, HEADROOM, SLOT_HEADER, RxRing, advance, has_frames, hold_block, init_ring, is_closed,
     kernel_may_refill, next_slot, take_frame)
-from fastlb.dataplane.route cimport hop_to_backend, neighbour_meta, prefix_meta
+from fastlb.dataplane.route cimport hop_to_backend, neighbour_meta
 from fastlb.dataplane.schedule cimport (
     BOUND_UNIT, BY_KETAMA, BY_LEAST_FLOWS, BY_LEAST_RESPONSE, BY_MAGLEV, BY_P2C, BY_RANDOM, BY_SOURCE_HASH, BY_WRR,
     CURSORS, NO_CAP, Cursor, Response, SchedulerState, active_flows, cursor_of, goes_by_load, goes_by_response,
@@ -80,8 +82,8 @@ from fastlb.dataplane.types cimport (
     BATCH, DF_ALWAYS, DF_INNER, DF_NEVER, FAMILY_4, FORWARD_DSR, FORWARD_FULLNAT, FORWARD_GRE, FORWARD_GUE,
     FORWARD_IPIP, FORWARD_NAT, GATE_LIMIT, GATE_LISTS, KEEP_ALL, KEEP_EXCEPT_SYN, KEEP_NONE, KEEP_TO_RESET, LATER_BIT,
     LEG_CLIENT, LEG_REPLY, NO_BACKEND_DROP, NO_BACKEND_RESET, NO_HOP, PROTO_TCP, PROTO_UDP, VNET_HDR_LEN, Addr,
-    Admission, Affinity, Backend, BackendStats, Candidate, FlowTuple, Hop, LinkRoute, Mask, MaskList, Packet, Service,
-    ServiceEvents, ServiceTable, Snapshot, Source, StickyBackend, Taker, Timeouts, VnetHdr)
+    Admission, Affinity, Backend, BackendStats, Candidate, FlowTuple, Hop, Intervals, LinkRoute, Mask, MaskList,
+    Packet, Service, ServiceEvents, ServiceTable, Snapshot, Source, StickyBackend, Taker, Timeouts, VnetHdr)
 from fastlb.dataplane.wire cimport ETHERTYPE_OFFLOAD, read_addr4, read_addr6, write_addr6
 from fastlb.dataplane.worker cimport MAX_RINGS, clock_ms, clock_ns, run_worker
 from fastlb.dataplane.xsk cimport XSK_CHUNK, XSK_METADATA, XSK_READY, XSK_RING, Xsk, XskRing
@@ -92,6 +94,7 @@ include "dataplane/counters.pxi"
 include "dataplane/maglev.pxi"
 include "dataplane/schedule.pxi"
 include "dataplane/admission.pxi"
+include "dataplane/hostroutes.pxi"
 include "dataplane/snapshot.pxi"
 include "dataplane/takeover.pxi"
 include "dataplane/affinity.pxi"

@@ -2,14 +2,11 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from fastlb.dataplane.hostroutes cimport NO_WAY, way_to_address
 from fastlb.dataplane.lookup cimport MISSING, find
 from fastlb.dataplane.machine cimport bswap64
 from fastlb.dataplane.reasons cimport DROP_NO_NEIGHBOUR, DROP_NO_ROUTE
 from fastlb.dataplane.types cimport FAMILY_4, NO_HOP, Addr, Hop, LinkRoute, RouteTable
-
-
-cdef inline uint64_t prefix_meta(uint8_t family, uint32_t length) noexcept nogil:
-    return <uint64_t>family << 24 | <uint64_t>length << 32
 
 
 cdef inline uint64_t neighbour_meta(uint8_t family, uint32_t ifindex) noexcept nogil:
@@ -33,17 +30,9 @@ cdef inline Addr mask_addr(Addr addr, uint8_t family, uint32_t length) noexcept 
 
 
 cdef inline const LinkRoute *find_route(const RouteTable *routes, Addr addr, uint8_t family) noexcept nogil:
-    """Return the route to an address, longest prefix first; NULL without one. Bounded by the number of different
-    lengths in the host's table, a handful in practice."""
-    cdef int count = routes.count4 if family == FAMILY_4 else routes.count6
-    cdef uint32_t length, found
-    cdef int i
-    for i in range(count):
-        length = routes.lengths4[i] if family == FAMILY_4 else routes.lengths6[i]
-        found = find(&routes.prefixes, mask_addr(addr, family, length), prefix_meta(family, length))
-        if found != MISSING:
-            return &routes.routes[found]
-    return NULL
+    """Return the route to an address, of the longest prefix; NULL without one."""
+    cdef uint32_t way = way_to_address(routes.ways4, routes.ways6, addr, family)
+    return NULL if way == NO_WAY else &routes.routes[way]
 
 
 cdef inline int hop_to_address(

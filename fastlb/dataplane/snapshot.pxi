@@ -504,19 +504,26 @@ cdef class Routes:
     """Next hops as the data path sees them. Immutable.
 
     ``hops``: (destination MAC, source MAC, interface index, MTU, fault) with fault None, "no_route", "no_neighbour"
-    or "not_on_link"; ``prefixes``: (network, interface index, hop position or None for on-link); ``neighbours``:
-    {(interface index, address): hop position}; ``backends``: {backend id: hop position}; ``sources``: {backend id:
-    network}, where a tunnel's packets to it come from.
+    or "not_on_link"; ``prefixes``: (network, interface index, hop position or None for on-link), or `HostRoutes` and
+    (interface index, hop position or None) of each of its ways; ``neighbours``: {(interface index, address): hop
+    position}; ``backends``: {backend id: hop position}; ``sources``: {backend id: network}, where a tunnel's packets to
+    it come from.
     """
 
     def __cinit__(self, hops, prefixes, neighbours, backends, sources=None):
-        self.allocate(len(hops) + 1, len(prefixes), len(neighbours), max(backends, default=0) + 1)
+        if not isinstance(prefixes, tuple) or not prefixes or not isinstance(prefixes[0], HostRoutes):
+            host = HostRoutes.of([(network, (ifindex, position)) for network, ifindex, position in prefixes], None)
+            prefixes = host, host.ways
+        self.host, ways = prefixes
+        self.table.ways4, self.table.ways6 = &self.host.intervals4, &self.host.intervals6
+        self.allocate(len(hops) + 1, len(ways), len(neighbours), max(backends, default=0) + 1)
         # Position 0 stands for "no route"; a caller's position n is n + 1 here.
         self.table.hops[0].fault = DROP_NO_ROUTE
         for index, hop in enumerate(hops, 1):
             self.set_hop(&self.table.hops[index], hop)
-        for index, (network, ifindex, position) in enumerate(prefixes):
-            self.add_prefix(index, network, ifindex, position)
+        for index, (ifindex, position) in enumerate(ways):
+            self.table.routes[<uint32_t>index].ifindex = ifindex
+            self.table.routes[<uint32_t>index].hop = NO_HOP if position is None else position + 1
         for (ifindex, address), position in neighbours.items():
             table_put(
                 &self.table.neighbours, addr_from(address), neighbour_meta(address.version, ifindex), position + 1)
@@ -524,15 +531,14 @@ cdef class Routes:
             self.table.backend_hop[<uint32_t>backend] = position + 1
         for backend, network in (sources or {}).items():
             self.set_source(backend, network)
-        self.set_lengths(prefixes)
 
-    cdef int allocate(self, size_t hops, size_t prefixes, size_t neighbours, uint32_t backend_limit) except -1:
+    cdef int allocate(self, size_t hops, size_t ways, size_t neighbours, uint32_t backend_limit) except -1:
         self.table.hops = <Hop *>zeroed(hops, sizeof(Hop))
-        self.table.routes = <LinkRoute *>zeroed(prefixes, sizeof(LinkRoute))
+        self.table.routes = <LinkRoute *>zeroed(ways, sizeof(LinkRoute))
         self.table.backend_hop = <uint32_t *>zeroed(backend_limit, sizeof(uint32_t))
         self.table.backend_source = <Source *>zeroed(backend_limit, sizeof(Source))
         self.table.backend_limit = backend_limit
-        if not table_init(&self.table.prefixes, prefixes) or not table_init(&self.table.neighbours, neighbours):
+        if not table_init(&self.table.neighbours, neighbours):
             raise MemoryError
 
     cdef int set_hop(self, Hop *hop, tuple described) except -1:
@@ -552,28 +558,11 @@ cdef class Routes:
         self.table.backend_source[backend].known = True
         return 0
 
-    cdef int add_prefix(self, uint32_t index, network, uint32_t ifindex, position) except -1:
-        cdef LinkRoute *route = &self.table.routes[index]
-        route.ifindex = ifindex
-        route.hop = NO_HOP if position is None else position + 1
-        table_put(
-            &self.table.prefixes, addr_from(network.network_address),
-            prefix_meta(network.version, network.prefixlen), index)
-
-    cdef int set_lengths(self, prefixes) except -1:
-        for length in sorted({network.prefixlen for network, _, _ in prefixes if network.version == 4}, reverse=True):
-            self.table.lengths4[self.table.count4] = length
-            self.table.count4 += 1
-        for length in sorted({network.prefixlen for network, _, _ in prefixes if network.version == 6}, reverse=True):
-            self.table.lengths6[self.table.count6] = length
-            self.table.count6 += 1
-
     def __dealloc__(self):
         free(self.table.hops)
         free(self.table.routes)
         free(self.table.backend_hop)
         free(self.table.backend_source)
-        table_free(&self.table.prefixes)
         table_free(&self.table.neighbours)
 
 

@@ -266,8 +266,17 @@ cdef struct Hop:
     uint32_t fault           # 0, or the drop reason that explains why nothing can be sent there
 
 
+cdef struct Intervals:
+    # The routes of one IP version by intervals of addresses; hostroutes.pxd draws it.
+    uint64_t *hi
+    uint64_t *lo             # NULL: all are 0
+    uint32_t *way
+    uint32_t *index          # by an address's first bits; NULL: there are few intervals
+    uint32_t count
+
+
 cdef struct LinkRoute:
-    # One prefix of the host's routing table.
+    # A way that prefixes of the host's routing table have.
     uint32_t hop             # through a gateway: index into hops; NO_HOP: each destination is its own next hop
     uint32_t ifindex
 
@@ -282,16 +291,13 @@ cdef struct Source:
 cdef struct RouteTable:
     # The immutable half of a snapshot that comes from the kernel.
     Hop *hops
-    LinkRoute *routes
-    Table prefixes           # (masked address, prefix length) -> index into routes
+    LinkRoute *routes        # by way
+    const Intervals *ways4   # the intervals belong to HostRoutes
+    const Intervals *ways6
     Table neighbours         # (address, 0, 0; meta carries the interface) -> index into hops
     uint32_t *backend_hop    # by backend id
     Source *backend_source   # by backend id
     uint32_t backend_limit
-    uint8_t lengths4[33]     # the prefix lengths in use, longest first
-    uint8_t lengths6[129]
-    uint8_t count4
-    uint8_t count6
 
 
 cdef struct Snapshot:

@@ -5,8 +5,8 @@ what it finds out (host_tables.py).
 
 Two netlink sockets (netlink.py), read by one thread:
 
-    events    multicast groups; neighbours, links and addresses are applied one by one, a route event only
-              marks the routes stale, because IPv4 drops routes of a dead link without telling anybody
+    events    multicast groups; what they say is applied one by one. Routes are dumped again only when an event leaves
+              in doubt what the kernel has: IPv4 drops routes of a dead link without telling anybody
     requests  dumps, and the requests to resolve
 """
 
@@ -20,8 +20,9 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
-from typing import Any
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
@@ -29,20 +30,32 @@ from fastlb.errors import KernelError
 from fastlb.kernel import netlink
 from fastlb.kernel.agenda import Agenda, WakeUp
 from fastlb.kernel.asks import ASK_INTERVAL, Asks
-from fastlb.kernel.host_tables import ANYWHERE, Change, HostTables
-from fastlb.kernel.netlink import Netlink, decode, messages, use_request
+from fastlb.kernel.host_routes import MainTable
+from fastlb.kernel.host_tables import FAMILIES, Change, HostTables
+from fastlb.kernel.netlink import Netlink, messages, use_request
 from fastlb.model.hostview import KernelView, NextHop
 
 DEBOUNCE = 0.02  # seconds in which changes are gathered before on_change hears of them
-ROUTE_DUMP_REST = 4  # times a route dump's duration without another: at most 20 % of a core goes there
+ROUTE_REST = 4  # times the duration of a route dump or count without another: at most 20 % of a core goes there
+ROUTE_COUNT_REST = 0.25  # seconds at least between two counts of routes, each of which others have to plan with
 RETRY = 1.0  # seconds until tables that could not be read are read again
 EVENTS_PER_TURN = 64  # datagrams read before timers and close() get their turn
+LATE_EVENTS = 50_000  # that wait at most when a dump has ended, by the size of the socket's buffer
 
 _GROUPS = (1, 3, 5, 7, 9, 11)  # RTNLGRP_LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE
 _DUMPS = ((netlink.GETLINK, 16), (netlink.GETADDR, 8), (netlink.GETNEIGH, 12))  # with the bytes of their headers
+_NEXTHOP_GROUP = 32  # RTNLGRP_NEXTHOP, from Linux 5.3 on
 _TABLE_MAIN = 254  # RT_TABLE_MAIN
 
 _log = structlog.get_logger()
+
+
+@dataclass
+class _Allowed:
+    """When routes may be dumped and counted again, in monotonic seconds."""
+
+    dump: float = 0.0
+    count: float = 0.0
 
 
 class Watcher:
@@ -55,12 +68,15 @@ class Watcher:
     def __init__(self, on_change: Callable[[KernelView], None]) -> None:
         self.on_change = on_change
         self.overruns = 0  # times that the kernel dropped events because this thread was too slow
+        self.route_dumps = 0
         self._tables = HostTables()
         self._view = self._tables.view()
         self._asks = Asks()
         self._refusals: set[int] = set()
-        self._route_dump_allowed = 0.0  # monotonic seconds, not earlier than
-        self._agenda = Agenda([self._reload, self._read_routes, self._publish, self._find_missing, self._ask])
+        self._allowed = _Allowed()
+        self._agenda = Agenda(
+            [self._reload, self._read_routes, self._count_routes, self._publish, self._find_missing, self._ask]
+        )
         self._wake: WakeUp | None = None
         self._closing = False
         self._thread: threading.Thread | None = None
@@ -108,6 +124,8 @@ class Watcher:
     def _open(self) -> WakeUp:
         with ExitStack() as opened:
             self._events = opened.enter_context(Netlink(_GROUPS))  # before the dump: no change is lost
+            with suppress(OSError):
+                self._events.join(_NEXTHOP_GROUP)
             self._requests = opened.enter_context(Netlink())
             self._wake = wake = WakeUp()
             opened.callback(wake.close)
@@ -154,19 +172,34 @@ class Watcher:
     def _read_events(self) -> None:
         change = Change.NOTHING
         try:
-            for _ in range(EVENTS_PER_TURN):
-                for kind, _flags, data, offset in messages(self._events.read()):
-                    change |= self._tables.apply(kind, data, offset)
+            change = self._take_events(EVENTS_PER_TURN)
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 raise
             self.overruns += 1
-            self._agenda.add(self._reload, 0.0)
+            self._agenda.add(self._reload, max(time.monotonic() + DEBOUNCE, self._allowed.dump))
+        self._plan(change)
+
+    def _take_events(self, limit: int) -> Change:
+        """Apply the datagrams that wait, or some of them. Raises OSError."""
+        change = Change.NOTHING
+        for _ in range(limit):
+            data = self._events.read()
+            if not data:
+                break
+            for kind, _flags, _data, offset in messages(data):
+                change |= self._tables.apply(kind, data, offset)
+        return change
+
+    def _plan(self, change: Change) -> None:
+        """Note what is due after events."""
         due = time.monotonic() + DEBOUNCE
         if Change.VIEW in change:
             self._agenda.add(self._publish, due)
         if Change.ROUTES in change:
-            self._agenda.add(self._read_routes, max(due, self._route_dump_allowed))
+            self._agenda.add(self._count_routes, max(due, self._allowed.count))
+        if Change.DOUBT in change:
+            self._agenda.add(self._read_routes, max(due, self._allowed.dump))
 
     def _reload(self) -> None:
         """Start again from fresh dumps. An overrun socket takes new events only once it has been emptied."""
@@ -185,14 +218,37 @@ class Watcher:
         self._read_routes()
 
     def _read_routes(self) -> None:
+        """Dump the routes, and apply the events that came meanwhile: the dump may have them or not."""
         began = time.monotonic()
-        routes: list[Any] = []
-        for family in ANYWHERE:
+        self.route_dumps += 1
+        table = MainTable()
+        for family in FAMILIES:
             body = struct.pack("=8BI", family, 0, 0, 0, _TABLE_MAIN, 0, 0, 0, 0)  # rtmsg
-            routes += (decode(*message) for message in self._requests.dump(netlink.GETROUTE, body))
-        self._tables.apply_routes(routes)
+            self._requests.stream(netlink.GETROUTE, body, partial(table.load, family=family))
+        self._tables.table = table
+        self._take_late_events()
+        self._count_routes()
         ended = time.monotonic()
-        self._route_dump_allowed = ended + ROUTE_DUMP_REST * (ended - began)
+        self._allowed.dump = ended + ROUTE_REST * (ended - began)
+
+    def _take_late_events(self) -> None:
+        self._tables.late = True
+        try:
+            self._plan(self._take_events(LATE_EVENTS))
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            self.overruns += 1
+            self._agenda.add(self._reload, self._allowed.dump)
+        finally:
+            self._tables.late = False
+
+    def _count_routes(self) -> None:
+        """Find out what the routes amount to."""
+        began = time.monotonic()
+        self._tables.count_routes()
+        ended = time.monotonic()
+        self._allowed.count = ended + max(ROUTE_COUNT_REST, ROUTE_REST * (ended - began))
         self._agenda.add(self._publish, 0.0)
 
     def _publish(self) -> None:

@@ -45,6 +45,7 @@ NEWLINK, DELLINK, GETLINK = 16, 17, 18  # RTM_*
 NEWADDR, DELADDR, GETADDR = 20, 21, 22
 NEWROUTE, DELROUTE, GETROUTE = 24, 25, 26
 NEWNEIGH, DELNEIGH, GETNEIGH = 28, 29, 30
+NEWNEXTHOP, DELNEXTHOP = 104, 105
 DECODERS = {
     NEWLINK: ifinfmsg,
     DELLINK: ifinfmsg,
@@ -163,7 +164,11 @@ class Netlink:
         self.socket.setsockopt(_SOL_NETLINK, _STRICT_CHECK, 1)  # the kernel then honours the table of a dump
         self.socket.bind((0, 0))
         for group in groups:
-            self.socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+            self.join(group)
+
+    def join(self, group: int) -> None:
+        """Hear a group's events (RTNLGRP_*). Raises OSError where the kernel does not have it."""
+        self.socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
 
     def __enter__(self) -> Netlink:
         return self
@@ -203,6 +208,21 @@ class Netlink:
             if consistent:
                 break
         return found
+
+    def stream(self, kind: int, body: bytes, take: Callable[[bytes], int | None]) -> None:
+        """Ask for a table, and hand on its datagrams until ``take`` returns the errno that the last one carries.
+
+        Raises KernelError; a table that does not exist is empty. What changes meanwhile may be missing or twice.
+        """
+        self.socket.send(_HEADER.pack(_HEADER.size + len(body), kind, _REQUEST | _DUMP, 0, 0) + body)
+        try:
+            while (number := take(self.socket.recv(1 << 16))) is None:
+                pass
+        finally:
+            while self.read(discard=True):
+                pass
+        if number not in (0, errno.ENOENT):
+            raise KernelError(f"cannot read the kernel's network tables: {os.strerror(number)}")
 
     def _read_dump(self, wanted: int, family: int) -> tuple[list[tuple[int, bytes, int]], bool]:
         found: list[tuple[int, bytes, int]] = []

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 from fastlb.model.net import Address, Network
 
 NextHop = tuple[int, Address]
 """An interface's index, and an address on that link."""
+
+Way = tuple[Address | None, int, int]
+"""What a `Route` has beside its prefix: gateway, link, MTU."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +41,28 @@ class Route:
     mtu: int = 0
 
 
+class RouteTable(Protocol):
+    """Routes in little room: a host may have a million. See `fastlb._core.HostRoutes`."""
+
+    @property
+    def ways_in_use(self) -> frozenset[Way]: ...
+    def find(self, address: Address) -> Route | None: ...
+    def __iter__(self) -> Iterator[Route]: ...
+
+
 @dataclass(frozen=True)
 class KernelView:
     """What the kernel knows at one moment. Immutable; compares by value.
 
     ``routes`` holds one route a prefix: of the next hops of all routes to it (several metrics, ECMP) the one
-    with the lowest metric whose link is up, the first of equals. ``neighbours`` maps (interface index,
-    address) to a 6-byte MAC and holds only usable states. ``addresses`` are the host's own, on every link; ``placed``
-    says where: (interface index, prefix length, address).
+    with the lowest metric whose link is up, the first of equals. Those of two views
+    are equal if every address has the same way. ``neighbours`` maps (interface index, address) to a 6-byte MAC and
+    holds only usable states. ``addresses`` are the host's own, on every link; ``placed`` says where: (interface index,
+    prefix length, address).
     """
 
     links: Mapping[int, Link]
-    routes: tuple[Route, ...]
+    routes: tuple[Route, ...] | RouteTable
     neighbours: Mapping[NextHop, bytes]
     addresses: frozenset[Address]
     placed: frozenset[tuple[int, int, Address]] = frozenset()
@@ -67,10 +81,20 @@ class KernelView:
     @cached_property
     def has_on_link_mtu(self) -> bool:
         """True if an on-link route has an MTU of its own."""
-        return any(route.mtu and route.gateway is None for route in self.routes)
+        return any(mtu and gateway is None for gateway, _, mtu in self.ways)
+
+    @cached_property
+    def ways(self) -> frozenset[Way]:
+        """The ways that routes have, each once."""
+        if isinstance(self.routes, tuple):
+            return frozenset((route.gateway, route.link, route.mtu) for route in self.routes)
+        return self.routes.ways_in_use
 
     def route(self, address: Address) -> Route | None:
         """Return the route of the longest prefix that holds ``address``; None without one, or when it refuses."""
+        if not isinstance(self.routes, tuple):
+            found = self.routes.find(address)
+            return found if found is not None and found.link else None
         number = int(address)
         for host_bits, networks in self._by_length[address.version]:
             route = networks.get(number >> host_bits)

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 
-from fastlb._core import Routes
-from fastlb.model.hostview import KernelView, NextHop
+from fastlb._core import HostRoutes, Routes
+from fastlb.model.hostview import KernelView, NextHop, Route, Way
 from fastlb.model.modes import MODES, TUNNELS
 from fastlb.model.net import Address, Network
 from fastlb.plan.pathmtu import Tunnelled, Tunnels
@@ -63,15 +63,7 @@ def routes_table(view: KernelView, plans: Iterable[Plan], path_mtus: Mapping[Add
     """
     hops = _Hops(view)
     neighbours = {next_hop: hops.towards(next_hop, _on_link_mtu(view, next_hop)) for next_hop in view.neighbours}
-    prefixes = []
-    for route in view.routes:
-        if not route.link:
-            position: int | None = hops.refusing("no_route")
-        elif route.gateway is None:
-            position = None
-        else:
-            position = hops.towards((route.link, route.gateway), route.mtu)
-        prefixes.append((route.prefix, route.link, position))
+    host = host_routes(view)
     plans = list(plans)
     backends = {}
     for plan in plans:
@@ -79,7 +71,23 @@ def routes_table(view: KernelView, plans: Iterable[Plan], path_mtus: Mapping[Add
             heard = path_mtus.get(member.address, 0) if plan.forward in TUNNELS else 0
             backends[member.id] = _backend_hop(hops, plan.forward, member.address, heard)
     sources = tunnel_sources(plans, lambda address: own_address_towards(view, address))
-    return Routes(hops.hops, prefixes, neighbours, backends, sources)
+    ways = [(way[1], _towards_clients(hops, way)) for way in host.ways]
+    return Routes(hops.hops, (host, ways), neighbours, backends, sources)
+
+
+def host_routes(view: KernelView) -> HostRoutes:
+    """Return the view's routes as the data path has them."""
+    if isinstance(view.routes, HostRoutes):
+        return view.routes
+    return HostRoutes.of(((route.prefix, (route.gateway, route.link, route.mtu)) for route in view.routes), Route)
+
+
+def _towards_clients(hops: _Hops, way: Way) -> int | None:
+    """Return the position of the hop that a way leads to; None: each address is its own next hop."""
+    gateway, link, mtu = way
+    if not link:
+        return hops.refusing("no_route")
+    return None if gateway is None else hops.towards((link, gateway), mtu)
 
 
 def tunnel_sources(plans: Iterable[Plan], own: Callable[[Address], Network | None]) -> dict[int, Network]:
@@ -153,7 +161,7 @@ def _backend_hop(hops: _Hops, forward: str, address: Address, path_mtu: int) -> 
 
 def wanted_next_hops(view: KernelView, plans: Iterable[Plan]) -> set[NextHop]:
     """The neighbours that must stay resolved: those of backends, and every gateway a client may be behind."""
-    gateways = {(route.link, route.gateway) for route in view.routes if route.gateway is not None and route.link}
+    gateways = {(link, gateway) for gateway, link, _ in view.ways if gateway is not None and link}
     backends = {view.next_hop(member.address) for plan in plans for member in plan.members}
     return gateways | {next_hop for next_hop in backends if next_hop is not None}
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -300,7 +301,8 @@ def test_other_tables_are_not_ours_and_details_of_main_are(seen: Observer) -> No
 
 def test_what_changes_nothing_is_not_reported(seen: Observer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mirror, "DEBOUNCE", 0.0)
-    monkeypatch.setattr(mirror, "ROUTE_DUMP_REST", 0)
+    monkeypatch.setattr(mirror, "ROUTE_REST", 0)
+    monkeypatch.setattr(mirror, "ROUTE_COUNT_REST", 0)
     with inside(NEAR) as ipr:
         for last in range(20):
             ipr.route("add", dst=f"198.51.100.{last}/32", gateway="10.9.1.2", oif=index("eth1"), table=100)
@@ -504,3 +506,86 @@ def test_vip_on_a_link_that_is_not_there(wires: None) -> None:
         with pytest.raises(KernelError, match=r"cannot add the address 203\.0\.113\.10 on eth7"):
             add_vip("eth7", ip_address("203.0.113.10"))
         assert remove_vip("eth7", ip_address("203.0.113.10")) is False
+
+
+# ---- a host with very many routes
+
+MANY = 10_000  # of each IP version
+
+
+def many(verb: str, gateways: dict[int, Any], first: int = 0, count: int = MANY) -> None:
+    """Add, replace or delete MANY prefixes of each version, side by side, as a routing daemon does."""
+    numbers = range(first, first + count)
+    lines = [f"route {verb} 20.{number >> 8}.{number & 255}.0/24 via {gateways[4]} dev eth1" for number in numbers]
+    lines += [f"route {verb} 2a00:{number:x}::/32 via {gateways[6]} dev eth1" for number in numbers]
+    subprocess.run(["ip", "-n", NEAR, "-batch", "-"], input="\n".join(lines), text=True, check=True)
+
+
+def client(version: int, number: int) -> Any:
+    return ip_address({4: f"20.{number >> 8}.{number & 255}.9", 6: f"2a00:{number:x}::9"}[version])
+
+
+@pytest.fixture
+def crowded(wires: None) -> Iterator[Observer]:
+    """A watcher on a host that has very many routes."""
+    many("add", SECOND_PEERS)
+    observer = Observer()
+    yield observer
+    observer.watcher.close()
+
+
+def test_very_many_routes_are_all_known_and_kept_up_without_reading_them_again(crowded: Observer) -> None:
+    eth0, eth1 = crowded.link("eth0"), crowded.link("eth1")
+    for version in (4, 6):
+        for number in (0, 1, MANY // 2, MANY - 1):
+            assert crowded.view.next_hop(client(version, number)) == (eth1, SECOND_PEERS[version])
+        assert crowded.view.next_hop(client(version, MANY)) is None
+    with inside(NEAR) as ipr:
+        for version in (4, 6):  # one that matters, among others
+            many("replace", SECOND_PEERS, 5000, 500)
+            ipr.route("add", dst=away(version), gateway=str(PEERS[version]), oif=eth0)
+            many("del", SECOND_PEERS, 5000, 500)
+            many("add", SECOND_PEERS, 5000, 500)
+            hop = (eth0, PEERS[version])
+            crowded.until(lambda view, version=version, hop=hop: view.next_hop(AWAY[version]) == hop)  # type: ignore[misc]
+            ipr.route("del", dst=away(version))
+            crowded.until(lambda view, version=version: view.next_hop(AWAY[version]) is None)  # type: ignore[misc]
+        ipr.route("del", dst="20.0.7.0/24")
+        ipr.route("replace", dst="2a00:7::/32", gateway=str(PEERS[6]), oif=eth0)
+    crowded.until(lambda view: view.next_hop(client(4, 7)) is None and view.next_hop(client(6, 7)) == (eth0, PEERS[6]))
+    assert crowded.watcher.route_dumps == 1
+
+
+def test_very_many_routes_go_with_their_link(crowded: Observer) -> None:
+    """IPv4 says nothing of it."""
+    with inside(NEAR) as ipr:
+        ipr.link("set", index=index("eth1"), state="down")
+    crowded.until(lambda view: view.next_hop(client(4, 7)) is None and view.next_hop(client(6, 7)) is None)
+    with inside(NEAR) as ipr:
+        ipr.link("set", index=index("eth1"), state="up")
+    many("replace", SECOND_PEERS)
+    eth1 = crowded.link("eth1")
+    for version in (4, 6):
+        crowded.until(lambda view, version=version: view.next_hop(client(version, 7)) == (eth1, SECOND_PEERS[version]))  # type: ignore[misc]
+
+
+def test_a_storm_of_routes_that_overruns_the_socket_leaves_nothing_stale(
+    wires: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While on_change sleeps, very many routes change, and the buffer holds a few of the events."""
+    monkeypatch.setattr(netlink, "RECEIVE_BUFFER", 1 << 16)
+    release = threading.Event()
+    observer = Observer()
+    observer.watcher.on_change = lambda view: (release.wait(PATIENCE), observer.take(view))  # type: ignore[assignment]
+    try:
+        many("add", SECOND_PEERS, count=2000)
+        many("del", SECOND_PEERS, 1000, 1000)
+        release.set()
+        hop = {version: (observer.link("eth1"), SECOND_PEERS[version]) for version in (4, 6)}
+        for version in (4, 6):
+            observer.until(lambda view, version=version: view.next_hop(client(version, 999)) == hop[version])  # type: ignore[misc]
+            observer.until(lambda view, version=version: view.next_hop(client(version, 1999)) is None)  # type: ignore[misc]
+        assert observer.watcher.overruns
+    finally:
+        release.set()
+        observer.watcher.close()

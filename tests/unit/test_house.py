@@ -31,7 +31,7 @@ ROOMS: dict[str, set[str]] = {
     "_core": {"dataplane"},
     "plan": {"config", "model", "_core"},
     "health": {"config", "model"},
-    "kernel": {"kernel.ebpf", "model"},
+    "kernel": {"kernel.ebpf", "model", "_core"},
     "kernel.ebpf": {"model"},
     "workers": {"kernel", "kernel.ebpf", "config", "model", "_core", "version"},
     "observe": {"plan", "config", "model", "_core"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from fastlb.errors import KernelError
 from fastlb.kernel import mirror, netlink
 from fastlb.kernel.mirror import Watcher
 from fastlb.model.hostview import KernelView
-from tests.unit.kernel.test_host_tables import MAC, REACHABLE, STALE, address, link, neighbour
+from tests.messages import MAC, REACHABLE, STALE, address, link, neighbour
 
 PATIENCE = 60.0  # seconds
 HOP = (2, ip_address("10.0.0.9"))
@@ -36,6 +37,7 @@ class Kernel:
     refusals: frozenset[int] = frozenset()
     change: threading.Condition = field(default_factory=threading.Condition)
     sockets: list[socket.socket] = field(default_factory=list)
+    during_dump: Callable[[], None] = lambda: None  # of routes
 
     def open(self, groups: tuple[int, ...] = ()) -> FakeNetlink:
         return FakeNetlink(self, groups)
@@ -78,6 +80,19 @@ class FakeNetlink:
             self._kernel.asked += [data[at:] for *_, data, at in netlink.messages(requests)]
             self._kernel.change.notify_all()
         return set(self._kernel.refusals)
+
+    def join(self, group: int) -> None:
+        """It has every group."""
+
+    def stream(self, kind: int, body: bytes, take: Callable[[bytes], int | None]) -> None:
+        if self._kernel.broken:
+            raise KernelError("cannot read the kernel's network tables: Interrupted")
+        self._kernel.dumps += 1
+        for data in self._kernel.tables.get(kind, []):
+            if data[16] == body[0]:  # the family
+                take(data)
+        self._kernel.during_dump()
+        assert take(struct.pack("=IHHIIi", 20, 3, 0, 0, 0, 0)) == 0  # NLMSG_DONE
 
     def dump(self, kind: int, body: bytes) -> list[tuple[int, bytes, int]]:
         if self._kernel.broken:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
 
+from fastlb._core import HostRoutes
 from fastlb.model.hostview import KernelView, Link, Route
 
 
@@ -64,11 +66,23 @@ WAYS = [
 ]
 
 
+COMPACT = HostRoutes.of(((each.prefix, (each.gateway, each.link, each.mtu)) for each in VIEW.routes), Route)
+IN_LITTLE_ROOM = replace(VIEW, routes=COMPACT)
+
+
 @pytest.mark.parametrize(("address", "prefix", "hop"), WAYS)
-def test_longest_prefix_decides(address: str, prefix: str | None, hop: tuple[int, str] | None) -> None:
-    found = VIEW.route(ip_address(address))
+@pytest.mark.parametrize("view", [VIEW, IN_LITTLE_ROOM], ids=["tuple", "HostRoutes"])
+def test_longest_prefix_decides(
+    view: KernelView, address: str, prefix: str | None, hop: tuple[int, str] | None
+) -> None:
+    found = view.route(ip_address(address))
     assert (str(found.prefix) if found else None) == prefix
-    assert VIEW.next_hop(ip_address(address)) == (hop and (hop[0], ip_address(hop[1])))
+    assert view.next_hop(ip_address(address)) == (hop and (hop[0], ip_address(hop[1])))
+
+
+def test_ways_are_those_of_all_routes() -> None:
+    assert VIEW.ways == IN_LITTLE_ROOM.ways
+    assert VIEW.has_on_link_mtu == IN_LITTLE_ROOM.has_on_link_mtu
 
 
 def test_without_routes_there_is_no_way() -> None:
