@@ -6,13 +6,14 @@ kernel, and no cgroup is charged for them; all else is charged.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from fastlb.config import Config
 from fastlb.config.schema import Service
 from fastlb.errors import KernelError
 from fastlb.kernel.cgroup import memory_limits
 from fastlb.model.modes import SCHEDULERS
+from fastlb.plan.ketama import MAX_POINTS
 from fastlb.plan.plan import SHARED_SETTINGS
 from fastlb.workers import flow_places
 
@@ -48,7 +49,7 @@ def check_plans(config: Config, before: Config | None = None) -> None:
     shared = before is not None and all(getattr(before, key) == getattr(config, key) for key in SHARED_SETTINGS)
     earlier = {service.name: service for service in before.services} if before is not None and shared else {}
     fresh = [service for service in config.services if earlier.get(service.name) != service]
-    size = plan_bytes(config, fresh) >> 20
+    size = plan_bytes(config, fresh, earlier.values()) >> 20 if fresh else 0
     need, free = f"the tables of {len(fresh)} services take {size} MiB", free_on_host()
     less = "fewer services, or a smaller maglev_size"
     if size > free:
@@ -56,17 +57,26 @@ def check_plans(config: Config, before: Config | None = None) -> None:
     _check_limits(size, 0, need, less)
 
 
-def plan_bytes(config: Config, services: Iterable[Service]) -> int:
-    """Return about how much memory the plans of services take, with their tables."""
-    return sum(
-        SERVICE_BYTES + config.maglev_size * MAGLEV_BYTES + len(service.backends) * _backend_bytes(config, service)
-        for service in services
-    )
+def plan_bytes(config: Config, services: Collection[Service], earlier: Collection[Service] = ()) -> int:
+    """Return about how much memory the plans of services take, with their tables.
+
+    Services of the same backends share tables, also with those that are there ``earlier``.
+    """
+    plans = sum(SERVICE_BYTES + len(service.backends) * BACKEND_BYTES for service in services)
+    tables = set(map(_backends, services)) - set(map(_backends, earlier))
+    rings = set(map(_backends, filter(_has_ring, services))) - set(map(_backends, filter(_has_ring, earlier)))
+    points = sum(min(config.ring_points * len(backends), MAX_POINTS) for backends in rings)
+    return plans + len(tables) * config.maglev_size * MAGLEV_BYTES + points * RING_BYTES
 
 
-def _backend_bytes(config: Config, service: Service) -> int:
-    points = config.ring_points if SCHEDULERS[service.scheduler].table == "ring" else 0
-    return BACKEND_BYTES + points * RING_BYTES
+def _backends(service: Service) -> frozenset[object]:
+    """Return what a service's tables follow from, besides what all services share."""
+    port = service.single_port
+    return frozenset((backend.address, backend.port or port, backend.weight) for backend in service.backends)
+
+
+def _has_ring(service: Service) -> bool:
+    return SCHEDULERS[service.scheduler].table == "ring"
 
 
 def free_on_host() -> int:

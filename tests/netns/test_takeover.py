@@ -6,6 +6,7 @@ Services schedule by turns: a packet in mid-flow that no entry knows would go by
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -156,6 +157,18 @@ def test_a_handover_says_what_stays(lab: Lab, balancer: Balancer) -> None:
     assert (done.returncode, done.stdout) == (0, f"removed from: eth0, eth1, {file}\n")
     assert (file.exists(), guarded(balancer)) == (False, [])
     assert fastlb("guard", "show", namespace=balancer.namespace).stdout.startswith("nothing is left over: ")
+
+
+def test_a_handover_by_a_signal(lab: Lab, balancer: Balancer) -> None:
+    """Whose sender need not know the socket."""
+    assert lab.client("fetch", ALL_VIPS["nat", 4], "--count", 20)["answered"] == 20
+    file = flow_file(balancer)
+    for _ in range(2):
+        assert balancer.terminate(signal.SIGUSR2) == 0
+        assert events(balancer)[-1] == "stopped; guard, VIPs and flows stay"
+        assert (file.exists(), guarded(balancer)) == (True, ["eth0", "eth1"])
+        balancer.start()
+    assert [each["flows"] for each in balancer.logs() if each["event"] == "flows taken over"] == [20, 20]
 
 
 def test_a_handover_without_a_file(balancer: Balancer) -> None:

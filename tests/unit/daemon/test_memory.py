@@ -66,8 +66,11 @@ def test_flows_and_rings(there: Told, free: int, limits: list[int], problem: str
 
 def many(count: int, weight: int = 1, **settings: Any) -> Config:
     """Return a configuration of so many services, each of which takes 2 MiB and a little."""
-    backends = [{"address": "10.3.1.1", "port": 8080, "weight": weight}]
-    services = [service("nat", name=f"web{n}", port=n + 1, backends=backends) for n in range(count)]
+    services = [
+        service("nat", name=f"web{n}", port=n + 1,
+                backends=[{"address": "10.3.1.1", "port": 8080 + n, "weight": weight}])
+        for n in range(count)
+    ]  # fmt: skip
     return config(*services, **{"maglev_size": 1048573} | settings)
 
 
@@ -98,11 +101,14 @@ def test_plans_of_a_reload(there: Told) -> None:
 
 
 def test_what_plans_take() -> None:
-    """By services, backends and the points of a ring."""
-    one = many(1).services
-    base = memory.plan_bytes(many(1), one)
+    """By services, backends and the points of a ring; services of the same backends share a table."""
+    three = many(3).services
+    base = memory.plan_bytes(many(3), three[:1])
     assert 2 * 1048573 < base < 2.1 * 1048573
-    assert memory.plan_bytes(many(1), one * 3) == 3 * base
+    assert memory.plan_bytes(many(3), three) == 3 * base
+    for same, earlier in (([three[0]] * 2, []), (three[:1], three[:1])):
+        more = memory.plan_bytes(many(3), same, earlier) - (base if not earlier else 0)
+        assert 0 < more < 0.1 * 1048573
     ring = config(service("nat", name="web", scheduler="ketama"), ring_points=1000)
     plain = config(service("nat", name="web"), ring_points=1000)
     more = memory.plan_bytes(ring, ring.services) - memory.plan_bytes(plain, plain.services)
