@@ -34,6 +34,7 @@ from fastlb.version import __version__
 from fastlb.workers.flow_places import (
     IDENTITY_AT,
     IDENTITY_ROOM,
+    bring_here,
     check_path,
     lock,
     network_namespace,
@@ -247,6 +248,7 @@ def open_file(config: Config, backends: Mapping[str, Any]) -> FlowFile | None:
     ``backends``: the list that a new one begins with. None: the table has to be in this process's own memory, because
     that is configured, or because ``auto`` finds no place, which is logged. Raises FlowFileError.
     """
+    bring_here(config)
     problems = []
     for path in sorted(places(config), key=lambda place: not os.path.lexists(place)):
         try:
@@ -270,6 +272,7 @@ def identity(config: Config) -> dict[str, Any]:
         "flows": config.flows,
         "snat": list(map(str, config.snat)),
         "snat_ports": str(config.snat_ports),
+        "interfaces": list(config.interfaces),  # nothing depends on them; the file is found by them
         "layout": flow_layout(config.flows),
     }
 

@@ -13,9 +13,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
+
 from fastlb.config import Config
 from fastlb.errors import FlowFileError, FlowFileUsedError
 from fastlb.model.files import REJECTED, SHARED_MEMORY, flow_file_places, set_aside
+from fastlb.model.names import DEFAULT_CONTROL
 from fastlb.workers.flow_records import unseal
 
 MEMORY_FILE_SYSTEMS = {0x01021994: "tmpfs", 0x858458F6: "ramfs"}  # statfs(2), f_type
@@ -23,6 +26,8 @@ LOCK_PATIENCE = 2.0  # seconds: the kernel gives a killed process's lock back on
 IDENTITY_AT, IDENTITY_ROOM = 4096, (2 << 20) - 4096  # where a file says what it is, and in how many bytes at most
 
 _STATFS_BYTES = 256  # more than any struct statfs has
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -59,8 +64,9 @@ def check_path(path: Path) -> None:
 
 
 def held_bytes(config: Config) -> int:
-    """Return how much memory files of this configuration take already."""
-    return sum(size for path in places(config) if (size := _blocks(path)) is not None)
+    """Return how much memory files of this configuration take already, wherever they were left."""
+    left = left_elsewhere(config)
+    return sum(size for path in (*places(config), *([left] if left else [])) if (size := _blocks(path)) is not None)
 
 
 def _blocks(path: Path) -> int | None:
@@ -93,6 +99,52 @@ def try_lock(fd: int, kind: int) -> bool:
 def network_namespace() -> int:
     """Return the number of the calling thread's network namespace: whose interfaces the guards are on."""
     return os.stat("/proc/thread-self/ns/net").st_ino
+
+
+# --- what another process has left somewhere else --------------------------------------------------------------------
+
+
+def bring_here(config: Config) -> None:
+    """Move a file that `left_elsewhere` finds to where this configuration looks, if that is on the same file system."""
+    left = left_elsewhere(config)
+    if left is None:
+        return
+    for place in places(config):
+        with suppress(OSError):
+            if place.parent.stat().st_dev == left.stat().st_dev:
+                os.rename(left, place)
+                log.info("a flow file has followed its balancer", file=str(place), was=str(left))
+                return
+    log.warning("flows are not taken over: their file is on another file system", file=str(left))
+
+
+def left_elsewhere(config: Config) -> Path | None:
+    """Return the file that a balancer on the same interfaces has left where this configuration does not look.
+
+    `control` or `flow_file` was edited before a restart, say. There is no second balancer on these interfaces, and the
+    guard there is taken over as well. None while there is a file in one of the configuration's own places.
+    """
+    own = places(config)
+    if not own or any(map(os.path.lexists, own)):
+        return None
+    folders = {SHARED_MEMORY, Path(DEFAULT_CONTROL).parent, *(place.parent for place in own)}
+    found = [path for folder in folders for path in _files_of(folder) if _is_left_on(path, config.interfaces)]
+    return max(found, key=os.path.getmtime, default=None)
+
+
+def _files_of(folder: Path) -> list[Path]:
+    with suppress(OSError):
+        return [path for path in folder.iterdir() if not path.name.endswith(REJECTED)]
+    return []
+
+
+def _is_left_on(path: Path, interfaces: Iterable[str]) -> bool:
+    """Return whether this is a flow file of this network namespace, of one of these interfaces, that nobody uses."""
+    with _opened(path) as fd:
+        identified = None if fd is None else unseal(fd, IDENTITY_AT, IDENTITY_ROOM)
+        if fd is None or identified is None or identified[1].get("namespace") != network_namespace():
+            return False
+        return not set(interfaces).isdisjoint(identified[1].get("interfaces", ())) and try_lock(fd, fcntl.LOCK_SH)
 
 
 # --- what a crash leaves ---------------------------------------------------------------------------------------------

@@ -42,11 +42,9 @@ class Service:
     def __init__(self, lab: Lab, folder: Path) -> None:
         self.lab, self.path = lab, folder / "fastlb.yaml"
         self.systemd = Systemd(folder, lab.namespace("lb"), self.path)
-        self.socket, self.flows = self.systemd.runtime / "fastlb/fastlb.sock", f"/dev/shm/{lab.namespace('lb')}.flows"
+        self.socket = self.systemd.runtime / "fastlb/fastlb.sock"
         services = [{**each, "scheduler": "rr"} for each in lab.config()["services"] if each["name"] == "web-nat-4"]
-        self.config = lab.config(
-            workers=1, flows=20_000, services=services, control=str(self.socket), flow_file=self.flows
-        )
+        self.config = lab.config(workers=1, flows=20_000, services=services, control=str(self.socket))
         self.elsewhere = str(self.socket.with_name("elsewhere.sock"))
         self.first = self.config
         self.write()
@@ -76,8 +74,7 @@ def unit(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service
     finally:
         for found in within(lab.namespace("lb"), guard.show):
             within(lab.namespace("lb"), guard.detach, found.interface)
-        for path in (service.flows, service.flows + flow_places.REJECTED):
-            Path(path).unlink(missing_ok=True)
+        within(lab.namespace("lb"), lambda: flow_places.remove_files(flow_places.left_files()))
 
 
 @pytest.fixture
@@ -180,7 +177,7 @@ def test_a_stop_hands_over(running: Service) -> None:
     assert running.does("stop")
     assert running.systemd.show("ActiveState", "Result", "ExecMainStatus") == ["inactive", "success", "0"]
     assert [each.interface for each in within(running.lab.namespace("lb"), guard.show)] == ["eth0", "eth1"]
-    assert Path(running.flows).exists()
+    assert [each.state for each in within(running.lab.namespace("lb"), flow_places.left_files)] == ["left over"]
 
 
 def test_an_interface_that_comes_late(service: Service) -> None:
@@ -194,7 +191,8 @@ def test_an_interface_that_comes_late(service: Service) -> None:
         if stops:
             assert service.does("stop")
             assert service.systemd.show("ActiveState", "Result") == ["inactive", "success"]
-            assert Path(service.flows).exists()
+            (left,) = within(service.lab.namespace("lb"), flow_places.left_files)
+            assert left.state == "left over"
     with service.lab.rtnl("lb") as rtnl:
         rtnl.link("add", ifname="late0", kind="veth", peer={"ifname": "late1"})
         assert service.does("start")

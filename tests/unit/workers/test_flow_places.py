@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from fastlb.config import Config
 from fastlb.errors import FlowFileError, FlowFileUsedError
@@ -18,9 +19,11 @@ from fastlb.workers import flow_places
 from fastlb.workers.flow_places import (
     IDENTITY_AT,
     LeftFile,
+    bring_here,
     check_path,
     held_bytes,
     is_in_memory,
+    left_elsewhere,
     left_files,
     lock,
     network_namespace,
@@ -82,6 +85,72 @@ def test_a_file_has_one_owner(memory: Path, monkeypatch: pytest.MonkeyPatch) -> 
             lock(second.fileno(), path)
         fcntl.flock(first, fcntl.LOCK_UN)
         lock(second.fileno(), path)
+
+
+@pytest.fixture
+def moved(memory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that was left at "before" by a balancer on eth0 and eth1; nothing else of this machine is seen."""
+    monkeypatch.setattr(flow_places, "SHARED_MEMORY", memory)
+    monkeypatch.setattr(flow_places, "DEFAULT_CONTROL", str(memory / "default" / "fastlb.sock"))
+    return leave(memory / "before", interfaces=["eth0", "eth1"])
+
+
+def leave(path: Path, **identity: object) -> Path:
+    path.write_bytes(bytes(IDENTITY_AT) + seal(0, {"namespace": network_namespace(), **identity}))
+    return path
+
+
+def test_a_file_follows_its_balancer(memory: Path, moved: Path) -> None:
+    """To where the edited configuration looks, once; its memory is no new need."""
+    here = config(str(memory / "after"))
+    assert left_elsewhere(here) == moved
+    assert held_bytes(here) >= IDENTITY_AT
+    with structlog.testing.capture_logs() as logs:
+        bring_here(here)
+        bring_here(here)
+    assert [line["was"] for line in logs] == [str(moved)]
+    assert os.listdir(memory) == ["after"]
+
+
+def test_it_is_found_beside_the_default_control_socket(memory: Path, moved: Path) -> None:
+    (memory / "default").mkdir()
+    other = leave(memory / "default" / "fastlb.sock.flows", interfaces=["eth0"])
+    os.utime(other, (2 << 30, 2 << 30))  # the newer one
+    assert left_elsewhere(config("auto", "/nowhere/fastlb.sock")) == other
+
+
+def test_it_is_not_taken_from_another_file_system(memory: Path, moved: Path, tmp_path: Path) -> None:
+    if tmp_path.stat().st_dev == memory.stat().st_dev:
+        pytest.skip("needs a temporary directory that is not in /dev/shm")
+    with structlog.testing.capture_logs() as logs:
+        bring_here(config(str(tmp_path / "after")))
+    assert [line["file"] for line in logs] == [str(moved)]
+    assert moved.exists()
+
+
+@pytest.mark.parametrize("identity", [
+    {"interfaces": ["eth1"]}, {}, {"interfaces": ["eth0"], "namespace": 1},
+])  # fmt: skip
+def test_files_of_others_stay(memory: Path, moved: Path, identity: dict[str, object]) -> None:
+    """Of other interfaces, of a fastlb that did not say, of another network namespace."""
+    leave(moved, **identity)
+    assert left_elsewhere(config(str(memory / "after"))) is None
+
+
+def test_a_file_in_use_stays(memory: Path, moved: Path) -> None:
+    with moved.open() as file:
+        lock(file.fileno(), moved)
+        assert left_elsewhere(config(str(memory / "after"))) is None
+
+
+@pytest.mark.parametrize("own", ["after", f"before{REJECTED}", "none"])
+def test_nothing_is_looked_for(memory: Path, moved: Path, own: str) -> None:
+    """While there is a file of one's own; what was set aside is no file; and with none there is nothing to find."""
+    if own == "after":
+        (memory / own).touch()
+    else:
+        moved.rename(memory / f"before{REJECTED}")
+    assert left_elsewhere(config("none" if own == "none" else str(memory / "after"))) is None
 
 
 def test_what_is_left(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
