@@ -1,4 +1,4 @@
-"""Builds extensions that measure or test the packet path, as the release build of setup.py would, into build/."""
+"""Builds extensions that measure or test the packet path, as a profile of setup.py would, into build/."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def release_settings() -> tuple[dict[str, Any], list[str]]:
-    """setup.py's compiler directives and release flags, read from its text: importing it would build."""
+def settings(profile: str) -> tuple[dict[str, Any], list[str]]:
+    """setup.py's compiler directives and a profile's flags, read from its text: importing it would build."""
     constants: dict[str, Any] = {}
     for node in ast.parse((ROOT / "setup.py").read_text()).body:
         if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
@@ -26,14 +26,14 @@ def release_settings() -> tuple[dict[str, Any], list[str]]:
         target = node.targets[0] if isinstance(node, ast.Assign) else node.target
         if isinstance(target, ast.Name) and target.id in ("DIRECTIVES", "PROFILES"):
             constants[target.id] = ast.literal_eval(node.value)
-    return constants["DIRECTIVES"], constants["PROFILES"]["release"][1]
+    return constants["DIRECTIVES"], constants["PROFILES"][profile][1]
 
 
-def build(name: str, folder: str = "bench") -> ModuleType:
+def build(name: str, folder: str = "bench", profile: str = "release") -> ModuleType:
     """Compile FOLDER/NAME.pyx if it or the packet path changed, and import it."""
     os.chdir(ROOT)  # Cython and setuptools mirror the paths that they are given
     output = str(Path("build", Path(folder).name))
-    directives, flags = release_settings()
+    directives, flags = settings(profile)
     dataplane = Path("fastlb/dataplane")
     extension = Extension(
         name,

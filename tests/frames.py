@@ -1,12 +1,16 @@
-"""Frames for tests: built by dpkt, every checksum computed whole; and taken apart again, every checksum recomputed.
+"""Frames for tests: built field by field, every checksum computed whole; taken apart again, every checksum recomputed.
 
-Nothing here knows how fastlb computes anything: it is the other side of each comparison.
+Nothing here knows how fastlb computes anything: it is the other side of each comparison. (tests/unit/test_frames.py
+holds it against dpkt, which takes ten times as long; the tests build millions of frames.)
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from functools import lru_cache
+from ipaddress import ip_address
+from socket import AF_INET, AF_INET6, inet_ntoa, inet_pton
+from struct import Struct
+from typing import NamedTuple
 
 import dpkt
 
@@ -17,9 +21,31 @@ EXTENSIONS = (HOP_BY_HOP, ROUTING, FRAGMENT, AUTH, DEST_OPTS)
 
 ROUTER_MAC = "02:00:00:00:00:fe"
 BALANCER_MAC = "02:00:00:00:00:01"
+IP4_HEADER = Struct("!BBHHHBBH4s4s")
+IP6_HEADER = Struct("!IHBB16s16s")
+TCP_HEADER = Struct("!HHIIBBHHH")
+UDP_HEADER = Struct("!HHHH")
+DO_NOT_FRAGMENT = 0x4000
+WINDOW = 0xFFFF
 PADDING4 = b"\x01\x01\x01\x00"  # IPv4 options: three no-operations and the end of the list
 
 
+def packed(address: str) -> bytes:
+    """The bytes of an address."""
+    return inet_pton(AF_INET6 if ":" in address else AF_INET, address)
+
+
+@lru_cache(1 << 16)
+def _text6(address: bytes) -> str:
+    return str(ip_address(address))
+
+
+def text_of(address: bytes) -> str:
+    """The text of an address, as `ipaddress` writes it."""
+    return inet_ntoa(address) if len(address) == 4 else _text6(address)
+
+
+@lru_cache(1 << 10)
 def mac_bytes(mac: str) -> bytes:
     return bytes.fromhex(mac.replace(":", ""))
 
@@ -31,9 +57,9 @@ def mac_of(address: str) -> str:
 
 
 def checksum(data: bytes) -> int:
-    """RFC 1071, over whole data."""
-    result: int = dpkt.in_cksum(data)
-    return result
+    """RFC 1071, over whole data: a sum of 16-bit words whose carries come back is a remainder by 2^16 - 1, never 0."""
+    number = int.from_bytes(data if len(data) % 2 == 0 else data + b"\0", "big")
+    return 0xFFFF - (number % 0xFFFF or (0xFFFF if number else 0))
 
 
 def pseudo_header(src: bytes, dst: bytes, protocol: int, length: int) -> bytes:
@@ -41,14 +67,15 @@ def pseudo_header(src: bytes, dst: bytes, protocol: int, length: int) -> bytes:
     return src + dst + length.to_bytes(4, "big") + protocol.to_bytes(4, "big")
 
 
-def tcp_segment(sport: int, dport: int, flags: int, payload: bytes, seq: int, ack: int, options: bytes) -> dpkt.tcp.TCP:
-    segment = dpkt.tcp.TCP(sport=sport, dport=dport, flags=flags, seq=seq, ack=ack, data=payload, opts=options)
-    segment.off = 5 + len(options) // 4
-    return segment
+def tcp_segment(sport: int, dport: int, flags: int, payload: bytes, seq: int, ack: int, options: bytes) -> bytes:
+    """Without its checksum."""
+    words = 5 + len(options) // 4
+    return TCP_HEADER.pack(sport, dport, seq, ack, words << 4, flags, WINDOW, 0, 0) + options + payload
 
 
-def udp_datagram(sport: int, dport: int, payload: bytes) -> dpkt.udp.UDP:
-    return dpkt.udp.UDP(sport=sport, dport=dport, data=payload, ulen=8 + len(payload))
+def udp_datagram(sport: int, dport: int, payload: bytes) -> bytes:
+    """Without its checksum."""
+    return UDP_HEADER.pack(sport, dport, 8 + len(payload), 0) + payload
 
 
 def extension(following: int, kind: int, body: bytes) -> bytes:
@@ -65,13 +92,13 @@ def ip4_packet(
     src: str, dst: str, protocol: int, segment: bytes, *, ttl: int = 64, options: bytes = b"", df: bool = False,
     tos: int = 0,
 ) -> bytes:  # fmt: skip
-    header = dpkt.ip.IP(
-        src=IPv4Address(src).packed, dst=IPv4Address(dst).packed, p=protocol, ttl=ttl, id=0x1234, opts=options,
-        hl=5 + len(options) // 4, len=20 + len(options) + len(segment), sum=0, df=df, tos=tos,
-    )  # fmt: skip
-    raw = bytearray(header.pack_hdr() + options)
-    raw[10:12] = checksum(bytes(raw)).to_bytes(2, "big")
-    return bytes(raw) + segment
+    size = 20 + len(options)
+    addresses = packed(src), packed(dst)
+    header = IP4_HEADER.pack(
+        0x40 | size // 4, tos, size + len(segment), 0x1234, DO_NOT_FRAGMENT if df else 0, ttl, protocol, 0, *addresses
+    )
+    header += options
+    return header[:10] + checksum(header).to_bytes(2, "big") + header[12:] + segment
 
 
 def ip6_packet(
@@ -81,10 +108,7 @@ def ip6_packet(
     chain, following = segment, protocol
     for kind, body in reversed(extensions):
         chain, following = extension(following, kind, body) + chain, kind
-    header = dpkt.ip6.IP6(
-        src=IPv6Address(src).packed, dst=IPv6Address(dst).packed, nxt=following, hlim=ttl, plen=len(chain), fc=tos,
-    )  # fmt: skip
-    return bytes(header.pack_hdr()) + chain
+    return IP6_HEADER.pack(6 << 28 | tos << 20, len(chain), following, ttl, packed(src), packed(dst)) + chain
 
 
 def ethernet(
@@ -124,22 +148,18 @@ def frame(
 ) -> bytes:
     """A whole Ethernet frame; ``with_checksum=False`` sends UDP without one, ``tos`` is the traffic class too."""
     if proto == "tcp":
-        protocol, at, segment = TCP, 16, tcp_segment(sport, dport, flags, payload, seq, ack, tcp_options)
+        protocol, at, raw = TCP, 16, tcp_segment(sport, dport, flags, payload, seq, ack, tcp_options)
     else:
-        protocol, at, segment = UDP, 6, udp_datagram(sport, dport, payload)
-    raw = bytearray(segment.pack_hdr() + getattr(segment, "opts", b"") + payload)
-    raw[at : at + 2] = bytes(2)
+        protocol, at, raw = UDP, 6, udp_datagram(sport, dport, payload)
     if with_checksum:
-        pseudo = pseudo_header(ip_address(src).packed, ip_address(dst).packed, protocol, len(raw))
-        total = checksum(pseudo + bytes(raw))
-        raw[at : at + 2] = (total or (0xFFFF if proto == "udp" else 0)).to_bytes(2, "big")
-    if ip_address(src).version == 4:
-        return ethernet(ip4_packet(src, dst, protocol, bytes(raw), ttl=ttl, options=options, df=df, tos=tos), tags=tags)
-    return ethernet(ip6_packet(src, dst, protocol, bytes(raw), ttl=ttl, extensions=extensions, tos=tos), tags=tags)
+        total = checksum(pseudo_header(packed(src), packed(dst), protocol, len(raw)) + raw)
+        raw = raw[:at] + (total or (0xFFFF if proto == "udp" else 0)).to_bytes(2, "big") + raw[at + 2 :]
+    if ":" not in src:
+        return ethernet(ip4_packet(src, dst, protocol, raw, ttl=ttl, options=options, df=df, tos=tos), tags=tags)
+    return ethernet(ip6_packet(src, dst, protocol, raw, ttl=ttl, extensions=extensions, tos=tos), tags=tags)
 
 
-@dataclass(frozen=True)
-class Seen:
+class Seen(NamedTuple):
     """A frame taken apart."""
 
     eth_dst: str
@@ -180,8 +200,8 @@ def take_apart(raw: bytes) -> Seen:
         source, target, ttl, protocol, between, segment = _open_ip6(packet)
     _verify_transport(source, target, protocol, segment)
     return Seen(
-        raw[0:6].hex(":"), raw[6:12].hex(":"), tuple(tags), 4 if len(source) == 4 else 6, str(ip_address(source)),
-        str(ip_address(target)), ttl, protocol, between, segment,
+        raw[0:6].hex(":"), raw[6:12].hex(":"), tuple(tags), 4 if len(source) == 4 else 6, text_of(source),
+        text_of(target), ttl, protocol, between, segment,
     )  # fmt: skip
 
 
@@ -189,15 +209,14 @@ Opened = tuple[bytes, bytes, int, int, bytes, bytes]
 
 
 def _open_ip4(packet: bytes) -> Opened:
-    ip = dpkt.ip.IP(packet)
-    header = ip.hl * 4
+    header, total = (packet[0] & 0x0F) * 4, int.from_bytes(packet[2:4], "big")
     assert checksum(packet[:header]) == 0, "IPv4 header checksum"
-    assert header <= ip.len <= len(packet), "IPv4 total length"
-    return ip.src, ip.dst, ip.ttl, ip.p, packet[20:header], packet[header : ip.len]
+    assert 20 <= header <= total <= len(packet), "IPv4 total length"
+    return packet[12:16], packet[16:20], packet[8], packet[9], packet[20:header], packet[header:total]
 
 
 def _open_ip6(packet: bytes) -> Opened:
-    header = dpkt.ip6.IP6.__hdr_len__
+    header = IP6_HEADER.size
     length = int.from_bytes(packet[4:6], "big")
     assert header + length <= len(packet), "IPv6 payload length"
     at, kind = header, packet[6]

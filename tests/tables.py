@@ -26,7 +26,7 @@ def extension() -> ModuleType:
     (ROOT / "build").mkdir(exist_ok=True)
     with (ROOT / "build/tables.lock").open("w") as lock:
         flock(lock, LOCK_EX)
-        return build("tables", "tests/ext")
+        return build("tables", "tests/ext", "quick")
 
 
 def flows(pipeline: Pipeline) -> list[Flow]:

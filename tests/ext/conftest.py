@@ -20,7 +20,7 @@ from extension import build
 
 @pytest.fixture(scope="session")
 def held() -> ModuleType:
-    return build("held", "tests/ext")
+    return build("held", "tests/ext", "quick")
 
 
 @pytest.fixture

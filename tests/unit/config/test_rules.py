@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from functools import cache
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -350,10 +351,16 @@ def test_more_backends_than_slots() -> None:
     assert len(Config.from_dict(data).services[0].backends) == 251
 
 
+@cache
+def many(count: int) -> tuple[Backend, ...]:
+    """Backends that were not checked one by one; several services share them."""
+    return tuple(Backend.model_construct(address=IPv4Address(0x0B000000 + n), port=None) for n in range(count))
+
+
 def of_many(count: int, **changes: Any) -> Service:
-    """A service of many backends that were not checked one by one."""
-    backends = tuple(Backend.model_construct(address=IPv4Address(0x0B000000 + n), port=None) for n in range(count))
-    return Config.from_dict({"services": [service(**changes)]}).services[0].model_copy(update={"backends": backends})
+    """A service of many backends."""
+    one = Config.from_dict({"services": [service(**changes)]}).services[0]
+    return one.model_copy(update={"backends": many(count)})
 
 
 def test_backends_of_all_services_beyond_the_numbers_of_flow_entries() -> None:
