@@ -26,13 +26,13 @@ demo: build ## traffic through a lab of network namespaces, verified (root, or s
 interop: build ## fastlb beside the kernel's own balancer (IPVS), in a Linux 6.1 by user-mode-linux (Debian; ten minutes)
 	$(PY) netns-lab/uml.py netns-lab/interop.py
 
-# First the tests in namespaces, which want a machine's cores for themselves, then the others in parallel.
+# First the tests in namespaces, then the others, each in parallel.
 test: build ## all tests; those in namespaces need root, or sudo
 	@if tools/as_root.sh --possible; then \
-		set -x; tools/as_root.sh $(PYTEST) tests/netns && \
+		set -x; tools/as_root.sh $(PYTEST) $(PARALLEL) tests/netns && \
 		tools/as_root.sh $(PYTEST) $(PARALLEL) tests --ignore=tests/netns; \
 	else \
-		set -x; $(PYTEST) $(PARALLEL) tests --ignore=tests/netns && set +x && tools/as_root.sh $(PYTEST) tests/netns; \
+		set -x; $(PYTEST) $(PARALLEL) tests --ignore=tests/netns && set +x && tools/as_root.sh $(PYTEST) $(PARALLEL) tests/netns; \
 	fi
 
 test-long: build ## the tests that are marked long, for minutes; `make test` runs them for seconds (root, or sudo)
