@@ -11,12 +11,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastlb.errors import ConfigError, ControlError, FastlbError, KernelError, Problem
 from fastlb.version import __version__
 
 if TYPE_CHECKING:
     from fastlb.config import Config, load_config
     from fastlb.embedding import Datapath, Result, Trace, Verdict, flow_hash
+    from fastlb.errors import ConfigError, ControlError, FastlbError, KernelError, Problem
     from fastlb.plan.maglev import maglev_table
 
 __all__ = [
@@ -44,6 +44,7 @@ def get_include() -> str:
 
 
 _LATER = {
+    "fastlb.errors": ("ConfigError", "ControlError", "FastlbError", "KernelError", "Problem"),
     "fastlb.config": ("Config", "load_config"),
     "fastlb.embedding": ("Datapath", "Result", "Trace", "Verdict", "flow_hash"),
     "fastlb.plan.maglev": ("maglev_table",),
