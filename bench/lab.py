@@ -12,6 +12,7 @@
     flood      SYNs from random sources, beside connections that stay
     checks     thousands of backends with health checks: started, watched, killed
     reload     what a change costs where there are thousands of backends
+    routes     what a million routes on the host cost
 
 Each part is a module beside this one. All forwarders of a part take turns; targets are judged by the medians. See
 README.md for how to read the numbers.
@@ -36,6 +37,7 @@ import modes
 import rate
 import rebuild
 import reload
+import routes
 import schedulers
 import slowstart
 import transfer
@@ -46,9 +48,9 @@ from report import announce, progress
 PARTS = {
     "drain": drain.run, "rate": rate.run, "latency": latency.run, "transfer": transfer.run, "modes": modes.run,
     "crash": crash.run, "rebuild": rebuild.run, "schedulers": schedulers.run, "slowstart": slowstart.run,
-    "flood": flood.run, "checks": checks.run, "reload": reload.run,
+    "flood": flood.run, "checks": checks.run, "reload": reload.run, "routes": routes.run,
 }  # fmt: skip
-MINUTES = dict.fromkeys(PARTS, 0.8) | {"checks": 9, "reload": 3}  # on an idle machine
+MINUTES = dict.fromkeys(PARTS, 0.8) | {"checks": 9, "reload": 3, "routes": 3}  # on an idle machine
 
 
 def main() -> None:

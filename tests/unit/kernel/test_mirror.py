@@ -19,7 +19,7 @@ from fastlb.errors import KernelError
 from fastlb.kernel import mirror, netlink
 from fastlb.kernel.mirror import Watcher
 from fastlb.model.hostview import KernelView
-from tests.messages import MAC, REACHABLE, STALE, address, link, neighbour
+from tests.messages import MAC, REACHABLE, STALE, address, link, neighbour, route
 
 PATIENCE = 60.0  # seconds
 HOP = (2, ip_address("10.0.0.9"))
@@ -37,7 +37,7 @@ class Kernel:
     refusals: frozenset[int] = frozenset()
     change: threading.Condition = field(default_factory=threading.Condition)
     sockets: list[socket.socket] = field(default_factory=list)
-    during_dump: Callable[[], None] = lambda: None  # of routes
+    during_dump: Callable[[], object] = lambda: None  # of routes
 
     def open(self, groups: tuple[int, ...] = ()) -> FakeNetlink:
         return FakeNetlink(self, groups)
@@ -178,6 +178,19 @@ def test_after_an_overrun_all_is_read_again(kernel: Kernel, watcher: Watcher, se
     kernel.tell(link(3, "eth1"))
     assert seen.until(lambda view: 4 in view.links)
     assert watcher.overruns == 1
+
+
+def test_routes_that_change_during_the_dump(kernel: Kernel, watcher: Watcher, seen: Seen) -> None:
+    """One that comes is known; one that the dump no longer has, gone by the event, is no reason for another dump."""
+    there, comes, gone = "10.1.0.0/16", "10.2.0.0/16", "10.3.0.0/16"
+    kernel.tables[netlink.GETROUTE] = [route(there, gateway="10.0.0.9")]
+    kernel.during_dump = lambda: [kernel.tell(each) for each in (
+        route(comes, gateway="10.0.0.9"), route(gone, gateway="10.0.0.9", event=netlink.DELROUTE))]  # fmt: skip
+    view = watcher.start()
+    assert [str(each.prefix) for each in view.routes] == [there, comes]
+    kernel.tell(route(there, gateway="10.0.0.9", event=netlink.DELROUTE))
+    assert seen.until(lambda view: [str(each.prefix) for each in view.routes] == [comes])
+    assert watcher.route_dumps == 1
 
 
 def test_tables_that_cannot_be_read_are_read_again(kernel: Kernel, watcher: Watcher, seen: Seen) -> None:
