@@ -7,6 +7,7 @@ first, so that no process works on alone at the end.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,5 +88,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Groups:
 @pytest.fixture(autouse=True)
 def logging_as_at_the_start() -> Iterator[None]:
     """A test that sets up logging, as a command does, leaves nothing of it to the next one in its process."""
+    stderr = sys.stderr
     yield
     structlog.reset_defaults()
+    sys.stderr = stderr

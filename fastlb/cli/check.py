@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from fastlb.cli.options import Commands, add_command, add_config, add_json
-from fastlb.cli.text import count_of
+from fastlb.cli.text import count_of, print_json
 from fastlb.config import load_config
 
 
@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
 
         notes = check_this_host(arguments.config, config)
     if arguments.json:
-        print(config.model_dump_json(indent=2))
+        print_json(config.model_dump(mode="json"))
         return
     if not config.interfaces:
         notes.append("`interfaces` is empty: enough for embedding, but fastlb run needs at least one")

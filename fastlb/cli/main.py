@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from fastlb.cli import standard_files
 from fastlb.cli.options import ENVIRONMENT
 from fastlb.errors import FastlbError
 from fastlb.model.names import DEFAULT_CONTROL
@@ -34,11 +35,10 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    standard_files.secure()
     words = sys.argv[1:] if argv is None else argv
-    arguments = parser(*words[:1]).parse_args(words)
     try:
-        arguments.run(arguments)
-        sys.stdout.flush()
+        _run(words)
     except FastlbError as error:
         for line in str(error).splitlines():
             print(f"fastlb: {line}", file=sys.stderr)
@@ -52,6 +52,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     return 0
+
+
+def _run(words: Sequence[str]) -> None:
+    try:
+        arguments = parser(*words[:1]).parse_args(words)
+        arguments.run(arguments)
+    finally:  # after --help, too
+        sys.stdout.flush()
 
 
 def parser(first: str = "") -> argparse.ArgumentParser:

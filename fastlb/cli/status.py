@@ -13,6 +13,7 @@ from fastlb.model.modes import TWO_WAY
 
 WORKER_COLUMNS = ("core", "packets", "transmitted", "transmitted_xdp", "read_early", "sleeps")
 HEADS = ("SERVICE", "VIP", "FORWARD", "BACKEND", "STATE", "WEIGHT", "FLOWS", "NEW", "PACKETS", "REPLIES")
+LOST_LINES = ("log_lost", "flow_log_lost")
 SERVICE_COUNTERS = ("drops", "paths", "events")
 
 
@@ -65,6 +66,8 @@ def _summary(status: Answer) -> Iterator[str]:
     yield from _affinity(status["affinity"], counters["affine"])
     yield f"drops {nonzero(counters['drops'])}"
     yield f"passed to the host {nonzero(counters['passed'])}"
+    if lost := {name: counters.get(name, 0) for name in LOST_LINES if counters.get(name)}:
+        yield f"lines that could not be written: {nonzero(lost)}"
 
 
 def _source_ports(pools: Sequence[Mapping[str, Any]]) -> Iterator[str]:

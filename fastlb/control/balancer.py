@@ -58,7 +58,8 @@ class Balancer(Protocol):
         """When it began, in seconds of the monotonic clock."""
     def describe(self) -> Mapping[str, Any]:
         """Return what its parts tell: ``interfaces``, ``transmit``, ``tunnel_offload``, ``open_blocks``, ``workers``,
-        ``counters`` of rings and ways out, ``passed`` to the host, ``flow_file``, ``vips``, ``event_loop``."""
+        ``counters`` of rings and ways out, ``passed`` to the host, ``lost_lines`` of the flow log, ``flow_file``,
+        ``vips``, ``event_loop``."""
     async def follow(self) -> None:
         """Have the data path follow what has changed about backends."""
     async def reload(self) -> Reloaded:

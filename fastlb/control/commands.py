@@ -24,6 +24,7 @@ from fastlb.model.names import BackendName, owner_of_shard
 from fastlb.model.net import Address
 from fastlb.observe import flows, status, trace
 from fastlb.observe.explanation import Context
+from fastlb.observe.log import lost as lines_lost
 from fastlb.plan.leaving import fate_after_drain, fate_of, totals
 from fastlb.version import __version__
 
@@ -57,7 +58,8 @@ class Commands:
             status.services_in_steps(pipelines, world.configuration.plans, world.states, time.monotonic())
         )
         told = self._balancer.describe()
-        counters = add_up((*(pipeline.counters() for pipeline in pipelines), told["passed"])) | told["counters"]
+        lost = told["lost_lines"] | {"log_lost": lines_lost()}
+        counters = add_up((*(pipeline.counters() for pipeline in pipelines), told["passed"], lost)) | told["counters"]
         return {
             "version": __version__,
             "pid": os.getpid(),

@@ -46,6 +46,7 @@ class Backends:
         self._checks = checks(self._checked, self._could_not_check)
         self._states, self._ids = BackendStates(), BackendIds()
         self._changes: list[Change] = []  # not logged yet
+        self._drained: list[BackendName] = []  # likewise
         self._looked = self._responses_at = time.monotonic()  # when drains and slow starts were last looked at
         self._drop_at = 0.0
         self._plans: Sequence[Plan] = ()
@@ -61,8 +62,7 @@ class Backends:
 
     def tick(self, now: float) -> None:
         """Mark what time brings: steps of slow starts, ends of drains, response times, removed ones without flows."""
-        for service, backend in self._states.drains_ended(self._looked, now):
-            log.info("drained", service=service, backend=backend)
+        self._drained += self._states.drains_ended(self._looked, now)
         if due := self._states.due(self._looked, now):
             for service in due:
                 self._marks.mark_service(service)
@@ -81,7 +81,9 @@ class Backends:
         self._go_by(world)
         if world.states.config is not before:
             self._checks.apply_config(world.states.config)
-        changes, self._changes = self._changes, []
+        drained, self._drained, changes, self._changes = self._drained, [], self._changes, []
+        for service, backend in drained:
+            log.info("drained", service=service, backend=backend)
         for level, event, fields in summarize_changes(changes):
             getattr(log, level)(event, **fields)
         self._tell_of_takers(world)
@@ -126,8 +128,8 @@ class Backends:
             if service is None or not self._states.checked(service, name[1], seconds, reason, now):
                 continue
             state = self._states.of(*name).state
-            self._changes.append(Change(*name, state, reason))
             self._marks.mark(name)
+            self._changes.append(Change(*name, state, reason))
             if state == "up":
                 self._forget_response(name)
         if self._changes:

@@ -40,12 +40,14 @@ class Current:
         async with self._changing:
             marks = self._marks.take()
             self._timed.update(name for name, keys in marks.backends.items() if keys is None)
-            world = await planner.plan(self.world, marks)
+            world, failure = await planner.plan(self.world, marks), None
             try:
                 self._apply(world)
             except FastlbError as error:
-                log.error("a change was not taken over", error=str(error))
+                failure = error
             self.world = world
+            if failure is not None:
+                log.error("a change was not taken over", error=str(failure))
 
     async def reload(self) -> Reloaded:
         """Go over to what the file says now, and return warnings about it and the flows of backends that it takes out.
@@ -60,6 +62,7 @@ class Current:
         states = self.world.states.copy()
         earlier = dict(states.by_backend)
         try:
+            self._parts.flows.reopen_log()  # whatever the file says: logrotate asks for no more than that
             fresh = await planner.beside(planner.reloaded, self._path, self.world, states)
             configs = self.world.configuration.config, fresh.configuration.config
             warnings = await planner.beside(describe_losses, *configs)
@@ -93,7 +96,6 @@ class Current:
         from what they were when it ``began``."""
         parts = self._parts
         try:
-            parts.flows.reopen_log()
             await planner.beside(parts.flows.prepare, world)
             for part in parts.in_order():
                 if part is parts.publisher:

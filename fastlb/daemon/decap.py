@@ -26,6 +26,7 @@ from fastlb.kernel.ebpf.decap_filter import load_programs
 from fastlb.kernel.netlink import interface_index, iproute
 from fastlb.kernel.tun import open_tun
 from fastlb.model.net import Address
+from fastlb.observe import log as log_file
 
 MODES = tuple(TUNNEL_MODES)
 BLOCK_SIZE, BLOCKS = 256 << 10, 64  # of the ring: four GSO packets a block, 16 MiB in all
@@ -121,6 +122,7 @@ class Receiver:
         self._thread.join(END_TIMEOUT)
         if self._thread.is_alive():
             log.error("the receiving thread does not stop; leaving without it")
+            log_file.finish()
             os._exit(1)
 
 

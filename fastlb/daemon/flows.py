@@ -19,6 +19,7 @@ from fastlb.daemon.lifecycle import Lifecycle
 from fastlb.daemon.world import DataPath, World
 from fastlb.model.steps import Steps
 from fastlb.observe.flow_log import FlowLog
+from fastlb.observe.lines import Words
 from fastlb.plan.backends import BackendStates
 from fastlb.plan.ids import BackendIds
 from fastlb.plan.saved import restored_states, saved_services, saved_states
@@ -50,7 +51,7 @@ class Flows:
         self._data_path, self._lifecycle, self._workers = data_path, lifecycle, workers
         self._later = later
         self._file: FlowFile | None = None
-        self._log: _SafeLog | None = None
+        self._log: _PacedLog | None = None
         self._services: list[dict[str, Any]] = []  # as `saved_services` gave them for the configuration that holds
         self._applied: World | None = None
         self._thread = ThreadPoolExecutor(1, "fastlb-save")
@@ -65,7 +66,7 @@ class Flows:
         config = world.configuration.config
         stack.callback(self._thread.shutdown)
         if config.flow_log is not None:
-            self._log = _SafeLog(FlowLog(config.flow_log), self._later)
+            self._log = _PacedLog(config.flow_log, self._later)
             stack.callback(self._close_log)
             self._log.file.know(world.configuration.plans)
         self._file = flow_file.open_file(config, self._saved(world))
@@ -118,8 +119,11 @@ class Flows:
             self._log.file.reopen()
 
     def describe(self) -> dict[str, Any]:
-        """Return where the flow table is kept, for `fastlb status`."""
-        return {"flow_file": str(self._file.path) if self._file is not None else None}
+        """Return where the flow table is kept, and what the flow log's file did not take, for `fastlb status`."""
+        return {
+            "flow_file": str(self._file.path) if self._file is not None else None,
+            "lost_lines": {"flow_log_lost": 0 if self._log is None else self._log.file.lost},
+        }
 
     def close_file(self) -> None:
         """Let go of the file; a handover leaves it with all that the next process must know."""
@@ -200,60 +204,46 @@ class Flows:
     def _close_log(self) -> None:
         """Write what came last; with this process all flows end, unless another one goes on with them."""
         assert self._log is not None, "it was opened"
-        self._log.drain(self._data_path.pipelines)
+        writes = self._log.drain(self._data_path.pipelines)
         goes_on = self._lifecycle.keeps and self._file is not None
         for pipeline in () if goes_on else self._data_path.pipelines:
             bucket: int | None = 0
-            while bucket is not None:
+            while bucket is not None and writes:
                 bucket = pipeline.forget_flows(bucket, FORGOTTEN_AT_ONCE)
-                self._log.write([pipeline])
+                writes = self._log.drain([pipeline])
         self._log.file.close()
 
 
-class _SafeLog:
-    """The flow log, where a full disk costs lines and is told of once."""
+class _PacedLog:
+    """The flow log as the event loop writes it, a little at a time; that lines are missing is told of."""
 
-    def __init__(self, file: FlowLog, later: Later) -> None:
-        self.file, self._later = file, later
-        self._fails = False
+    def __init__(self, path: str, later: Later) -> None:
+        """Raise FastlbError when the file cannot be opened."""
+        self.file, self._later = FlowLog(path, Words(self._tell_of_failure, self._tell_of_lost)), later
         self._steps: Steps[int] | None = None  # of what `begin` has begun
 
     def begin(self, whose: Sequence[Pipeline | FlowMemory]) -> None:
-        """Begin to do what `write` does, unless that is going on: LOG_TIME at a time, the event loop between."""
+        """Begin to write what there is, unless that is going on: LOG_TIME at a time, the event loop between."""
         if self._steps is None:
             self._steps = self.file.write_in_steps(whose)
             self._go_on()
 
+    def drain(self, whose: Sequence[Pipeline | FlowMemory]) -> bool:
+        """Write until nothing is left, or the file takes no more: False; what `begin` has begun ends with it."""
+        self._steps = None
+        return self.file.write_all(whose)
+
     def _go_on(self) -> None:
         until = time.monotonic() + LOG_TIME
-        try:
-            for _ in self._steps or ():
-                if time.monotonic() > until:
-                    self._later(LOG_REST, self._go_on)
-                    return
-        except OSError as error:
-            self._tell(error)
-        else:
-            self._fails = False
+        for _ in self._steps or ():
+            if time.monotonic() > until:
+                self._later(LOG_REST, self._go_on)
+                return
         self._steps = None
 
-    def _tell(self, error: OSError) -> None:
-        if not self._fails:
-            log.error("flow log not written", error=str(error))
-        self._fails = True
+    def _tell_of_failure(self, error: OSError) -> None:
+        log.error("flow log not written", error=str(error))
 
-    def write(self, whose: Sequence[Pipeline | FlowMemory]) -> int:
-        """Write what began and ended since the last call; return how many lines it was."""
-        try:
-            lines = self.file.write(whose)
-        except OSError as error:
-            self._tell(error)
-            return 0
-        self._fails = False
-        return lines
-
-    def drain(self, whose: Sequence[Pipeline | FlowMemory]) -> None:
-        """Write until nothing is left; what `begin` has begun ends with it."""
-        self._steps = None
-        while self.write(whose):
-            pass
+    def _tell_of_lost(self, lost: int) -> bytes:
+        log.warning("flow log written again; lines are missing", lost=lost)
+        return b""

@@ -104,19 +104,19 @@ class Host:
         """Log configured interfaces that go down and come up again; the packet path tells of those that are gone."""
         wanted = world.configuration.config.interfaces
         up = {link.name: link.up for link in world.view.links.values() if link.name in wanted}
+        before, self._down = self._down, {name for name in up if not up[name]}
         for name in sorted(up):
-            if not up[name] and name not in self._down:
+            if not up[name] and name not in before:
                 log.warning("interface is down", interface=name)
-            elif up[name] and name in self._down:
+            elif up[name] and name in before:
                 log.info("interface is up", interface=name)
-        self._down = {name for name in up if not up[name]}
 
     def _tell_of_unreachable(self, world: World) -> None:
         unreachable = list(world.ways.unreachable)
         if unreachable == self._reported:
             return
+        self._reported = unreachable
         for line in unreachable:
             log.warning("backend unreachable", problem=line)
         if not unreachable:
             log.info("every dsr backend is on-link again")
-        self._reported = unreachable

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -20,6 +19,7 @@ from fastlb.kernel import cpus, guard
 from fastlb.kernel.ebpf.classifier import Classifier
 from fastlb.kernel.ebpf.tunnel_offload import TunnelOffload
 from fastlb.kernel.netlink import run_in_thread
+from fastlb.observe import log as log_file
 from fastlb.workers.workers import Workers
 
 REOPENED_WITHIN = 10.0  # seconds in which the rings must be open again; then fastlb stops
@@ -73,7 +73,7 @@ class PacketPath:
         if self._world is None:
             return
         if self._closed_since is not None:
-            self._reopen(self._world)
+            self._tell_of_trouble(self._reopen(self._world))
         self._look_after_workers(now)
         self._follow(self._world)
 
@@ -83,13 +83,18 @@ class PacketPath:
         if before is not None and world.view is before.view:
             return
         links = self._interface_links(world)
-        for name in sorted(self._links.keys() - links.keys()):
-            log.warning("interface is gone; waiting for it", interface=name)
+        gone = sorted(self._links.keys() - links.keys())
+        for name in gone:
             del self._links[name]
             self._gone.add(name)
-        if any(self._links.get(name, index) != index for name, index in links.items()) or self._gone & links.keys():
+        is_new = any(self._links.get(name, index) != index for name, index in links.items())
+        reopens = is_new or bool(self._gone & links.keys())
+        trouble = self._reopen(world) if reopens else None
+        for name in gone:
+            log.warning("interface is gone; waiting for it", interface=name)
+        if reopens:
             log.warning("an interface is new; opening the rings again", interfaces=sorted(links))
-            self._reopen(world)
+        self._tell_of_trouble(trouble)
 
     def describe(self, world: World) -> dict[str, Any]:
         """Return ways out, workers and their counters, for `fastlb status`."""
@@ -124,8 +129,11 @@ class PacketPath:
         self._workers.start(world.view, set(world.ways.links_out))
         self._closed_since = None
 
-    def _reopen(self, world: World) -> None:
-        """Rings of an interface that was deleted and made again are gone, and so is its guard. Flows stay."""
+    def _reopen(self, world: World) -> KernelError | None:
+        """Open the rings again, and attach guards; flows stay. An interface that was deleted took both with it.
+
+        Returns what has begun to keep it from that.
+        """
         self._running.close()
         self._data_path.pipelines[0].release_fragments()
         try:
@@ -133,15 +141,22 @@ class PacketPath:
                 run_in_thread(guard.attach, interface, self._data_path.programs.guard_fd)
             self._open_workers(world, earlier=self._running.totals())
         except KernelError as error:
-            self._not_reopened(error, time.monotonic())
+            return error if self._not_reopened(error, time.monotonic()) else None
+        return None
 
-    def _not_reopened(self, error: KernelError, now: float) -> None:
-        """Try again at each tick, with what is known of the links then: mostly an interface went away meanwhile."""
-        if self._closed_since is None:
-            self._closed_since = now
-            log.warning("the rings cannot be opened; trying again", reason=str(error))
+    def _not_reopened(self, error: KernelError, now: float) -> bool:
+        """Try again at each tick, with what is known of the links then: mostly an interface went away meanwhile.
+
+        Returns whether this was the first time.
+        """
+        is_first, self._closed_since = self._closed_since is None, self._closed_since or now
         if now - self._closed_since > REOPENED_WITHIN:
             self._lifecycle.fail(error)
+        return is_first
+
+    def _tell_of_trouble(self, error: KernelError | None) -> None:
+        if error is not None:
+            log.warning("the rings cannot be opened; trying again", reason=str(error))
 
     def _interface_links(self, world: World) -> dict[str, int]:
         """Return the configured interfaces that exist, with their indices; for several workers, those that were up."""
@@ -169,9 +184,10 @@ class PacketPath:
             times = f"{len(self._replaced)} times within {REPLACED_WITHIN:.0f} s"
             self._lifecycle.fail(FastlbError(f"a worker has died {times}; stopping"))
             return
-        log.error("a worker has died; starting the workers again", workers=dead)
         if self._world is not None:
-            self._reopen(self._world)
+            trouble = self._reopen(self._world)
+            log.error("a worker has died; starting the workers again", workers=dead)
+            self._tell_of_trouble(trouble)
 
     def _exit_with_stuck_workers(self, numbers: Sequence[int]) -> NoReturn:
         """End the process, which closes the rest: a ring must not be unmapped under a worker that runs on."""
@@ -180,8 +196,8 @@ class PacketPath:
         try:
             self._abandon()
             self._detach_guards(self._world.configuration.config if self._world is not None else None)
-            sys.stderr.flush()
         finally:
+            log_file.finish()
             self._leave(1)
 
     def _detach_guards(self, config: Config | None) -> None:

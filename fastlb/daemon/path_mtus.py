@@ -51,11 +51,12 @@ class PathMtuErrors:
     def tick(self, now: float) -> None:
         """Mark what was heard since the last tick, and what is too old to hold."""
         known = self._heard.known()
-        for backend in sorted(self._narrower, key=str):
-            log.info("the way to a backend is narrower", backend=str(backend), mtu=known[backend])
-        if self._heard.forget(now) or self._narrower:
+        narrower = sorted(self._narrower, key=str)
+        if self._heard.forget(now) or narrower:
             self._narrower.clear()
             self._marks.path_mtus = dict(self._heard.known())
+        for backend in narrower:
+            log.info("the way to a backend is narrower", backend=str(backend), mtu=known[backend])
 
     def apply(self, world: World) -> None:
         """Believe errors about the tunnels of this world only."""

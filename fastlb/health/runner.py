@@ -162,7 +162,7 @@ class Runner:
         else:
             self._end(probe)
             self._put(probe, now + PAUSE)
-            self._on_trouble(error, now)
+            self._tell(lambda: self._on_trouble(error, now))
 
     def _ended(self, probe: Probe, outcome: Outcome, when: float) -> None:
         """Report a verdict, and wait for the next check; after the first one each probe comes to a time of its own."""
@@ -170,7 +170,14 @@ class Runner:
         share = random.uniform(0.5, 1) if probe.is_first else 1.0
         probe.is_first, probe.again = False, 0
         self._put(probe, when + share * probe.interval)
-        self._on_end(probe, outcome)
+        self._tell(lambda: self._on_end(probe, outcome))
+
+    def _tell(self, tell: Callable[[], None]) -> None:
+        """Tell of a check. What goes wrong with whoever is told is no fault of the check, and ends none."""
+        try:
+            tell()
+        except Exception as error:
+            self._loop.call_exception_handler({"message": "the end of a check was not taken in", "exception": error})
 
     def _end(self, probe: Probe) -> None:
         """Close the connection, if there is one, and let the next in the queue begin."""

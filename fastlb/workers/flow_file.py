@@ -221,9 +221,9 @@ class FlowFile:
         """Give the file another name, for whoever wants to find out what is wrong with it, and close it."""
         rejected = set_aside(self.path)
         os.replace(self.path, rejected)
-        log.warning("a flow file is set aside, and its flows are not taken over", reason=fault, file=str(rejected))
         self._release()
         self.found = None
+        log.warning("a flow file is set aside, and its flows are not taken over", reason=fault, file=str(rejected))
 
     def close(self, keep: bool) -> None:
         """Leave the file to the next process, or remove it. The table stays mapped while its memory is in use."""

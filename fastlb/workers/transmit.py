@@ -119,10 +119,10 @@ class TransmitPaths:
             return
         if error.errno != errno.EBUSY:
             failures.again = math.inf
-        if not failures.told and not (failures.lost and error.errno == errno.EBUSY):  # by the one just lost
+        told, failures.told = failures.told, True
+        if not told and not (failures.lost and error.errno == errno.EBUSY):  # by the one just lost
             reason = self._reason(error)
             self._log.info("AF_XDP refused; sending by sendmmsg", interface=view.links[index].name, reason=reason)
-        failures.told = True
 
     def _lost(self, view: KernelView, index: int, ended: int) -> None:
         failures = self._failures.setdefault(index, _Failures())

@@ -68,8 +68,10 @@ def _run(words: list[str], namespace: str, log: str) -> None:
         os.dup2(source, descriptor)
     netns.setns(namespace, 0)
     from fastlb.cli.main import main
+    from fastlb.observe import log as log_file
 
     code = main(words)
     sys.stdout.flush()
     sys.stderr.flush()
+    log_file.finish()
     os._exit(code)

@@ -53,6 +53,7 @@ class Balancer:
         self.told = {
             "interfaces": ["eth0"], "transmit": {"eth0": "sendmmsg"}, "tunnel_offload": ["eth0"], "open_blocks": True,
             "workers": [{"core": 2}], "counters": RINGS, "passed": GUARD, "flow_file": "/dev/shm/flows",
+            "lost_lines": {"flow_log_lost": 4},
             "vips": ["203.0.113.10"], "event_loop": {"p50": 0.0, "p99": 0.001, "max": 0.002},
         }  # fmt: skip
         self.asked: list[object] = []
@@ -120,7 +121,8 @@ def test_status(balancer: Balancer) -> None:
     assert shown["tunnel_offload"] == ["eth0"]
     assert shown["event_loop"] == {"p50": 0.0, "p99": 0.001, "max": 0.002}
     assert shown["uptime"] >= 0
-    assert shown["counters"] == split_counters(counters | GUARD | RINGS)
+    lost = {"flow_log_lost": counters["flow_log_lost"] + 4, "log_lost": 0}
+    assert shown["counters"] == split_counters(counters | GUARD | RINGS | lost)
     assert [each["name"] for each in shown["services"]] == ["web", "dns"]
     assert sum(each["new_flows"] for each in shown["services"][0]["backends"]) == 1
     assert (shown["flows"]["active"], shown["flows"]["file"]) == (1, "/dev/shm/flows")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import os
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from fastlb.daemon.lifecycle import Lifecycle, State
 from fastlb.daemon.world import DataPath, World
 from fastlb.errors import FastlbError
 from fastlb.model.clock import flow_clock
-from fastlb.model.steps import Steps
+from fastlb.observe import flow_log
 from fastlb.observe.flow_log import AT_ONCE, FlowLog
 from fastlb.workers.flow_file import FlowFile, FlowFileError
 from fastlb.workers.flow_records import HEAD_BYTES, Head, parse_head, unseal
@@ -90,7 +92,11 @@ def states(folder: Path) -> dict[str, str]:
     return {key: mark["state"] for _, key, mark in saved(folder)["stand"] if "state" in mark}
 
 
-def lines_in(folder: Path) -> list[dict[str, Any]]:
+def lines_in(folder: Path, count: int = 0) -> list[dict[str, Any]]:
+    """The lines of the flow log, when there are so many at least: a thread writes them."""
+    until = time.monotonic() + PATIENCE
+    while (folder / "log").read_bytes().count(b"\n") < count and time.monotonic() < until:
+        time.sleep(0.001)
     return [json.loads(line) for line in (folder / "log").read_text().splitlines()]
 
 
@@ -99,7 +105,7 @@ def lines_in(folder: Path) -> list[dict[str, Any]]:
 
 def test_a_clean_stop_removes_the_file(folder: Path) -> None:
     process = Process(world_of(WEB, **in_file(folder)))
-    assert process.flows.describe() == {"flow_file": str(folder / "flows")}
+    assert process.flows.describe()["flow_file"] == str(folder / "flows")
     assert names(folder) == {("web", KEYS[0])}
     process.end(handover=False)
     assert list(folder.iterdir()) == []
@@ -119,7 +125,7 @@ def test_without_a_file(folder: Path) -> None:
     process = Process(world_of(WEB))
     process.open_flows(3)
     assert process.flow_count() == 3
-    assert process.flows.describe() == {"flow_file": None}
+    assert process.flows.describe() == {"flow_file": None, "lost_lines": {"flow_log_lost": 0}}
     process.flows.apply(reloaded(process.world, WEB, MORE))
     process.end(handover=True)
 
@@ -283,7 +289,7 @@ def test_flows_that_end_with_the_process_before_are_logged(folder: Path) -> None
     first.end(handover=True)
     assert [line["event"] for line in lines_in(folder)] == ["start"] * 3
     second = Process(world_of(MORE, **settings))
-    ends = lines_in(folder)[3:]
+    ends = lines_in(folder, 6)[3:]
     assert [(line["event"], line["service"], line["backend"]) for line in ends] == [("end", "web", KEYS[0])] * 3
     second.end(handover=False)
 
@@ -303,18 +309,18 @@ def test_the_flow_log_is_written_a_little_at_a_time(folder: Path, monkeypatch: p
     process = logging(folder, 3 * AT_ONCE - 1)
     for tenths in range(3):
         process.flows.tick(1.0 + tenths / 10)
-    assert (len(lines_in(folder)), len(process.later)) == (AT_ONCE, 1)
+    assert (len(lines_in(folder, AT_ONCE)), len(process.later)) == (AT_ONCE, 1)
     process.later.pop()()
-    assert (len(lines_in(folder)), len(process.later)) == (2 * AT_ONCE, 1)
+    assert (len(lines_in(folder, 2 * AT_ONCE)), len(process.later)) == (2 * AT_ONCE, 1)
     process.later.pop()()
-    assert (len(lines_in(folder)), len(process.later)) == (3 * AT_ONCE - 1, 0)
+    assert (len(lines_in(folder, 3 * AT_ONCE - 1)), len(process.later)) == (3 * AT_ONCE - 1, 0)
     assert {line["event"] for line in lines_in(folder)} == {"start"}
 
 
 def test_few_lines_are_written_at_once(folder: Path) -> None:
     process = logging(folder, 5)
     process.flows.tick(1.0)
-    assert (len(lines_in(folder)), process.later) == (5, [])
+    assert (len(lines_in(folder, 5)), process.later) == (5, [])
 
 
 def test_a_stop_writes_all_that_is_left_and_every_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,7 +353,7 @@ def test_the_rest_is_written_by_the_event_loop(folder: Path, monkeypatch: pytest
         pipeline.publish(world.configuration.services, world.ways.routes)
         pipeline.process([frame(CLIENT[4], 1024 + n, VIP[4], 80) for n in range(5 * AT_ONCE)], flow_clock())
         part.tick(1.0)
-        assert len(lines_in(folder)) == AT_ONCE
+        assert len(lines_in(folder, AT_ONCE)) == AT_ONCE
         until = time.monotonic() + PATIENCE
         while len(lines_in(folder)) < 5 * AT_ONCE and time.monotonic() < until:
             await asyncio.sleep(0.001)
@@ -356,24 +362,78 @@ def test_the_rest_is_written_by_the_event_loop(folder: Path, monkeypatch: pytest
     assert asyncio.run(run()) == 5 * AT_ONCE
 
 
-def test_a_full_disk_is_told_of_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    full = [True]
+class Disk:
+    """Where a flow log is: it has ``room`` for so many bytes, and cuts what does not fit as file systems do."""
 
-    class FullDisk(FlowLog):
-        def write_in_steps(self, sources: Any) -> Steps[int]:
-            if full[0]:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            return (yield from super().write_in_steps(sources))
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+        self.room = room
+        self.hangs = threading.Event()  # once it is set, `write` waits for `goes_on`
+        self.goes_on = threading.Event()
+        monkeypatch.setattr(flows, "FlowLog", partial(FlowLog, write=self.write))
 
-    monkeypatch.setattr(flows, "FlowLog", FullDisk)
-    process = logging(folder, 5)
-    said = []
-    for full[0] in (True, True, False, True):
-        with structlog.testing.capture_logs() as logs:
-            process.flows.tick(1.0)
-        said.append(len(logs))
-    assert said == [1, 0, 0, 1]
-    assert len(lines_in(folder)) == 5
+    def write(self, descriptor: int, data: memoryview) -> int:
+        if self.hangs.is_set():
+            assert self.goes_on.wait(PATIENCE)
+        if not self.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written = os.write(descriptor, data[: self.room])
+        self.room -= written
+        return written
+
+
+def tick_until(process: Process, wanted: Callable[[], object]) -> None:
+    until = time.monotonic() + PATIENCE
+    while not wanted():
+        assert time.monotonic() < until, "it did not happen"
+        process.flows.tick(1.0)
+        time.sleep(0.001)
+
+
+def lost(process: Process) -> int:
+    """All lines that are counted as missing, as status has them."""
+    kept = sum(pipeline.counters()["flow_log_lost"] for pipeline in process.data_path.pipelines)
+    return kept + int(process.flows.describe()["lost_lines"]["flow_log_lost"])
+
+
+def test_a_full_disk_costs_lines_that_are_counted_and_is_told_of_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk(monkeypatch, room=600)  # a few lines and a piece of the next one
+    with structlog.testing.capture_logs() as logs:
+        process = logging(folder, 5)
+        for count in (1, 2, 3):
+            tick_until(process, lambda count=count: lost(process) >= count)  # type: ignore[misc]
+            process.open_flows(5 + count)  # one is new
+        disk.room = 1 << 20
+        process.open_flows(9)
+        tick_until(process, lambda: len(logs) > 1)
+        process.end(handover=False)
+    assert [line["event"] for line in logs] == [
+        "flow log not written", "flow log written again; lines are missing",
+    ]  # fmt: skip
+    assert logs[1]["lost"] == lost(process)
+    begun = [line for line in lines_in(folder) if line["event"] == "start"]
+    assert len(begun) + lost(process) == 9
+    assert lost(process) >= 3
+
+
+def test_a_disk_that_hangs_holds_nothing_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Events stay where they are, and are counted where that is full; the end comes all the same."""
+    monkeypatch.setattr(flow_log, "MAX_PENDING", 1000)
+    monkeypatch.setattr(flow_log, "END_TIME", 0.01)
+    disk = Disk(monkeypatch, room=1 << 30)
+    disk.hangs.set()
+    process = logging(folder, AT_ONCE)
+    process.flows.tick(1.0)
+    process.open_flows(3 * AT_ONCE)
+    for _ in range(5):
+        process.flows.tick(1.1)
+        while process.later:
+            process.later.pop()()
+    process.end(handover=False)
+    assert lines_in(folder) == []
+    disk.goes_on.set()
+    assert len(lines_in(folder, AT_ONCE)) == AT_ONCE
 
 
 def test_the_log_goes_on_in_a_new_file(folder: Path) -> None:
@@ -403,4 +463,4 @@ def test_names_of_a_new_world_are_known_to_the_log(folder: Path) -> None:
         opened = [frame(CLIENT[4], 5000 + number, VIP[4], 81) for number in range(30)]
         pipeline.process(opened, flow_clock())
     process.flows.tick(1.0)
-    assert {line["service"] for line in lines_in(folder)} == {"more"}
+    assert {line["service"] for line in lines_in(folder, 30)} == {"more"}

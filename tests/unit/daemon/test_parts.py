@@ -49,5 +49,5 @@ def test_nothing_is_open_yet() -> None:
     parts = made()
     assert parts.data_path == DataPath()
     assert parts.path_mtus.listeners == {}
-    assert parts.flows.describe() == {"flow_file": None}
+    assert parts.flows.describe() == {"flow_file": None, "lost_lines": {"flow_log_lost": 0}}
     assert parts.vips.describe() == {"vips": []}

@@ -29,6 +29,7 @@ class Bench:
         self.ends: list[tuple[Probe, Outcome]] = []
         self.when: list[float] = []
         self.troubles: list[Exception] = []
+        self.fault: Exception | None = None  # of whoever is told of an end
         self.runner = Runner(self.loop, self._end, lambda error, now: self.troubles.append(error), max_running)
 
     def __enter__(self) -> Bench:
@@ -40,6 +41,8 @@ class Bench:
     def _end(self, probe: Probe, outcome: Outcome) -> None:
         self.ends.append((probe, outcome))
         self.when.append(self.loop.time())
+        if self.fault is not None:
+            raise self.fault
 
     def check(self, kind: str, port: int, interval: float = 0.05, timeout: float = 1.0) -> Probe:
         request = b"GET / HTTP/1.1\r\n\r\n" if kind == "http" else b""
@@ -203,6 +206,27 @@ def test_a_check_outlives_any_exception(monkeypatch: pytest.MonkeyPatch) -> None
             probes = {bench.check("tcp", port), bench.check("tcp", port)}
             await bench.until(lambda: {probe for probe, _ in bench.ends} == probes)
             assert list(map(str, bench.troubles)) == ["a fault"]
+
+    with listening() as listener:
+        asyncio.run(run(listener.getsockname()[1]))
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("a fault"), BrokenPipeError(32, "no reader")])
+def test_a_check_outlives_whoever_is_told_of_it(error: Exception) -> None:
+    """Such as a log that cannot be written, whose error must not be taken for one of the backend either."""
+
+    async def run(port: int) -> None:
+        told: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context["exception"]))
+
+        with Bench() as bench:
+            bench.fault = error
+            probes = {bench.check("tcp", port), bench.check("tcp", port)}
+            await bench.until(lambda: len(bench.ends) >= 6)
+            assert {probe for probe, _ in bench.ends} == probes
+            assert all(outcome.seconds is not None for _, outcome in bench.ends)
+            assert set(told) == {error}
+            assert bench.troubles == []
 
     with listening() as listener:
         asyncio.run(run(listener.getsockname()[1]))

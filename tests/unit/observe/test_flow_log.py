@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from fastlb.errors import FastlbError
+from fastlb.observe import flow_log
 from fastlb.observe.flow_log import AT_ONCE, FlowLog, check_path
 from tests.balancers import BACKENDS, CLIENT, VIP, Balancer, config, flags, service
 from tests.frames import frame, take_apart
@@ -30,6 +32,13 @@ def opening(sport: int, version: int = 4, letters: str = "S") -> bytes:
     return frame(CLIENT[version], sport, VIP[version], 80, flags=flags(letters))
 
 
+def write(log: FlowLog, balancer: Balancer) -> int:
+    """How many lines were written, when they are in the file."""
+    lines = log.write([balancer.pipeline])
+    assert log.wait_until_written()
+    return lines
+
+
 def lines_in(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -38,7 +47,7 @@ def logged(path: Path, balancer: Balancer) -> list[dict[str, Any]]:
     """The lines of a log of its own."""
     log = FlowLog(str(path))
     log.know(balancer.plans)
-    written = log.write([balancer.pipeline])
+    written = write(log, balancer)
     log.close()
     found = lines_in(path)
     assert written == len(found)
@@ -85,7 +94,7 @@ def test_one_way_modes_are_not_logged(tmp_path: Path) -> None:
 def test_a_backend_that_nobody_named(tmp_path: Path) -> None:
     balancer, log = balancer_of("nat"), FlowLog(str(tmp_path / "log"))
     balancer.send(opening(40000))
-    log.write([balancer.pipeline])
+    write(log, balancer)
     (line,) = lines_in(tmp_path / "log")
     assert (line["service"], line["backend"]) == ("?", "?:80")
 
@@ -94,7 +103,7 @@ def test_names_of_another_process(tmp_path: Path) -> None:
     balancer, log = balancer_of("nat"), FlowLog(str(tmp_path / "log"))
     balancer.send(opening(40000))
     log.know_names({("shop", "[fd00::9]:81"): balancer.plans[0].members[0].id})
-    log.write([balancer.pipeline])
+    write(log, balancer)
     (line,) = lines_in(tmp_path / "log")
     assert (line["service"], line["backend"]) == ("shop", "[fd00::9]:81")
 
@@ -104,7 +113,7 @@ def test_names_of_backends_that_left(tmp_path: Path) -> None:
     log.know(balancer.plans)
     log.know([])
     balancer.send(opening(40000))
-    log.write([balancer.pipeline])
+    write(log, balancer)
     assert lines_in(tmp_path / "log")[0]["service"] == "web"
 
 
@@ -117,8 +126,8 @@ def test_lines_are_written_once_and_added_to_what_is_there(tmp_path: Path) -> No
     log = FlowLog(str(path))
     for sport in (40000, 40001):
         balancer.send(opening(sport))
-        assert log.write([balancer.pipeline]) == 1
-    assert log.write([balancer.pipeline]) == 0
+        assert write(log, balancer) == 1
+    assert write(log, balancer) == 0
     assert [line["event"] for line in lines_in(path)] == ["from before", "start", "start"]
 
 
@@ -136,13 +145,13 @@ def test_a_file_that_was_renamed_keeps_its_lines(tmp_path: Path) -> None:
     path, balancer = tmp_path / "log", balancer_of("nat")
     log = FlowLog(str(path))
     balancer.send(opening(40000))
-    log.write([balancer.pipeline])
+    write(log, balancer)
     path.rename(tmp_path / "log.1")
     balancer.send(opening(40001))
-    log.write([balancer.pipeline])
+    write(log, balancer)
     log.reopen()
     balancer.send(opening(40002))
-    log.write([balancer.pipeline])
+    write(log, balancer)
     ports = {name: [line["client"][-5:] for line in lines_in(tmp_path / name)] for name in ("log.1", "log")}
     assert ports == {"log.1": ["40000", "40001"], "log": ["40002"]}
 
@@ -155,7 +164,7 @@ def test_a_new_file_that_cannot_be_opened_leaves_the_old_one_in_use(tmp_path: Pa
     with pytest.raises(FastlbError, match="is no ordinary file"):
         log.reopen()
     balancer.send(opening(40000))
-    log.write([balancer.pipeline])
+    write(log, balancer)
     assert len(lines_in(tmp_path / "log.1")) == 1
 
 
@@ -164,6 +173,34 @@ def test_writing_may_be_interrupted(tmp_path: Path) -> None:
     for sport in range(1, 3 * AT_ONCE):
         balancer.send(opening(sport))
     assert sum(1 for _ in log.write_in_steps([balancer.pipeline])) == 2
+    assert log.wait_until_written()
+    assert len(lines_in(tmp_path / "log")) == 3 * AT_ONCE - 1
+
+
+def full(descriptor: int, data: memoryview) -> int:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_lines_that_the_file_refuses_are_counted_and_end_the_writing(tmp_path: Path) -> None:
+    balancer, log = balancer_of("nat"), FlowLog(str(tmp_path / "log"), write=full)
+    for sport in range(1, 6):
+        balancer.send(opening(sport))
+    assert write(log, balancer) == 5
+    assert log.lost == 5
+    balancer.send(opening(6))
+    assert not log.write_all([balancer.pipeline])
+    log.close()
+    assert lines_in(tmp_path / "log") == []
+
+
+def test_all_that_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than fits into the queue at once."""
+    monkeypatch.setattr(flow_log, "MAX_PENDING", 1)
+    balancer, log = balancer_of("nat"), FlowLog(str(tmp_path / "log"))
+    for sport in range(1, 3 * AT_ONCE):
+        balancer.send(opening(sport))
+    assert log.write_all([balancer.pipeline])
+    log.close()
     assert len(lines_in(tmp_path / "log")) == 3 * AT_ONCE - 1
 
 
