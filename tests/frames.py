@@ -6,11 +6,11 @@ holds it against dpkt, which takes ten times as long; the tests build millions o
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import ip_address
 from socket import AF_INET, AF_INET6, inet_ntoa, inet_pton
 from struct import Struct
-from typing import NamedTuple
 
 import dpkt
 
@@ -159,7 +159,8 @@ def frame(
     return ethernet(ip6_packet(src, dst, protocol, raw, ttl=ttl, extensions=extensions, tos=tos), tags=tags)
 
 
-class Seen(NamedTuple):
+@dataclass(frozen=True)
+class Seen:
     """A frame taken apart."""
 
     eth_dst: str

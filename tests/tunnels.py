@@ -37,9 +37,7 @@ def with_ip4_checksum(packet: bytes) -> bytes:
 
 
 def udp_segment(version: int, payload: bytes, port: int = PORT, with_checksum: bool = True) -> bytes:
-    datagram = udp_datagram(33333, port, payload)
-    datagram.sum = 0
-    raw = bytes(datagram)
+    raw = udp_datagram(33333, port, payload)
     if with_checksum:
         pseudo = pseudo_header(ip_address(LB[version]).packed, ip_address(HOST[version]).packed, UDP, len(raw))
         total = checksum(pseudo + raw) or 0xFFFF
