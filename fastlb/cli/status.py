@@ -106,10 +106,13 @@ def _backend_rows(services: Sequence[Mapping[str, Any]]) -> Iterator[Sequence[ob
 
 
 def state_of(backend: Mapping[str, Any]) -> str:
-    """Return a backend's state, with the reason, the time left of its drain, or how far its slow start is."""
+    """Return a backend's state, with the reason, the problem, the time left of its drain, or how far its slow start
+    is."""
     left, ramp = backend.get("drain_remaining"), backend.get("slow_start")
     if backend["state"] == "down" and backend["reason"]:
         return f"down: {backend['reason']}"
+    if backend.get("problem"):
+        return f"{backend['state']}, {backend['problem']}"
     if left:
         return f"{backend['state']}, {left:.0f} s left"
     return f"{backend['state']}, {ramp:.0%}" if ramp is not None else str(backend["state"])

@@ -147,6 +147,7 @@ class Balancer:
             for version, listener in self.parts.path_mtus.listeners.items():
                 loop.add_reader(listener, self.parts.path_mtus.hear, version)
             self.parts.backends.open(stack, self.world)
+            self.parts.answers.open(stack, self.world)
             self._tell_that_it_runs()
             self._lag.open()
             stack.callback(self._lag.close)

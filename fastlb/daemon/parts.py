@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from fastlb.daemon.answers import Answers
 from fastlb.daemon.backends import Backends
 from fastlb.daemon.flows import Flows
 from fastlb.daemon.host import Host
@@ -32,6 +33,7 @@ class Parts:
     vips: Vips
     manager: ServiceManager
     backends: Backends
+    answers: Answers
 
     @classmethod
     def make(
@@ -54,6 +56,7 @@ class Parts:
             vips=Vips(lifecycle),
             manager=ServiceManager(),
             backends=Backends(data_path, marks),
+            answers=Answers(data_path),
         )
 
     def before_the_loop(self) -> list[Part]:
@@ -62,4 +65,4 @@ class Parts:
 
     def in_order(self) -> list[Part]:
         """Return all of them, in order."""
-        return [*self.before_the_loop(), self.backends]
+        return [*self.before_the_loop(), self.backends, self.answers]

@@ -25,6 +25,8 @@ class Link:
     mac: bytes
     mtu: int
     up: bool  # switched on, and with carrier
+    master: int = 0  # the index of the bridge or bond that it is a port of
+    parent: int = 0  # of a VLAN: the index of the link that it is on
 
 
 @dataclass(frozen=True)

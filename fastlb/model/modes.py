@@ -27,6 +27,12 @@ class Mode:
     outer_protocols: Mapping[int, int] | None = None  # of a tunnel: the outer IP protocol, by the inner IP version
     header_bytes: int = 0  # of a tunnel: between the outer IP header and the inner one, without a key
     options: frozenset[str] = frozenset()  # of a tunnel: the keys of `tunnel` that it has
+    wiring: str = ""  # what is wrong, mostly, where a backend passes its checks and no client gets through to it
+
+    @property
+    def silence(self) -> str:
+        """Return what there is to say of a backend that is sent flows, none of which is answered."""
+        return "no replies through this host" if self.sees_replies else "no client gets past its SYN"
 
     @property
     def is_tunnel(self) -> bool:
@@ -43,6 +49,9 @@ class Mode:
         return IP_HEADER[version] + self.header_bytes + (0 if key is None else GRE_KEY_BYTES)
 
 
+_AT_THE_OTHER_END = (
+    "the backend must unwrap the tunnel, hold the VIP (on lo), and have rp_filter off on the tunnel's device"
+)
 MODES = {
     mode.name: mode
     for mode in (
@@ -51,22 +60,28 @@ MODES = {
             "rewrites the destination, and replies come back through fastlb",
             sees_replies=True,
             takes_all_as_replies=True,
+            wiring="this host must be the backend's default gateway, or its way to clients; where it cannot be, or "
+            "clients are on the backend's own network, use forward: fullnat",
         ),
         Mode(
             "fullnat",
             "rewrites the source too, to an address of snat, so that replies come back by themselves",
             sees_replies=True,
             sends_from_snat=True,
+            wiring="the backend's way to the addresses of snat must lead to this host, to one of interfaces",
         ),
         Mode(
             "dsr",
             "rewrites only the MAC address, and backends that hold the VIP answer clients directly",
             on_link=True,
+            wiring="the backend must hold the VIP (ip address add VIP dev lo); its replies must not come by this host "
+            "when this host holds the VIP (vip_address: interface)",
         ),
         Mode(
             "ipip",
             "wraps each packet into another IP packet for backends anywhere, which hold the VIP too",
             outer_protocols={4: IPPROTO_IPIP, 6: IPPROTO_IPV6},
+            wiring=_AT_THE_OTHER_END,
             options=frozenset({"source", "df"}),
         ),
         Mode(
@@ -74,6 +89,7 @@ MODES = {
             "does the same with a GRE header between them",
             outer_protocols={4: IPPROTO_GRE, 6: IPPROTO_GRE},
             header_bytes=4,
+            wiring=_AT_THE_OTHER_END,
             options=frozenset({"source", "df", "key"}),
         ),
         Mode(
@@ -81,6 +97,7 @@ MODES = {
             "does the same with UDP and GUE headers between them",
             outer_protocols={4: IPPROTO_UDP, 6: IPPROTO_UDP},
             header_bytes=12,
+            wiring=_AT_THE_OTHER_END,
             options=frozenset({"source", "df", "port", "udp_checksum"}),
         ),
     )

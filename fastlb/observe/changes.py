@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
+from fastlb.model.modes import MODES
+
 MAX_LINES = 5  # changes to one state that get a line each
 MAX_NAMES = 3  # backends that the one line of more changes names
 
@@ -52,6 +54,34 @@ def summarize_takers(services: Sequence[str], some: bool) -> Iterator[Event]:
             yield level, event, {"service": name}
     else:
         yield level, event, {"count": len(services), "services": list(services[:MAX_NAMES])}
+
+
+class Silence(NamedTuple):
+    """A backend that is ``silent``, or answers again; ``flows``: those that were not answered."""
+
+    service: str
+    backend: str
+    forward: str
+    silent: bool
+    flows: int
+
+
+def summarize_silence(changes: Iterable[Silence]) -> Iterator[Event]:
+    """Yield what to log of backends of which no answers come, and of those that answer again: one line of many."""
+    by_event: dict[tuple[str, bool], list[Silence]] = {}
+    for change in changes:
+        by_event.setdefault((change.forward, change.silent), []).append(change)
+    for (forward, silent), alike in by_event.items():
+        level: Level = "warning" if silent else "info"
+        event = MODES[forward].silence if silent else "flows are answered again"
+        hint = {"hint": MODES[forward].wiring} if silent else {}
+        if len(alike) > MAX_LINES:
+            named = [f"{each.service} {each.backend}" for each in alike[:MAX_NAMES]]
+            yield level, event, {"count": len(alike), "backends": named} | hint
+            continue
+        for each in alike:
+            flows = {"flows": each.flows} if silent else {}
+            yield level, event, {"service": each.service, "backend": each.backend} | flows | hint
 
 
 def _level(state: str) -> Level:

@@ -7,6 +7,7 @@ from typing import Any
 from fastlb.model.modes import MODES, SCHEDULERS
 from fastlb.model.net import endpoint_text
 from fastlb.observe.explanation import ClientPacket, Step
+from fastlb.observe.status import problem_of
 from fastlb.plan.plan import Member
 
 MAX_NAMED = 8  # backends that are named in a line; programs get them all
@@ -40,14 +41,16 @@ def _says(seen: ClientPacket, member: Member) -> str:
     """Return a backend's state with the last check's fault."""
     facts, reason = _facts(seen, member), seen.context.states.of(seen.plan.name, member.key).reason
     weight, configured = facts["weight"], facts["configured"]
-    says = f"{member.key} is {facts['state']}" + (f" ({reason})" if reason else "") + f", weight {weight}"
+    problem = f", {facts['problem']}" if facts["problem"] else ""
+    says = f"{member.key} is {facts['state']}" + (f" ({reason})" if reason else "") + f"{problem}, weight {weight}"
     return says + (f" by command (configured: {configured})" if weight != configured else "")
 
 
 def _facts(seen: ClientPacket, member: Member) -> dict[str, Any]:
     state, configured = seen.context.states.of(seen.plan.name, member.key), _configured(seen, member)
     shown, weight = state.shown(seen.context.now), state.chosen_weight(configured)
-    return {"backend": member.key, "state": shown, "weight": weight, "configured": configured}
+    problem = problem_of(seen.plan, state)
+    return {"backend": member.key, "state": shown, "problem": problem, "weight": weight, "configured": configured}
 
 
 def _weight(seen: ClientPacket, member: Member) -> int:
@@ -71,7 +74,7 @@ def explain_forward(seen: ClientPacket, member: Member) -> Step:
     mac = hop["mac"].hex(":") if hop["mac"] else None
     facts = {
         "forward": plan.forward, "interface": link, "next_hop": str(gateway), "mac": mac, "mtu": hop["mtu"],
-        "fault": hop["fault"],
+        "fault": hop["fault"], "past": _replies_go_past(seen, member),
     }  # fmt: skip
     says = f"{plan.forward} to {_target(seen, member)}"
     if hop["fault"] != "no_route":
@@ -80,8 +83,20 @@ def explain_forward(seen: ClientPacket, member: Member) -> Step:
     says += f", MAC {mac}" if mac else ""
     if hop["fault"]:
         return Step("forward", f"{says}: {FAULTS[hop['fault']]}", facts)
+    if facts["past"]:
+        says += "; the client is on the backend's link, so that replies go to it directly, past this host"
     inside = f" inside the tunnel's {hop['outer']} bytes of headers" if hop["outer"] else ""
     return Step("forward", f"{says}, packets of up to {hop['mtu']} bytes{inside}", facts)
+
+
+def _replies_go_past(seen: ClientPacket, member: Member) -> bool:
+    """True if a mode needs replies to come by this host, and client and backend are neighbours of each other."""
+    mode = MODES[seen.plan.forward]
+    if not mode.sees_replies or mode.sends_from_snat:
+        return False
+    client, backend = seen.context.next_hop(seen.packet.src), seen.context.next_hop(member.address)
+    on_link = client is not None and client[1] == seen.packet.src and backend is not None
+    return on_link and client is not None and backend == (client[0], member.address)
 
 
 def _target(seen: ClientPacket, member: Member) -> str:

@@ -8,9 +8,10 @@ from typing import Any, cast
 
 from fastlb._core import Pipeline, reason_names, verdict_number
 from fastlb.model.counters import add_up
+from fastlb.model.modes import MODES
 from fastlb.model.net import PROTOCOL_NAMES
 from fastlb.model.steps import Steps, finish
-from fastlb.plan.backends import BackendStates
+from fastlb.plan.backends import BackendState, BackendStates
 from fastlb.plan.plan import Member, Plan
 
 Pipelines = Sequence[Pipeline]
@@ -104,11 +105,17 @@ def _describe_member(
         "slow_start": member.ramp if member.ramp < 1 else None,
         "state": state.shown(now),
         "reason": state.reason,
+        "problem": problem_of(plan, state),
         "drain_remaining": state.remaining(now),
         "response": _response(pipelines, member.id),
         "check_response": state.response or None,
         **_count_backend(pipelines, member.id),
     }
+
+
+def problem_of(plan: Plan, state: BackendState) -> str | None:
+    """Return what is wrong with a backend that checks find to work; None if nothing is known to be."""
+    return MODES[plan.forward].silence if state.silent and state.works(unknown=True) else None
 
 
 def _response(pipelines: Pipelines, backend: int) -> float | None:

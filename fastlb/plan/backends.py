@@ -50,6 +50,7 @@ class BackendState:
     streak: int = 0  # checks in a row that speak against the state
     slow_since: float | None = None  # when its slow start began
     left: float | None = None  # when the configuration gave it up, or when it was last seen to have flows since
+    silent: bool = False  # it is sent flows and none is answered, though it works as far as checks can tell
 
     def works(self, unknown: bool = False) -> bool:
         """True as far as checks can tell; with ``unknown``, those that have not ended count as passed."""
