@@ -7,6 +7,7 @@ import argparse
 from fastlb.cli.options import Commands, add_command, add_config, add_json
 from fastlb.cli.text import count_of, print_json
 from fastlb.config import load_config
+from fastlb.config.notes import config_notes
 
 
 def add(commands: Commands) -> None:
@@ -23,11 +24,11 @@ def add(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Print what the configuration holds, and what may be a mistake; raises FastlbError for what is one."""
     config = load_config(arguments.config)
-    notes = []
+    notes = list(config_notes(config))
     if arguments.host:
         from fastlb.daemon.preflight import check_this_host  # netlink, which embedding does without
 
-        notes = check_this_host(arguments.config, config)
+        notes += check_this_host(arguments.config, config)
     if arguments.json:
         print_json(config.model_dump(mode="json"))
         return

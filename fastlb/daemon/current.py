@@ -66,6 +66,7 @@ class Current:
             fresh = await planner.beside(planner.reloaded, self._path, self.world, states)
             configs = self.world.configuration.config, fresh.configuration.config
             warnings = await planner.beside(describe_losses, *configs)
+            notes = await planner.beside(planner.fresh_notes, self.world, fresh)
             async with self._changing:
                 began = dict(self.world.states.by_backend)
                 fresh = await planner.caught_up(fresh, self.world, earlier)
@@ -79,9 +80,11 @@ class Current:
         log.info("reloaded", **self.world.configuration.summary())
         for problem in warnings:
             log.warning("a reload took nearly all away", problem=problem)
+        for event, problem in notes:
+            log.warning(event, problem=problem)
         if left:
             log.info("flows of backends that left", **summary(left))
-        return Reloaded(warnings, left)
+        return Reloaded([*warnings, *(f"{event}: {problem}" for event, problem in notes)], left)
 
     def _leaving(self, fresh: World) -> Sequence[Leaving]:
         """Return the flows of backends that this world has no more; they are counted under the numbers of now."""

@@ -11,7 +11,7 @@ from typing import ParamSpec, TypeVar
 from fastlb.config.load import load_config
 from fastlb.daemon.configuration import Configuration
 from fastlb.daemon.memory import check_plans
-from fastlb.daemon.preflight import check_reachable
+from fastlb.daemon.preflight import check_reachable, host_warnings
 from fastlb.daemon.world import Marks, World
 from fastlb.errors import FastlbError
 from fastlb.model.names import BackendName
@@ -82,9 +82,18 @@ def reloaded(path: str, world: World, states: BackendStates) -> World:
     differing = {name[0] for name, state in states.by_backend.items() if known.get(name) is not state}
     differing |= {service for service, _ in known.keys() - states.by_backend.keys()} | states.removed.keys()
     configuration = Configuration.of(config, before.ids, states, now, before, differing)
-    check_reachable(world.view, list(configuration.plans))
+    check_reachable(world.view, list(configuration.plans), config.interfaces)
     ways = find_ways(config, configuration.plans, world.view, world.path_mtus)
     return replace(world, configuration=configuration, states=states, ways=ways)
+
+
+def fresh_notes(before: World, after: World) -> list[tuple[str, str]]:
+    """Return what may be a mistake in a configuration that a reload brings, as event and problem; not what was so
+    before."""
+    known, found = (
+        host_warnings(world.configuration.config, world.configuration.plans, world.view) for world in (before, after)
+    )
+    return [note for note in found if note not in set(known)]
 
 
 async def caught_up(fresh: World, now_holds: World, earlier: Mapping[BackendName, BackendState]) -> World:

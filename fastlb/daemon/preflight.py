@@ -29,9 +29,13 @@ from fastlb.plan.keys import vips_of_this_host
 from fastlb.plan.plan import Plan, plan_services
 from fastlb.plan.reachability import (
     narrow_tunnels,
+    nobody_answers,
     not_on_link,
     own_addresses,
+    replies_by_a_router,
     replies_elsewhere,
+    replies_lost_here,
+    replies_over_another_link,
     too_narrow,
     without_route,
 )
@@ -121,13 +125,16 @@ def check_paths(config: Config) -> None:
 
 def host_warnings(config: Config, plans: Sequence[Plan], view: KernelView) -> list[tuple[str, str]]:
     """Return what is allowed, because it may be meant, but mostly is a mistake; as event and problem."""
-    elsewhere = replies_elsewhere(view, plans, config.interfaces)
+    holds_vips = config.vip_address == "interface"
+    elsewhere = [*replies_over_another_link(view, plans, config.interfaces), *replies_by_a_router(view, plans)]
     narrow = narrow_tunnels(view, plans)
     foreign = [address for address in config.snat if address not in view.addresses]
     return [
         *(("backend unreachable", problem) for problem in without_route(view, plans)),
         *(("answers must be routed here", f"snat: {address} is no address of this host") for address in foreign),
         *(("replies will not be seen", problem) for problem in elsewhere),
+        *(("replies may be lost", problem) for problem in replies_lost_here(view, plans, holds_vips)),
+        *(("nobody answers for a VIP", problem) for problem in nobody_answers(view, plans, holds_vips)),
         *(("a tunnel is narrow", problem) for problem in narrow),
     ]
 
@@ -135,7 +142,7 @@ def host_warnings(config: Config, plans: Sequence[Plan], view: KernelView) -> li
 def check_host(config: Config, plans: Sequence[Plan], view: KernelView) -> None:
     """Raise FastlbError unless the host has the links, addresses, routes and ports that are asked of it."""
     check_interfaces(config, view)
-    check_reachable(view, plans)
+    check_reachable(view, plans, config.interfaces)
     check_source_ports(config.snat, config.snat_ports, view.addresses)
 
 
@@ -155,10 +162,11 @@ def check_interfaces(config: Config, view: KernelView) -> None:
             raise KernelError(f"interface {name} has no MAC address; fastlb works on Ethernet interfaces")
 
 
-def check_reachable(view: KernelView, plans: Sequence[Plan]) -> None:
-    """Raise FastlbError unless the host's routes allow the plans: dsr backends on-link, no way too narrow, and no
-    backend or VIP prefix that is this host."""
+def check_reachable(view: KernelView, plans: Sequence[Plan], interfaces: Sequence[str]) -> None:
+    """Raise FastlbError unless the host's routes allow the plans: dsr backends on-link, no way too narrow, replies by
+    one of the interfaces, and no backend or VIP prefix that is this host."""
     problems = own_addresses(view, plans) + not_on_link(view, plans)
+    problems += replies_elsewhere(view, plans, interfaces)
     problems += too_narrow(view, plans)
     problems += vips_of_this_host(plans, view.addresses)
     if problems:

@@ -111,7 +111,10 @@ class HostTables:
         before = self.links.get(index)
         if kind == netlink.NEWLINK:
             name, mac = message.get_attr("IFLA_IFNAME"), _mac(message.get_attr("IFLA_ADDRESS"))
-            self.links[index] = Link(index, name, mac, mtu, up=message["flags"] & _UP == _UP)
+            self.links[index] = Link(
+                index, name, mac, mtu, up=message["flags"] & _UP == _UP,
+                master=message.get_attr("IFLA_MASTER") or 0, parent=_parent(message),
+            )  # fmt: skip
         else:
             self.links.pop(index, None)
             self.neighbours = {hop: known for hop, known in self.neighbours.items() if hop[0] != index}
@@ -149,6 +152,13 @@ class HostTables:
         if kind == netlink.NEWNEIGH:
             after = self.neighbours[hop] = _Neighbour(message["state"], _mac(message.get_attr("NDA_LLADDR")))
         return Change.NOTHING if before.usable_mac == after.usable_mac else Change.VIEW
+
+
+def _parent(message: Any) -> int:
+    """Return the index of the link that a VLAN is on; 0 of another link. A veth names its peer in the same place."""
+    info = message.get_attr("IFLA_LINKINFO")
+    is_vlan = info is not None and info.get_attr("IFLA_INFO_KIND") == "vlan"
+    return message.get_attr("IFLA_LINK") or 0 if is_vlan else 0
 
 
 def _mac(text: str | None) -> bytes:

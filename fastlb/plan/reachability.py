@@ -67,7 +67,7 @@ def _without_ring(
 
 def _is_over(view: KernelView, link: Link, names: Collection[str]) -> bool:
     """True if what comes in by one of these links passes to ``link``: a VLAN of it, a bridge or bond that has it."""
-    below = {link.index, link.parent}
+    below = {link.index, link.parent} - {0}
     return any(
         each.name in names and (each.index in below or each.master in below) for each in view.links.values()
     )
@@ -85,7 +85,7 @@ def replies_lost_here(view: KernelView, plans: Iterable[Plan], holds_vips: bool)
     """
     if not holds_vips:
         return []
-    routers = {route.link for route in view.routes if route.gateway is not None and route.gateway.version == 4}
+    routers = {link for gateway, link, _ in view.ways if gateway is not None and gateway.version == 4}
     lines = []
     for plan in plans:
         if plan.forward in TWO_WAY or plan.network.version == 6:
@@ -116,7 +116,7 @@ def replies_by_a_router(view: KernelView, plans: Iterable[Plan]) -> list[str]:
         if not mode.sees_replies or mode.sends_from_snat:
             continue
         routes = [(view.route(member.address), member) for member in plan.members if not member.removed]
-        behind = [(route.gateway, member) for route, member in routes if route is not None and route.gateway is not None]
+        behind = [(route.gateway, member) for route, member in routes if route is not None and route.gateway]
         if behind:
             gateway, first = behind[0]
             lines.append(
@@ -136,8 +136,8 @@ def nobody_answers(view: KernelView, plans: Iterable[Plan], holds_vips: bool) ->
         if route is not None and route.gateway is None and route.link in view.links:
             asks = "ARP" if vip.version == 4 else "ND"
             found.setdefault(str(vip), (
-                f"service {plan.name}: {vip} is on the network of {view.links[route.link].name}, and this host does not "
-                f"have it, so that nobody answers {asks} for it: use vip_address: interface, unless a router has a "
+                f"service {plan.name}: {vip} is on the network of {view.links[route.link].name}, and this host does "
+                f"not have it, so that nobody answers {asks} for it: use vip_address: interface, unless a router has a "
                 "route for it to this host"
             ))
     return list(found.values())

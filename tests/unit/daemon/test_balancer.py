@@ -16,7 +16,7 @@ import structlog
 from fastlb.daemon import balancer as balancers
 from fastlb.daemon.balancer import Balancer
 from fastlb.daemon.lifecycle import Lifecycle, State
-from fastlb.daemon.world import Marks, World
+from fastlb.daemon.world import DataPath, Marks, World
 from fastlb.errors import ConfigError, ControlError, FastlbError, KernelError
 from fastlb.model.hostview import KernelView
 from tests import hostviews
@@ -26,7 +26,7 @@ from tests.unit.daemon.worlds import written
 WEB, API = service("nat", name="web"), service("nat", name="api", port=81)
 BEFORE_THE_LOOP = ["host", "flows", "publisher", "path_mtus", "packet_path", "vips", "manager"]
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
-NAMES = [*BEFORE_THE_LOOP, "backends"]
+NAMES = [*BEFORE_THE_LOOP, "backends", "answers"]
 HANDED_OVER = "stopped; guard, VIPs and flows stay"
 UNRESOLVED = hostviews.view(neighbours={})
 
@@ -95,7 +95,7 @@ class FakeParts:
     def __init__(self) -> None:
         self.done: list[str] = []
         self.named = {name: FakePart(name, self.done) for name in NAMES}
-        self.data_path: Any = type("DataPath", (), {"pipelines": []})()
+        self.data_path = DataPath()
         self.lifecycle, self.marks, self.abandon = Lifecycle(), Marks(), lambda: None
 
     def make(
@@ -122,7 +122,7 @@ class Stage:
         self.write(WEB)
         self.balancer = Balancer(str(self.file))
         self.parts = FakeParts()
-        self.last = self.parts.named["backends"].on_tick
+        self.last = self.parts.named[NAMES[-1]].on_tick
         self.logs: list[Any] = []
 
     def write(self, *services: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fastlb.daemon.answers import Answers
 from fastlb.daemon.backends import Backends
 from fastlb.daemon.flows import Flows
 from fastlb.daemon.host import Host
@@ -15,7 +16,7 @@ from fastlb.daemon.vips import Vips
 from fastlb.daemon.world import DataPath, Marks
 from fastlb.kernel import cpus
 
-ORDER = [Host, Flows, Publisher, PathMtuErrors, PacketPath, Vips, ServiceManager, Backends]
+ORDER = [Host, Flows, Publisher, PathMtuErrors, PacketPath, Vips, ServiceManager, Backends, Answers]
 
 
 def made(marks: Marks | None = None) -> Parts:
@@ -27,8 +28,8 @@ def test_the_order() -> None:
     """Flows before those who publish to them, VIPs when packets to them are taken, checks within the event loop."""
     parts = made()
     assert [type(part) for part in parts.in_order()] == ORDER
-    assert parts.in_order()[:-1] == parts.before_the_loop()
-    assert parts.in_order()[-1] is parts.backends
+    assert parts.in_order()[:-2] == parts.before_the_loop()
+    assert parts.in_order()[-2:] == [parts.backends, parts.answers]
 
 
 def test_every_part_is_in_the_order() -> None:
@@ -40,7 +41,7 @@ def test_every_part_is_in_the_order() -> None:
 
 def test_one_data_path_for_all() -> None:
     parts = made()
-    sharing = [parts.host, parts.flows, parts.publisher, parts.packet_path, parts.backends]
+    sharing = [parts.host, parts.flows, parts.publisher, parts.packet_path, parts.backends, parts.answers]
     for part in sharing:
         assert [value for value in vars(part).values() if isinstance(value, DataPath)] == [parts.data_path]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -14,15 +15,19 @@ from fastlb.plan.ids import BackendIds
 from fastlb.plan.plan import Plan, plan_services
 from fastlb.plan.reachability import (
     narrow_tunnels,
+    nobody_answers,
     not_on_link,
     outer_length,
     own_addresses,
+    replies_by_a_router,
     replies_elsewhere,
+    replies_lost_here,
+    replies_over_another_link,
     too_narrow,
     without_route,
 )
 from tests.balancers import config, service
-from tests.hostviews import planned, view
+from tests.hostviews import LINKS, planned, view
 
 # --- without a way ----------------------------------------------------------------------------------------------------
 
@@ -83,7 +88,10 @@ REPLIES: list[tuple[str, str, list[str], str | None]] = [
 def test_replies_on_an_interface_without_a_ring(
     backend: str, forward: str, interfaces: list[str], missed: str | None
 ) -> None:
-    expected = [f"service s0: backend {backend} is reached by {missed}, which is not among the interfaces"]
+    expected = [
+        f"service s0: backend {backend} is reached by {missed}, which is not among the interfaces, so that replies "
+        f"would not be seen; add it: interfaces: [{', '.join([*interfaces, str(missed)])}]"
+    ]
     assert replies_elsewhere(view(), planned(backend, forward=forward), interfaces) == (expected if missed else [])
 
 
@@ -94,12 +102,89 @@ def test_replies_of_full_nat_on_an_interface_without_a_ring() -> None:
     assert replies_elsewhere(view(), plans, ["eth1"]) == []
 
 
+def test_a_link_over_one_of_the_interfaces() -> None:
+    """What comes in by the port of a bridge, or by the link of a VLAN, is seen there."""
+    plans = planned("10.3.0.11", "fd00:3::11", forward="nat")
+    over = {
+        "bridge": LINKS | {6: replace(LINKS[2], index=6, name="eth6", master=3)},
+        "vlan": LINKS | {6: replace(LINKS[2], index=6, name="eth6"), 3: replace(LINKS[3], parent=6)},
+    }
+    for links in over.values():
+        assert replies_elsewhere(view(links=links), plans, ["eth6"]) == []
+        assert len(replies_over_another_link(view(links=links), plans, ["eth6"])) == 2
+        assert len(replies_elsewhere(view(links=links), plans, ["eth0"])) == 2
+        assert replies_over_another_link(view(links=links), plans, ["eth0", "eth1"]) == []
+
+
+def test_many_backends_are_one_line() -> None:
+    settings = config(service("nat", name="s0", backends=[{"address": f"10.3.0.{n}"} for n in range(20, 60)]))
+    [line] = replies_elsewhere(view(), plan_services(settings, BackendIds(), 0.0), ["eth0"])
+    assert line.startswith("service s0: backend 10.3.0.20 and 39 more is reached by eth1")
+
+
+# --- wired so that no reply comes -------------------------------------------------------------------------------------
+
+# mode, backend, who holds the VIP; is it told that replies are lost here, or that they take another way?
+WIRED: list[tuple[str, str, bool, bool, bool]] = [
+    ("dsr", "10.9.0.1", True, True, False),  # on eth1, which has gateways in the second column only
+    ("dsr", "10.9.0.1", False, False, False),
+    ("dsr", "fd00:3::11", True, False, False),  # IPv6 has no such rule
+    ("ipip", "10.9.0.1", True, True, False),
+    ("gue", "10.9.0.1", True, True, False),
+    ("gre", "192.0.2.1", True, False, False),  # behind a router
+    ("dsr", "10.2.0.9", True, False, False),  # a router is on its network
+    ("nat", "10.9.0.1", True, False, False),
+    ("fullnat", "10.9.0.1", True, False, False),
+    ("nat", "192.0.2.1", False, False, True),
+    ("nat", "10.6.0.1", True, False, True),
+    ("fullnat", "192.0.2.1", False, False, False),
+    ("dsr", "10.7.0.1", True, False, False),  # no route at all
+]
+
+
+@pytest.mark.parametrize(("forward", "backend", "holds", "lost", "elsewhere"), WIRED)
+def test_replies_that_cannot_come(forward: str, backend: str, holds: bool, lost: bool, elsewhere: bool) -> None:
+    listed = [{"address": backend}]
+    settings = config(service(forward, ip_address(backend).version, name="s0", backends=listed), snat=["10.2.0.5"])
+    plans = plan_services(settings, BackendIds(), 0.0)
+    only = tuple(route for route in view().routes if route.link != 3 or route.gateway is None)
+    seen = view() if forward == "nat" else view(routes=only)
+    assert [line.split(",")[0] for line in replies_lost_here(seen, plans, holds)] == (
+        [f"service s0: if this host is the gateway of backend {backend} on eth1"] if lost else []
+    )
+    assert [f"backend {backend} is behind gateway" in line for line in replies_by_a_router(seen, plans)] == (
+        [True] if elsewhere else []
+    )
+
+
+# VIP, who holds it, the host's own addresses; on which interface neighbours ask for it in vain
+ASKED: list[tuple[str, bool, list[str], str | None]] = [
+    ("10.2.0.100", False, [], "eth0"), ("10.2.0.100", True, [], None), ("10.2.0.100", False, ["10.2.0.100"], None),
+    ("fd00:3::100", False, [], "eth1"), ("203.0.113.10", False, [], None), ("10.3.0.128/28", False, [], None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("vip", "holds", "own", "asked"), ASKED)
+def test_a_vip_that_nobody_answers_for(vip: str, holds: bool, own: list[str], asked: str | None) -> None:
+    version = 6 if ":" in vip else 4
+    settings = config(*(service("nat", version, name=f"s{port}", vip=vip, port=port) for port in (80, 443)))
+    plans = plan_services(settings, BackendIds(), 0.0)
+    lines = nobody_answers(view(addresses=frozenset(map(ip_address, own))), plans, holds)
+    assert [line.split(",")[0] for line in lines] == (
+        [f"service s80: {vip} is on the network of {asked}"] if asked else []
+    )
+
+
 # --- removed backends -------------------------------------------------------------------------------------------------
 
+ON_LINK = tuple(route for route in view().routes if route.gateway is None)
 Lines = Callable[[KernelView, list[Plan]], list[str]]
 # what is asked, the mode, and a backend of which a line is said as long as it is configured
 SAID: dict[str, tuple[Lines, str, str]] = {
     "own_addresses": (own_addresses, "nat", "10.3.0.11"),
+    "replies_lost_here": (
+        lambda seen, plans: replies_lost_here(replace(seen, routes=ON_LINK), plans, True), "dsr", "10.3.0.11"),
+    "replies_by_a_router": (replies_by_a_router, "nat", "10.6.0.1"),
     "replies_elsewhere": (lambda seen, plans: replies_elsewhere(seen, plans, ["eth0"]), "nat", "10.3.0.11"),
     "without_route": (without_route, "nat", "10.7.0.1"),
     "no address for a tunnel": (without_route, "gue", "10.3.0.11"),
