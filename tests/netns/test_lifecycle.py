@@ -711,8 +711,8 @@ def test_check_against_the_host(lab: Lab, tmp_path: Path) -> None:
     assert "note: answers must be routed here: snat: 192.0.2.9 is no address of this host" in told.stdout
     half = lab.write_config(tmp_path / "half.yaml", workers=1, interfaces=["eth0"])
     noted = fastlb("check", "-c", half, "--host", namespace=here)
-    assert noted.returncode == 0
-    assert "note: replies will not be seen: service web-nat-4: backend 10.3.0.11 is reached by eth1" in noted.stdout
+    assert noted.returncode == 1
+    assert "service web-nat-4: backend 10.3.0.11 and 2 more is reached by eth1, which is not among" in noted.stderr
     narrow = ["fd00:3::11", "dev", "eth1", "mtu", "1200"]
     lab.check("lb", ["ip", "-6", "route", "add", *narrow])
     try:

@@ -28,6 +28,7 @@ from tests.netns.rig import (
     OtherXsk,
     Preload,
     Rig,
+    config,
     is_free,
     make_rig,
     next_port,
@@ -49,7 +50,12 @@ BUSY = "its queue is in use by another AF_XDP socket"
 
 
 def balancer_of(rig: Rig, mode: str, directory: Path, **settings: Any) -> Balancer:
-    return rig.balancer(directory, interfaces=["l0"], transmit=mode, **settings)
+    return rig.balancer(directory, transmit=mode, **settings)
+
+
+def one_ring() -> dict[str, Any]:
+    """A ring on l0 alone, so that the other end may vanish; the replies of nat would need one there."""
+    return {"interfaces": ["l0"], "services": [each for each in config()["services"] if each["forward"] != "nat"]}
 
 
 # ---- real traffic
@@ -241,7 +247,7 @@ def test_a_link_that_goes_down_and_up(rig: Rig, tmp_path: Path, what: str, mode:
     """Without its peer the link keeps its socket: each frame is refused, and counted, until the route is gone."""
     said, side, name = DOWN[what]
     namespace: Namespace = getattr(rig, side)
-    with balancer_of(rig, mode, tmp_path) as balancer:
+    with balancer_of(rig, mode, tmp_path, **one_ring()) as balancer:
         rig.reach(balancer)
         before = settled(balancer)["counters"]
         with Flood(rig) as flood:
@@ -268,7 +274,7 @@ def test_a_link_that_goes_down_and_up(rig: Rig, tmp_path: Path, what: str, mode:
 
 @pytest.mark.parametrize("mode", ["xdp", "sendmmsg"])
 def test_an_interface_that_vanishes_and_returns(rig: Rig, tmp_path: Path, mode: str) -> None:
-    with balancer_of(rig, mode, tmp_path) as balancer:
+    with balancer_of(rig, mode, tmp_path, **one_ring()) as balancer:
         rig.reach(balancer)
         before = settled(balancer)["counters"]
         with Flood(rig) as flood:
@@ -291,7 +297,7 @@ def test_an_interface_that_vanishes_and_returns(rig: Rig, tmp_path: Path, mode: 
 
 def test_interfaces_that_vanish_leave_nothing_behind(rig: Rig, tmp_path: Path) -> None:
     """More often than a worker has sockets, and without traffic, which would tell it."""
-    with balancer_of(rig, "auto", tmp_path) as balancer:
+    with balancer_of(rig, "auto", tmp_path, **one_ring()) as balancer:
         sockets = open_sockets(balancer)
         for _ in range(20):
             rig.cut("l1")
@@ -320,8 +326,7 @@ def test_a_restart_has_its_queues_at_once(rig: Rig, tmp_path: Path) -> None:
             end()
             balancer.start()
             assert balancer.status()["transmit"] == {"l0": "xdp", "l1": "xdp"}
-        passing = {"replies will not be seen", "flows taken over"}
-        assert {each["event"] for each in balancer.logs()} - passing == {"running", "stopped"}
+        assert {each["event"] for each in balancer.logs()} - {"flows taken over"} == {"running", "stopped"}
 
 
 def test_a_queue_in_use_is_waited_for(rig: Rig, tmp_path: Path) -> None:
@@ -372,7 +377,6 @@ def test_a_refusal_for_good(
         up = balancer.status()["uptime"]
         assert until(lambda: balancer.status()["uptime"] > up + 1)  # it looks after its sockets several times a second
         said = [(each["event"], each.get("reason")) for each in balancer.logs()]
-        said = [each for each in said if each[0] != "replies will not be seen"]  # l1 has no ring here
         assert said == [("AF_XDP refused; sending by sendmmsg", REFUSALS[part])] * 2 + [("running", None)]
         assert settled(balancer)["counters"]["transmitted_xdp"] == 0
 
