@@ -61,12 +61,11 @@ cdef inline uint32_t backend_in_midflow(
 
 cdef inline uint32_t backend_of_new_flow(
         PipelineState *pipe, const Snapshot *snap, const Service *service, Cursor *cursor, uint64_t hashed,
-        const Packet *p, uint32_t now) noexcept nogil:
+        const Packet *p, bint proven, uint32_t now) noexcept nogil:
     """Return the backend id of a new flow; 0 if the service has none, or none with room."""
     if unlikely(service.affinity != NULL):
         return sticky_or_scheduled(
-            &pipe.affinity, &pipe.schedulers, &pipe.flows, snap.services, service, cursor, hashed, p.src,
-            p.protocol != PROTO_TCP, now)
+            &pipe.affinity, &pipe.schedulers, &pipe.flows, snap.services, service, cursor, hashed, p.src, proven, now)
     return scheduled_backend(&pipe.schedulers, &pipe.flows, service, cursor, hashed)
 
 
@@ -96,13 +95,16 @@ cdef inline uint32_t alternative(
 
 
 cdef inline int choose_backend(
-        PipelineState *pipe, const Snapshot *snap, Packet *p, bint fresh, uint32_t now) noexcept nogil:
-    """Set the backend of a flow that is new, or without an entry. Returns 0, or why there is none."""
+        PipelineState *pipe, const Snapshot *snap, Packet *p, bint fresh, bint proven, uint32_t now) noexcept nogil:
+    """Set the backend of a flow that is new, or without an entry. Returns 0, or why there is none.
+
+    `proven`: nothing more will show that a new flow works (UDP, or no entry), so that affinity counts it at once.
+    """
     cdef const Service *service = &snap.services.services[p.service]
     cdef Cursor *cursor = cursor_of(&pipe.schedulers, p.service)
     cdef uint64_t hashed = hash_of_flow(snap.services, service, p)
     if fresh:
-        p.backend = backend_of_new_flow(pipe, snap, service, cursor, hashed, p, now)
+        p.backend = backend_of_new_flow(pipe, snap, service, cursor, hashed, p, proven, now)
     else:
         p.backend = backend_in_midflow(pipe, service, hashed, p.src, now)
     if unlikely(p.backend == 0):
@@ -183,7 +185,7 @@ cdef inline int pass_without_entry(
     if not fresh and service.forward == FORWARD_FULLNAT:
         return DROP_FLOW_UNKNOWN
     note_no_tokens(&pipe.budget, snap.services, service, now)
-    fault = choose_backend(pipe, snap, p, fresh and is_found_again(service), now)
+    fault = choose_backend(pipe, snap, p, fresh and is_found_again(service), True, now)
     if unlikely(fault):
         return fault
     if needs_entry(pipe, snap, service, p, now):
@@ -231,7 +233,7 @@ cdef inline int start_flow(PipelineState *pipe, const Snapshot *snap, Packet *p,
     if unlikely(pipe.budget.ran_out_once):
         scheduled = fresh and (
             is_found_again(service) or not may_go_by_hash(&pipe.budget, snap.services, service, now))
-    fault = choose_backend(pipe, snap, p, scheduled, now)
+    fault = choose_backend(pipe, snap, p, scheduled, p.protocol != PROTO_TCP, now)
     if unlikely(fault):
         return fault
     if unlikely(service.forward == FORWARD_FULLNAT):

@@ -32,6 +32,7 @@ OVER = ("closing", "reset")
 LOOKS = 16  # at other backends, where one has no room or is in conflict
 AFFINITY = 4  # seconds
 TICK_BITS = 8  # of milliseconds: affinity is as exact as that
+TRIAL_TICKS = 12
 LEAST_RESPONSE = 64e-6  # seconds: faster answers do not count
 
 Tuple = tuple[str, str, int, str, int]  # protocol, client, port, VIP, port
@@ -367,11 +368,18 @@ class Model:
         works = standing.health in ("unchecked", "up") or (standing.health == "unknown" and not others)
         return works and not standing.draining
 
-    def remember(self, service: dict[str, Any], client: str, number: int, now: int) -> None:
+    def remember(self, service: dict[str, Any], client: str, number: int, now: int, proven: bool) -> None:
+        """A flow that nothing has shown to work yet has its client remembered for a short time."""
         if "affinity" in service:
             address = self.backends[number][1].rpartition(":")[0]
-            end = (now >> TICK_BITS) + (AFFINITY * 1000 >> TICK_BITS) + 2
+            ticks = (AFFINITY * 1000 >> TICK_BITS) + 2
+            end = (now >> TICK_BITS) + (ticks if proven else min(ticks, TRIAL_TICKS))
             self.slots[group_of(service), client] = address, end
+
+    def learn(self, service: dict[str, Any], client: str, number: int, now: int) -> None:
+        """A client's connection is established now."""
+        if self.stuck(service, client, now) in (None, number) and not self.standings[self.backends[number]].removed:
+            self.remember(service, client, number, now, True)
 
     def midflow(self, service: dict[str, Any], flow: Tuple, now: int) -> int | None:
         """Where a packet goes whose flow is not known, and that begins none."""
@@ -381,15 +389,17 @@ class Model:
     def new_flow(self, service: dict[str, Any], flow: Tuple, now: int, seen: Sight) -> list[int]:
         """Where a new flow may go; the scheduler's turn is taken, and where it may only be one, remembered."""
         stuck = self.stuck(service, flow[1], now)
+        proven = flow[0] == "udp"
         if stuck is not None and seen.flows(self.backends[stuck]) < self.cap(service, stuck):
-            self.remember(service, flow[1], stuck, now)
+            if proven:
+                self.remember(service, flow[1], stuck, now, True)
             return [stuck]
         choice = self.scheduled(service, flow, seen)
         got = self.numbers.get((service["name"], seen.backend or ""))
         said = got if got in choice.allowed else choice.allowed[0] if len(choice.allowed) == 1 else None
         self.cursors[self.place(service)] = choice.cursors.get(said or 0, choice.cursor)
         if said is not None:
-            self.remember(service, flow[1], said, now)
+            self.remember(service, flow[1], said, now, proven)
         return choice.allowed
 
     def place_flow(
@@ -442,8 +452,10 @@ class Model:
         else:
             stays = False
         if entry and stays and not (syn and entry.state in (*OVER, "picked-up")):
-            entry.state = step(entry.state, protocol, letters, True, service["forward"] == "nat")
-            entry.seen = now
+            before, entry.seen = entry.state, now
+            entry.state = step(before, protocol, letters, True, service["forward"] == "nat")
+            if before in ("syn", "syn-ack") and entry.state == "established":
+                self.learn(service, flow[1], entry.number, now)
             return self.forwarded("conntrack", entry.number, service, vip, vport)
         self.flows.pop(flow, None)
         fresh = syn or protocol == "udp"

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from fastlb.daemon import balancer as balancers
+from fastlb.daemon import signals
 from fastlb.daemon.balancer import Balancer
 from fastlb.daemon.lifecycle import Lifecycle
 from fastlb.daemon.part import Part
@@ -83,8 +84,10 @@ def test_no_part_has_the_balancer(name: str, tmp_path: Path, monkeypatch: pytest
         kept.append(Parts.make(*args))
         raise Stopped
 
-    for check in ("check_privileges", "check_memory", "raise_file_limit", "on_stop_signals"):
+    for check in ("check_privileges", "check_memory", "raise_file_limit"):
         monkeypatch.setattr(balancers, check, lambda *_: None)
+    for each in ("hold_reload", "on_stop", "ignore"):
+        monkeypatch.setattr(signals, each, lambda *_: None)
     monkeypatch.setattr(balancers, "Parts", type("Making", (), {"make": staticmethod(make)}))
     with pytest.raises(Stopped):
         owner.run()

@@ -20,13 +20,13 @@ PORTS = range(40000, 40200)
 
 
 def weighted(*weights: int | None, **changes: Any) -> dict[str, Any]:
-    """A dsr service with these weights; None leaves a backend out."""
+    """A dsr service with these weights, whose removed backends lose their flows; None leaves a backend out."""
     backends = [
         {"address": address, "weight": weight}
         for address, weight in zip(BACKENDS[4], weights, strict=True)
         if weight is not None
     ]
-    return service("dsr", backends=backends, **changes)
+    return service("dsr", backends=backends, **({"on_leave": "rehash"} | changes))
 
 
 def placements(balancer: Balancer, letters: str = "A", now: float = 0.0) -> dict[int, tuple[str, str | None]]:
@@ -143,7 +143,7 @@ def test_many_reloads_in_traffic() -> None:
     balancer = Balancer(config(), hosts=[CLIENT[4], *(f"10.3.0.{n}" for n in range(1, 100))])
     for turn in range(100):
         hosts = {f"10.3.0.{n}" for n in range(1 + turn % 50, 11 + turn % 50)}
-        balancer.reload(config(service("dsr", backends=[{"address": host} for host in hosts])), now=turn)
+        balancer.reload(config(service("dsr", on_leave="rehash", backends=[{"address": host} for host in hosts])), now=turn)
         for reason, key in placements(balancer, "A", turn).values():
             assert reason in ("conntrack", "maglev")
             assert key.removesuffix(":80") in hosts  # type: ignore[union-attr]

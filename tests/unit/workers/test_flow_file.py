@@ -272,7 +272,7 @@ def test_backends_keep_their_ids(folder: Path) -> None:
     placed = fill(first)
     first.end()
     gone = BACKENDS[4][0]
-    changed = [without(spec, gone) for spec in reversed(SERVICES)]
+    changed = [without(spec, gone) | {"on_leave": "rehash"} for spec in reversed(SERVICES)]
     changed[-1]["backends"] = [{"address": "10.3.0.9", "port": 8080}, *changed[-1]["backends"]]
     second = Life(settings(folder, *changed), 2)
     stay = {key: owner for key, owner in placed.items() if owner is not None and gone not in owner[1]}
@@ -304,7 +304,7 @@ def test_a_backend_that_left_meanwhile(folder: Path, policy: str, reason: str) -
 
 def test_an_id_of_before_is_not_given_away_at_once(folder: Path) -> None:
     """Flows of a backend that left must not find another one under its number."""
-    only = [service("dsr", backends=[{"address": host}]) for host in BACKENDS[4][:2]]
+    only = [service("dsr", on_leave="rehash", backends=[{"address": host}]) for host in BACKENDS[4][:2]]
     first = Life(settings(folder, only[0]))
     first.send(frame(CLIENT[4], 40000, VIP[4], 80))
     number = first.ids.by_name["dsr4tcp", f"{BACKENDS[4][0]}:80"]
