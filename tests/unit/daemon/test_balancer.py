@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -306,7 +305,7 @@ def test_a_reload_that_is_asked_for_during_the_start(stage: Stage, at: str) -> N
 
     def reload(world: World) -> World:
         stage.write(WEB, API)
-        os.kill(os.getpid(), signal.SIGHUP)
+        signal.raise_signal(signal.SIGHUP)
         return world
 
     def stop_when_reloaded() -> None:

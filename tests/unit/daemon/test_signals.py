@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator
 
@@ -35,7 +34,7 @@ def test_a_reload_is_held_until_somebody_takes_it() -> None:
     signal.signal(signal.SIGHUP, lambda *_: got.append("too early"))
     signals.hold_reload()
     for _ in range(2):
-        os.kill(os.getpid(), signal.SIGHUP)
+        signal.raise_signal(signal.SIGHUP)
     assert got == []
     signals.on_reload(lambda: got.append("reload"))
     assert got == ["reload"]
@@ -46,7 +45,7 @@ def test_a_reload_is_held_until_somebody_takes_it() -> None:
 def test_all_are_ignored() -> None:
     """One that was held, too."""
     signals.hold_reload()
-    os.kill(os.getpid(), signal.SIGHUP)
+    signal.raise_signal(signal.SIGHUP)
     signals.ignore()
     for number in ALL:
         signal.raise_signal(number)

@@ -143,7 +143,8 @@ def test_many_reloads_in_traffic() -> None:
     balancer = Balancer(config(), hosts=[CLIENT[4], *(f"10.3.0.{n}" for n in range(1, 100))])
     for turn in range(100):
         hosts = {f"10.3.0.{n}" for n in range(1 + turn % 50, 11 + turn % 50)}
-        balancer.reload(config(service("dsr", on_leave="rehash", backends=[{"address": host} for host in hosts])), now=turn)
+        backends = [{"address": host} for host in hosts]
+        balancer.reload(config(service("dsr", on_leave="rehash", backends=backends)), now=turn)
         for reason, key in placements(balancer, "A", turn).values():
             assert reason in ("conntrack", "maglev")
             assert key.removesuffix(":80") in hosts  # type: ignore[union-attr]
