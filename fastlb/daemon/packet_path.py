@@ -185,9 +185,8 @@ class PacketPath:
             self._lifecycle.fail(FastlbError(f"a worker has died {times}; stopping"))
             return
         if self._world is not None:
-            trouble = self._reopen(self._world)
-            log.error("a worker has died; starting the workers again", workers=dead)
-            self._tell_of_trouble(trouble)
+            log.error("a worker has died; starting the workers again", workers=dead)  # another one may not stop now
+            self._tell_of_trouble(self._reopen(self._world))
 
     def _exit_with_stuck_workers(self, numbers: Sequence[int]) -> NoReturn:
         """End the process, which closes the rest: a ring must not be unmapped under a worker that runs on."""

@@ -183,7 +183,7 @@ class Balancer:
 
     def logs(self) -> list[dict[str, Any]]:
         """What it has logged, one dict an event; lines that are not JSON become {"event": line}."""
-        return list(map(_parse_line, self.log_path.read_text().splitlines()))
+        return list(map(_parse_line, whole_lines(self.log_path)))
 
     def show_log(self) -> None:
         """Print what it has logged since the last time; pytest shows that with a test that fails."""
@@ -191,6 +191,11 @@ class Balancer:
         if fresh := text[self._log_shown :]:
             print(f"--- {self.log_path.name} of {self.namespace}\n{fresh}", end="", file=sys.stderr)
         self._log_shown = len(text)
+
+
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a log that are written to their ends."""
+    return path.read_text().rpartition("\n")[0].splitlines()
 
 
 def _parse_line(line: str) -> dict[str, Any]:

@@ -46,7 +46,7 @@ from tests.frames import (
     ip4_packet,
     ip6_packet,
 )
-from tests.netns.balancer import PATIENCE, ROOT, fastlb, snmp, until
+from tests.netns.balancer import PATIENCE, ROOT, fastlb, snmp, until, whole_lines
 from tests.netns.namespaces import Namespace, veth
 from tests.netns.wire import NEEDS_CSUM, PACKET_VNET_HDR, PLAIN, SOL_PACKET, VNET_HDR, Offload
 from tests.tunnels import HOST, LB, MODES, PORT, WAYS, outer_packet, tunnel, udp_segment, with_ip4_checksum
@@ -232,7 +232,7 @@ class Receiver:
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """What it has logged under this name."""
-        lines = [json.loads(line) for line in self.log_path.read_text().splitlines() if line.startswith("{")]
+        lines = [json.loads(line) for line in whole_lines(self.log_path) if line.startswith("{")]
         return [line for line in lines if line["event"] == name]
 
     def counters(self) -> dict[str, Any]:

@@ -89,6 +89,10 @@ def ways_out(status: dict[str, Any]) -> list[dict[str, str]]:
     return [worker["transmit"] for worker in status["workers"]]
 
 
+# Of backends that hold no VIP, and answer nothing here.
+OF_THE_WIRING = ("replies may be lost", "no client gets past its SYN", "no replies from a backend")
+
+
 def events(balancer: Balancer) -> list[str]:
     return [each["event"] for each in balancer.logs()]
 
@@ -331,7 +335,8 @@ def test_a_worker_that_hangs(wide: Rig, tmp_path: Path, preload: Preload, faults
             happens(faults, "die-1")
         assert until(lambda: not balancer.running)
         assert balancer.wait() == 1
-        assert events(balancer) == ["running", DIED if dies else STUCK, LEFT]
+        told = [event for event in events(balancer) if event not in OF_THE_WIRING]
+        assert told == ["running", DIED if dies else STUCK, LEFT]
         assert balancer.logs()[-1]["workers"] == [0]
         assert leftovers(wide, balancer) == []
         assert held_vips(wide) == []
