@@ -29,7 +29,7 @@ from tests.balancers import BACKENDS, CLIENT, HOSTS, VIP, reply_to, service
 from tests.frames import ACK, BALANCER_MAC, FIN, RST, SYN, frame, mac_of
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ("fastlb", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+SOURCES = ("fastlb", "examples/systemd", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 BUILT = shutil.ignore_patterns("*.so", "__pycache__")
 PROFILE = {"FASTLB_PROFILE": "quick"}
 NOT_THEIRS = {"LD_PRELOAD"}  # of `make asan`: nothing here is instrumented
