@@ -40,7 +40,7 @@ cdef tuple BACKEND_COUNTERS = (  # `Pipeline.backend_stats`
     ("reply_packets", "counter", "packets", "from the backend to clients, in nat and fullnat"),
     ("reply_bytes", "counter", "bytes", "from the backend to clients, in nat and fullnat"),
     ("new_flows", "counter", "flows", "that got an entry with the backend"),
-    ("answered_flows", "counter", "flows", "of TCP that the backend answered; one-way: whose client went on after its SYN"),
+    ("answered_flows", "counter", "flows", "of TCP that the backend answered; one-way: that went on after the SYN"),
     ("active_flows", "gauge", "flows", "that are not over: those that schedulers and max_flows go by"),
 )
 cdef tuple DECAP_COUNTERS = (  # `Decapsulator.counters`, beside its drops

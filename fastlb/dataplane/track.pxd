@@ -8,9 +8,9 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from fastlb.dataplane.admission cimport may_go_by_hash, may_make_entry, note_no_tokens, source_may_begin, spend_entry
 from fastlb.dataplane.affinity cimport affine_backend, learn_client, sticky_or_scheduled
 from fastlb.dataplane.conntrack cimport (
-    FLOW_ESTABLISHED, FLOW_PICKED_UP, FLOW_SYN, FLOW_SYN_ACK, FlowEntry, backend_of, be_vport_of, conflicts, enter_flow, entry_number, find_by_port,
-    find_flow, find_reply, find_room, first_state, forget, has_expired, is_over, is_stale, pool_of, serves, state_of,
-    touch, tuple_of)
+    FLOW_ESTABLISHED, FLOW_PICKED_UP, FLOW_SYN, FLOW_SYN_ACK, FlowEntry, backend_of, be_vport_of, conflicts, enter_flow,
+    entry_number, find_by_port, find_flow, find_reply, find_room, first_state, forget, has_expired, is_over, is_stale,
+    pool_of, serves, state_of, touch, tuple_of)
 from fastlb.dataplane.flowhash cimport fingerprint as flow_fingerprint
 from fastlb.dataplane.machine cimport bswap16, likely, unlikely
 from fastlb.dataplane.mode cimport translates
