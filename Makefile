@@ -82,7 +82,7 @@ coverage: $(STAMP) ## tests with assertions on; which lines they reach, and a fl
 	mkdir -p $(COVERAGE)
 	tar -c --exclude='./.*' --exclude=./build --exclude='*.so' --exclude=./fastlb/_core.c . | tar -x -C $(COVERAGE)
 	cd $(COVERAGE) && FASTLB_PROFILE=coverage $(CURDIR)/$(PY) setup.py --quiet build_ext --inplace
-	cd $(COVERAGE) && tools/as_root.sh $(CURDIR)/$(PY) -m coverage run -m pytest -p no:cacheprovider $(PARALLEL) $(COVERED)
+	cd $(COVERAGE) && tools/as_root.sh env FASTLB_PROFILE=coverage $(CURDIR)/$(PY) -m coverage run -m pytest -p no:cacheprovider $(PARALLEL) $(COVERED)
 	cd $(COVERAGE) && $(CURDIR)/$(PY) -m coverage combine --quiet && $(CURDIR)/$(PY) -m coverage report
 	$(PY) tools/coverage_lines.py --floor $(FLOOR) $(COVERAGE)
 

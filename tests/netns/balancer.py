@@ -112,8 +112,12 @@ class Balancer:
         assert self.running, f"exit code {self._process.returncode}: {self.log_path.read_text()}"
 
     def launch(self, **popen: Any) -> subprocess.Popen[bytes] | Forked:
-        """Start it and do not wait; the caller ends it. With options for Popen it is a process of its own."""
-        if not popen:
+        """Start it and do not wait; the caller ends it.
+
+        With options for Popen it is a process of its own, and also where gcc counts lines: it writes the counts when a
+        process ends, but not when a forked one does.
+        """
+        if not popen and os.environ.get("FASTLB_PROFILE") != "coverage":
             return Forked(["run", "-c", str(self.config_path)], self.namespace, self.log_path)
         command = [sys.executable, "-m", "fastlb", "run", "-c", str(self.config_path)]
         with self.log_path.open("ab") as log:
