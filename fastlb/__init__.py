@@ -3,8 +3,8 @@
 Four ways in: the ``fastlb`` command (`fastlb.cli.main`), embedding (`Datapath`), the tables themselves (`maglev_table`,
 `flow_hash`), and the packet path for other extensions (`get_include`).
 
-A name is imported when it is first asked for: pydantic alone takes half a second, for which `fastlb status` need not
-wait. A program that gives up its privileges or its files afterwards asks for its names before (``from fastlb import``).
+A name is imported when it is first asked for: pydantic alone takes longer to import than `fastlb status` takes to run.
+A program that gives up its privileges or its files afterwards asks for its names before (``from fastlb import``).
 """
 
 from importlib import import_module

@@ -1,6 +1,6 @@
 """JSON of values that are large, in steps: one call for all of it would hold up every other thread.
 
-pydantic's encoder, which is there anyway, takes a third of the time of Python's own.
+pydantic's encoder, which is there anyway, takes a part of the time of Python's own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Processes of `fastlb` that need not import everything first: 1.2 of the 1.4 seconds of processor time of a start.
+"""Processes of `fastlb` that need not import everything first, which is most of the processor time of a start.
 
 A server process has imported what ``fastlb run`` imports and nothing else; each start forks it, enters the namespace
 and calls the command's main(), as `python -m fastlb` would. What wants another environment or fewer privileges is
